@@ -1,0 +1,1 @@
+"""What the numbers in the docs come from. Imports only jax, flax, optax, numpy and the model code."""

@@ -1,0 +1,248 @@
+"""The plain path against a slow float64 reference, splash against the plain path, and every error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from victor_jax.errors import UserError
+from victor_jax.ops.attention import attention, check_implementation
+
+BF16_EPS = 2.0**-7  # the distance from 1 to the next bfloat16; rounding to nearest is off by half of it
+
+
+def qkv(T, S, N, K, H, B=2, dtype=jnp.float32):
+    """q [B,T,N,H], k and v [B,S,K,H], standard normal."""
+    rng = np.random.default_rng([T, S, N, K, H])
+    return tuple(
+        jnp.asarray(rng.standard_normal((B, *shape, H)), dtype) for shape in ((T, N), (S, K), (S, K))
+    )
+
+
+def reference(q, k, v, *, causal, mask=None):
+    """Softmax attention in float64, one row, one head and one query at a time, over the allowed keys only."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    (B, T, N, H), S, K = q.shape, k.shape[1], k.shape[2]
+    out = np.zeros((B, T, N, H))
+    for b, t, n in np.ndindex(B, T, N):
+        allowed = [s for s in range(S) if (not causal or s <= t) and (mask is None or mask[b, t, s])]
+        head = n // (N // K)
+        scores = k[b, allowed, head] @ q[b, t, n] / np.sqrt(H)
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = weights / weights.sum() @ v[b, allowed, head]
+    return out
+
+
+def value_and_grads(q, k, v, *, causal, implementation):
+    """Output, and gradients of a weighted sum of it: every element of the output has its own cotangent."""
+    weight = jnp.sin(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+
+    def loss(q, k, v):
+        out = attention(q, k, v, causal=causal, implementation=implementation)
+        return (out * weight).sum(), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return out, grads
+
+
+def assert_same(actual, expected):
+    np.testing.assert_allclose(actual[0], expected[0], atol=1e-5, rtol=0)
+    for name, got, want in zip("qkv", actual[1], expected[1], strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4, rtol=0, err_msg=f"gradient of {name}")
+
+
+# --- the plain path
+
+
+@pytest.mark.parametrize(("N", "K"), [(2, 2), (4, 2), (4, 1)])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_xla_is_softmax_attention(N, K, causal, masked):
+    q, k, v = qkv(7, 7, N, K, 16)
+    # The diagonal stays allowed: a query without any key has no softmax to compare.
+    mask = (np.random.default_rng(0).random((2, 7, 7)) < 0.5) | np.eye(7, dtype=bool) if masked else None
+    out = attention(q, k, v, causal=causal, mask=None if mask is None else jnp.asarray(mask))
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, reference(q, k, v, causal=causal, mask=mask), atol=1e-6, rtol=0)
+
+
+def test_xla_decodes_one_query_against_the_filled_part_of_a_cache():
+    q, k, v = qkv(1, 9, 4, 2, 16)
+    filled = np.array([5, 9])
+    mask = np.arange(9)[None, None] < filled[:, None, None]  # [B,1,S]
+    out = attention(q, k, v, causal=False, mask=jnp.asarray(mask))
+    np.testing.assert_allclose(out, reference(q, k, v, causal=False, mask=mask), atol=1e-6, rtol=0)
+    junk = jnp.where(mask[:, 0, :, None, None], k, 1e4)
+    np.testing.assert_array_equal(out, attention(q, junk, v, causal=False, mask=jnp.asarray(mask)))
+
+
+def test_xla_without_any_key_is_the_mean_and_not_nan():
+    q, k, v = qkv(1, 5, 2, 2, 16)
+    out = attention(q, k, v, causal=False, mask=jnp.zeros((2, 1, 5), bool))
+    np.testing.assert_allclose(out[:, 0], v.mean(1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "splash_interpret"])
+def test_bfloat16_goes_in_and_out_with_a_float32_softmax(implementation):
+    q, k, v = qkv(24, 24, 4, 2, 64, dtype=jnp.bfloat16)
+    q = q * 32  # scores of a hundred, where a bfloat16 softmax is far off; H = 64 has the exact scale 1/8
+    out = attention(q, k, v, causal=True, implementation=implementation)
+    assert out.dtype == jnp.bfloat16
+    want = reference(q, k, v, causal=True)
+    # Products of bfloat16 are exact in float32, so two roundings are left, each off by half an eps at most:
+    # that of the weights (their sum is 1, so it counts times max|v|) and that of the result (at most max|v|).
+    tolerance = BF16_EPS * float(jnp.abs(v).max())
+    np.testing.assert_allclose(np.asarray(out, np.float64), want, atol=tolerance, rtol=0)
+    # The bound has teeth: rounding the scores alone breaks it.
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q, jnp.repeat(k, 2, 2), preferred_element_type=jnp.float32) / 8
+    scores = jnp.where(np.tri(24, dtype=bool)[None, None], scores, -jnp.inf).astype(jnp.bfloat16)
+    weights = jax.nn.softmax(scores.astype(jnp.float32))
+    poor = jnp.einsum("BNTS,BSNH->BTNH", weights, jnp.repeat(v, 2, 2).astype(jnp.float32))
+    assert np.abs(poor - want).max() > 2 * tolerance
+
+
+# --- the splash kernel
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "N", "K", "H", "causal"),
+    [
+        (130, 130, 4, 2, 64, True),
+        (130, 130, 4, 2, 64, False),
+        (128, 128, 2, 2, 128, True),
+        (128, 128, 2, 2, 128, False),
+        (200, 200, 4, 1, 128, True),
+        (300, 300, 2, 1, 64, True),  # three blocks a side; the others are one
+        (130, 300, 2, 1, 64, False),
+    ],
+)
+def test_splash_equals_xla(T, S, N, K, H, causal):
+    arrays = qkv(T, S, N, K, H, B=1)
+    expected = value_and_grads(*arrays, causal=causal, implementation="xla")
+    assert_same(value_and_grads(*arrays, causal=causal, implementation="splash_interpret"), expected)
+
+
+@pytest.mark.parametrize(
+    ("B", "K", "causal", "spec"),
+    [
+        (4, 2, True, (("data", "fsdp"), None, "tensor")),
+        (3, 1, False, ()),  # nothing divides: every device does everything, and gradients are not summed up
+    ],
+)
+def test_splash_runs_per_device_under_a_mesh(B, K, causal, spec):
+    arrays = qkv(130, 130, 4, K, 64, B=B)
+    expected = value_and_grads(*arrays, causal=causal, implementation="xla")
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        actual = value_and_grads(*arrays, causal=causal, implementation="splash_interpret")
+    assert actual[0].sharding.is_equivalent_to(
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)), 4
+    )
+    assert_same(actual, expected)
+
+
+def test_splash_inside_another_shard_map_splits_only_what_is_left():
+    arrays = qkv(128, 128, 2, 2, 64)
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    rows = jax.sharding.PartitionSpec("data")
+
+    def local(q, k, v):
+        assert q.shape[0] == 1
+        return attention(q, k, v, causal=True, implementation="splash_interpret")
+
+    with jax.set_mesh(mesh):
+        for manual in ({"data"}, {"data", "tensor"}):
+            split = jax.shard_map(local, in_specs=rows, out_specs=rows, axis_names=manual, check_vma=False)
+            out = jax.jit(split)(*arrays)
+            np.testing.assert_allclose(out, attention(*arrays, causal=True), atol=1e-5, rtol=0)
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cudnn", "splash_interpret"])
+def test_causal_needs_equal_lengths(implementation):
+    dtype = jnp.bfloat16  # one that all of them take
+    with pytest.raises(ValueError, match=r"causal needs T == S, found T=1, S=9"):
+        attention(*qkv(1, 9, 2, 2, 16, dtype=dtype), causal=True, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "splash", "splash_interpret"])
+def test_only_xla_takes_a_mask(implementation):
+    arrays, mask = qkv(4, 4, 2, 2, 16, dtype=jnp.bfloat16), jnp.ones((2, 4, 4), bool)
+    with pytest.raises(ValueError, match=f"only 'xla' takes a mask, not '{implementation}'"):
+        attention(*arrays, causal=False, mask=mask, implementation=implementation)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "dtype", "words"),
+    [
+        ("cudnn", jnp.float32, "'cudnn' takes bfloat16 or float16, found float32"),
+        ("splash", jnp.float16, "'splash' takes bfloat16 or float32, found float16"),
+        ("splash_interpret", jnp.float16, "'splash_interpret' takes bfloat16 or float32, found float16"),
+        ("flash", jnp.float32, "'flash' is none of xla, cudnn, splash, splash_interpret"),
+    ],
+)
+def test_kernels_refuse_what_they_cannot_compute(implementation, dtype, words):
+    with pytest.raises(ValueError, match=words):
+        attention(*qkv(4, 4, 2, 2, 16, dtype=dtype), causal=True, implementation=implementation)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v"),
+    [
+        ((2, 4, 3, 16), (2, 4, 2, 16), (2, 4, 2, 16)),  # three query heads for two key heads
+        ((2, 4, 2, 16), (2, 4, 2, 16), (2, 5, 2, 16)),  # v longer than k
+        ((2, 4, 2, 16), (1, 4, 2, 16), (1, 4, 2, 16)),  # another batch
+        ((2, 4, 2, 16), (2, 4, 2, 8), (2, 4, 2, 8)),  # another head dim
+        ((4, 2, 16), (4, 2, 16), (4, 2, 16)),  # no batch
+    ],
+)
+def test_shapes_must_fit(q, k, v):
+    with pytest.raises(ValueError, match=r"expected q \[B,T,N,H\]"):
+        attention(jnp.zeros(q), jnp.zeros(k), jnp.zeros(v), causal=False)
+
+
+def test_dtypes_must_agree():
+    q, k, v = qkv(4, 4, 2, 2, 16)
+    with pytest.raises(ValueError, match="must share a dtype; found bfloat16, float32, float32"):
+        attention(q.astype(jnp.bfloat16), k, v, causal=True)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 1, 4, 4), bool), ((1, 4, 4), bool), ((2, 4, 4), int)])
+def test_mask_must_be_bool_of_batch_queries_keys(shape, dtype):
+    with pytest.raises(ValueError, match=r"expected a bool mask \(2, 4, 4\)"):
+        attention(*qkv(4, 4, 2, 2, 16), causal=False, mask=jnp.ones(shape, dtype))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "platform", "dtype", "words"),
+    [
+        ("flash", "gpu", "bfloat16", "'flash' is unknown: use one of xla, cudnn, splash, splash_interpret"),
+        ("cudnn", "cpu", "bfloat16", "'cudnn' needs a GPU, not a CPU: use 'xla'"),
+        ("cudnn", "tpu", jnp.bfloat16, "'cudnn' needs a GPU, not a TPU: use 'xla'"),
+        ("cudnn", "gpu", jnp.float32, "'cudnn' takes bfloat16 or float16, not float32: use 'xla'"),
+        ("splash", "cpu", "float32", "'splash' needs a TPU, not a CPU: use 'xla'"),
+        ("splash", "gpu", "bfloat16", "'splash' needs a TPU, not a GPU: use 'xla'"),
+        ("splash", "tpu", jnp.float16, "'splash' takes bfloat16 or float32, not float16: use 'xla'"),
+    ],
+)
+def test_check_implementation_says_what_to_use_instead(implementation, platform, dtype, words):
+    with pytest.raises(UserError, match=words):
+        check_implementation(implementation, platform=platform, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "platform", "dtype"),
+    [
+        ("xla", "cpu", "float32"),
+        ("xla", "tpu", jnp.bfloat16),
+        ("cudnn", "gpu", jnp.bfloat16),
+        ("cudnn", "cuda", np.dtype(np.float16)),
+        ("splash", "tpu", jnp.float32),
+        ("splash_interpret", "cpu", jnp.float32),
+    ],
+)
+def test_check_implementation_accepts(implementation, platform, dtype):
+    check_implementation(implementation, platform=platform, dtype=dtype)

@@ -1,0 +1,72 @@
+"""python -m victor_jax.convert SRC DST --to={hf,llava,orbax}: a checkpoint from one format to another.
+
+Tensors pass one by one: memory stays far below the size of the checkpoint.
+"""
+
+import argparse
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from victor_jax.errors import UserError
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    to: str,
+    *,
+    vision: str | Path | None = None,
+    projector: str | Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Every tensor bit by bit, whatever the formats; prints what was recognised and what was skipped."""
+    from victor_jax.weights.read import open_checkpoint
+    from victor_jax.weights.write import write_checkpoint
+
+    checkpoint = open_checkpoint(source, vision, projector, seed)
+    print(
+        f"{checkpoint.folder}: {checkpoint.format} layout, {checkpoint.config.language.family}, "
+        f"{len(checkpoint.tensors)} tensors, {checkpoint.nbytes / 1e9:.2f} GB {checkpoint.dtype}, "
+        f"compression {checkpoint.compression}"
+    )
+    if checkpoint.skipped:
+        print(f"skipped, carrying nothing we need: {len(checkpoint.skipped)} ({checkpoint.skipped[0]}, …)")
+    with tqdm(total=checkpoint.nbytes, unit="B", unit_scale=True, desc=f"to {to}") as bar:
+        write_checkpoint(checkpoint, destination, to, bar.update)
+    print(f"wrote {destination}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m victor_jax.convert", description=__doc__)
+    parser.add_argument("source", metavar="SRC", help="a checkpoint folder of any known format")
+    parser.add_argument("destination", metavar="DST", help="the folder to write")
+    parser.add_argument("--to", required=True, choices=("hf", "llava", "orbax"))
+    parser.add_argument("--vision", help="a CLIP folder, where SRC holds no vision tower")
+    parser.add_argument("--projector", help="a mm_projector.bin, where SRC holds no projector")
+    parser.add_argument("--seed", type=int, default=0, help="draws a projector that nobody has")
+    given: Any = parser.parse_args(arguments)
+    # A polite end is an end with cleaning up: nothing half-written stays.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    try:
+        convert(
+            given.source,
+            given.destination,
+            given.to,
+            vision=given.vision,
+            projector=given.projector,
+            seed=given.seed,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Answers: prefill, decode, and the model as users hold it."""

@@ -1,0 +1,216 @@
+"""The staged language tower: runs of layers, each at one static length with a KV cache of its own length."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from victor_jax.compression import cut
+from victor_jax.compression.plan import Kind, Plan
+from victor_jax.models.config import LanguageConfig
+from victor_jax.models.layers import Dense, RMSNorm
+from victor_jax.ops.attention import Implementation, attention
+from victor_jax.ops.rope import inverse_frequencies, rotate, rotation
+
+EMPTY = -1  # the position of a cache slot that holds nothing
+
+
+@flax.struct.dataclass
+class StageCache:
+    """What the layers of one stage remember. Slots: the stage's length in prefill, then room for new tokens."""
+
+    keys: jax.Array  # [L, B, S, K, H]
+    values: jax.Array  # [L, B, S, K, H]
+    positions: jax.Array  # int32 [B, S], EMPTY where nothing stands
+    prefilled: int = flax.struct.field(pytree_node=False)  # slots before the first new token
+
+
+@flax.struct.dataclass
+class View:
+    """What every layer of a stage sees alike."""
+
+    cosine: jax.Array  # float32 [B, T, 1, H / 2]
+    sine: jax.Array
+    mask: jax.Array | None  # bool [B, T, S]; None: causality says it all, since padding stands to the right
+    slot: jax.Array | None  # decode: the cache slot of the new token; None: a full pass
+
+
+Memory = tuple[jax.Array, jax.Array] | None  # keys and values of all layers of the stage
+
+
+class LanguageAttention(nn.Module):
+    config: LanguageConfig
+    dtype: Any
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, memory: Memory, layer: jax.Array, view: View
+    ) -> tuple[jax.Array, Memory]:  # x [B, T, D]
+        c = self.config
+
+        def heads(name: str, count: int) -> jax.Array:
+            y = Dense(count * c.head_dim, c.qkv_bias, self.dtype, name=name)(x)
+            return y.reshape(*x.shape[:2], count, c.head_dim)
+
+        q = rotate(heads("q", c.heads), view.cosine, view.sine)
+        k = rotate(heads("k", c.kv_heads), view.cosine, view.sine)
+        v = heads("v", c.kv_heads)
+        memory = remember(memory, layer, view.slot, k, v)
+        if view.slot is None:
+            y = attention(q, k, v, causal=True, mask=view.mask, implementation=self.implementation)
+        else:
+            assert memory is not None, "decoding needs a cache"
+            k, v = (jax.lax.dynamic_index_in_dim(m, layer, keepdims=False) for m in memory)
+            y = attention(q, k, v, causal=False, mask=view.mask)
+        y = y.reshape(*x.shape[:2], c.heads * c.head_dim)
+        return Dense(c.width, False, self.dtype, name="o")(y), memory
+
+
+def remember(memory: Memory, layer: jax.Array, slot: jax.Array | None, k: jax.Array, v: jax.Array) -> Memory:
+    """The memory with k and v [B, T, K, H] of `layer` written from `slot` on, in place once compiled."""
+    if memory is None:
+        return None
+    start = (layer, 0, 0 if slot is None else slot, 0, 0)
+    keys, values = (
+        jax.lax.dynamic_update_slice(m, new[None].astype(m.dtype), start)
+        for m, new in zip(memory, (k, v), strict=True)
+    )
+    return keys, values
+
+
+class LanguageMLP(nn.Module):
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        gate = Dense(self.width, False, self.dtype, name="gate")(x)
+        up = Dense(self.width, False, self.dtype, name="up")(x)
+        return Dense(x.shape[-1], False, self.dtype, name="down")(jax.nn.silu(gate) * up)
+
+
+class LanguageLayer(nn.Module):
+    config: LanguageConfig
+    dtype: Any
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[jax.Array, Memory], layer: jax.Array, view: View
+    ) -> tuple[tuple[jax.Array, Memory], None]:  # the form that nn.scan wants
+        x, memory = carry
+        c = self.config
+        y = RMSNorm(c.norm_eps, name="norm1")(x)
+        y, memory = LanguageAttention(c, self.dtype, self.implementation, name="attention")(
+            y, memory, layer, view
+        )
+        x = x + y
+        y = RMSNorm(c.norm_eps, name="norm2")(x)
+        return (x + LanguageMLP(c.mlp_width, self.dtype, name="mlp")(y), memory), None
+
+
+class LanguageTower(nn.Module):
+    config: LanguageConfig
+    plan: Plan
+    dtype: Any
+    implementation: Implementation
+
+    def setup(self) -> None:
+        c = self.config
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocabulary, c.width))
+        self.stages = [self._stage(layers) if layers else None for layers in self.plan.stages]
+        self.norm = RMSNorm(c.norm_eps)
+        if not c.tied_embeddings:
+            self.head = self.param("head", nn.initializers.normal(0.02), (c.width, c.vocabulary))
+
+    def _stage(self, layers: int) -> nn.Module:
+        scanned = nn.scan(
+            LanguageLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=layers,
+        )
+        return scanned(self.config, self.dtype, self.implementation)
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """ids int32 [B, T] -> [B, T, D]."""
+        return self.embedding.astype(self.dtype)[ids]
+
+    def __call__(
+        self,
+        x: jax.Array,  # [B, T, D]
+        kinds: jax.Array,  # int32 [B, T]
+        positions: jax.Array,  # int32 [B, T]
+        lengths: tuple[int, ...],
+        room: int | None = None,
+    ) -> tuple[jax.Array, jax.Array, list[StageCache]]:
+        """A full pass through the plan -> states and kinds at the top [B, lengths[-1]], and the caches.
+
+        `room` is how many new tokens the caches shall hold; None keeps no caches.
+        """
+        caches = []
+        for i, length in enumerate(lengths):
+            if i > 0:
+                x, kinds, positions = cut.apply(self.plan.cuts[i - 1], length, x, kinds, positions)
+            cache = None if room is None else self._empty_cache(i, kinds, positions, room)
+            memory = (cache.keys, cache.values) if cache else None
+            x, memory = self._run(i, x, memory, self._view(positions))
+            if cache and memory:
+                caches.append(cache.replace(keys=memory[0], values=memory[1]))
+        return self.norm(x), kinds, caches
+
+    def decode(
+        self, x: jax.Array, caches: list[StageCache], step: jax.Array
+    ) -> tuple[jax.Array, list[StageCache]]:
+        """x [B, 1, D] of the new token number `step` -> its state at the top [B, 1, D], the caches with it."""
+        grown = []
+        for i, cache in enumerate(caches):
+            slot = cache.prefilled + step
+            position = cache.positions.max(axis=1, keepdims=True) + 1
+            seen = jax.lax.dynamic_update_slice(cache.positions, position, (0, slot))
+            mask = (seen != EMPTY) & self._in_window(position, seen)
+            view = View(*self._rotation(position), mask=mask[:, None, :], slot=slot)
+            x, memory = self._run(i, x, (cache.keys, cache.values), view)
+            assert memory is not None
+            grown.append(cache.replace(keys=memory[0], values=memory[1], positions=seen))
+        return self.norm(x), grown
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """x [B, T, D] -> float32 [B, T, W]."""
+        head = self.embedding.T if self.config.tied_embeddings else self.head
+        return jnp.einsum("BTD,DW->BTW", x, head.astype(self.dtype), preferred_element_type=jnp.float32)
+
+    def _run(self, stage: int, x: jax.Array, memory: Memory, view: View) -> tuple[jax.Array, Memory]:
+        if self.stages[stage] is None:
+            return x, memory
+        with jax.named_scope(f"stage_{stage}"):
+            layers = jnp.arange(self.plan.stages[stage])
+            (x, memory), _ = self.stages[stage]((x, memory), layers, view)
+        return x, memory
+
+    def _view(self, positions: jax.Array) -> View:
+        cosine, sine = self._rotation(positions)
+        window = self.config.sliding_window
+        if window is None or positions.shape[1] <= window:  # no two positions are further apart
+            return View(cosine, sine, mask=None, slot=None)
+        near = self._in_window(positions[:, :, None], positions[:, None, :])
+        return View(cosine, sine, mask=near, slot=None)
+
+    def _in_window(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """Sliding windows are measured in RoPE positions, so that a cut does not widen them."""
+        window = self.config.sliding_window
+        return jnp.ones_like(key, bool) if window is None else key > query - window
+
+    def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rotation(positions, inverse_frequencies(self.config.rope, self.config.head_dim))
+
+    def _empty_cache(self, stage: int, kinds: jax.Array, positions: jax.Array, room: int) -> StageCache:
+        c, (rows, length) = self.config, kinds.shape
+        shape = (self.plan.stages[stage], rows, length + room, c.kv_heads, c.head_dim)
+        stand = jnp.where(kinds == Kind.PADDING, EMPTY, positions)
+        stand = jnp.pad(stand, ((0, 0), (0, room)), constant_values=EMPTY)
+        return StageCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), stand, prefilled=length)

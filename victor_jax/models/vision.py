@@ -1,0 +1,103 @@
+"""The CLIP vision tower: images in, patch features of the levels asked for out."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from victor_jax.models.config import Activation, VisionConfig
+from victor_jax.models.layers import Dense, LayerNorm
+from victor_jax.ops.attention import Implementation, attention
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+class VisionAttention(nn.Module):
+    heads: int
+    dtype: Any
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [I, T, D] -> [I, T, D]
+        width = x.shape[-1]
+        q, k, v = (
+            Dense(width, True, self.dtype, name=name)(x).reshape(*x.shape[:2], self.heads, -1)
+            for name in ("q", "k", "v")
+        )
+        y = attention(q, k, v, causal=False, implementation=self.implementation)
+        return Dense(width, True, self.dtype, name="o")(y.reshape(x.shape))
+
+
+class VisionMLP(nn.Module):
+    width: int
+    activation: Activation
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [I, T, D] -> [I, T, D]
+        hidden = ACTIVATIONS[self.activation](Dense(self.width, True, self.dtype, name="up")(x))
+        return Dense(x.shape[-1], True, self.dtype, name="down")(hidden)
+
+
+class VisionLayer(nn.Module):
+    config: VisionConfig
+    dtype: Any
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:  # the form that nn.scan wants
+        c = self.config
+        y = LayerNorm(c.norm_eps, name="norm1")(x)
+        x = x + VisionAttention(c.heads, self.dtype, self.implementation, name="attention")(y)
+        y = LayerNorm(c.norm_eps, name="norm2")(x)
+        return x + VisionMLP(c.mlp_width, c.activation, self.dtype, name="mlp")(y), None
+
+
+class VisionTower(nn.Module):
+    """Layers above the highest level are neither run nor held. `levels` counts layers: 0 is the embedding."""
+
+    config: VisionConfig
+    levels: tuple[int, ...]
+    keep_class_token: bool
+    dtype: Any
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """pixels [I, 3, size, size] -> features [I, P (+ 1), D * levels]."""
+        c = self.config
+        x = Dense(c.width, False, self.dtype, name="patch_embedding")(patches(pixels, c.patch_size))
+        class_token = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,))
+        class_token = jnp.broadcast_to(class_token.astype(x.dtype), (x.shape[0], 1, c.width))
+        positions = self.param("position_embedding", nn.initializers.normal(0.02), (c.patches + 1, c.width))
+        x = jnp.concatenate([class_token, x], axis=1) + positions.astype(x.dtype)[None]
+        x = LayerNorm(c.norm_eps, name="pre_norm")(x)
+
+        reached: dict[int, jax.Array] = {0: x}
+        for i, layers in enumerate(stage_lengths(self.levels)):
+            stage = nn.scan(
+                VisionLayer, variable_axes={"params": 0}, split_rngs={"params": True}, length=layers
+            )
+            x, _ = stage(c, self.dtype, self.implementation, name=f"stages_{i}")(x, None)
+            reached[max(reached) + layers] = x
+        features = jnp.concatenate([reached[level] for level in self.levels], axis=-1)
+        return features if self.keep_class_token else features[:, 1:]
+
+
+def stage_lengths(levels: tuple[int, ...]) -> tuple[int, ...]:
+    """The runs of layers between the levels at which features are taken."""
+    stops = sorted({0, *levels})
+    return tuple(b - a for a, b in zip(stops, stops[1:], strict=False))
+
+
+def patches(pixels: jax.Array, size: int) -> jax.Array:
+    """pixels [I, 3, h, w] -> [I, P, 3 * size * size]; pixels beyond the last whole patch are left out."""
+    images, channels, height, width = pixels.shape
+    rows, columns = height // size, width // size
+    x = pixels[:, :, : rows * size, : columns * size]
+    x = x.reshape(images, channels, rows, size, columns, size).transpose(0, 2, 4, 1, 3, 5)
+    return x.reshape(images, rows * columns, channels * size * size)

@@ -1,0 +1,1 @@
+"""Free functions on arrays: no parameters, no configuration."""

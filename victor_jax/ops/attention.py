@@ -1,0 +1,157 @@
+"""Softmax attention: one entry point, and the kernels that may stand behind it.
+
+B batch, T queries, S keys, N query heads, K key heads (each serves N/K neighbouring query heads), H head dim.
+
+Every row is padded on the right, so causality alone keeps the padding out of prefill and training: no lengths
+and no segment ids there. Decoding has T == 1 against a cache of S positions; `mask` says which are filled.
+"""
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from victor_jax.errors import UserError
+
+Implementation = Literal["xla", "cudnn", "splash", "splash_interpret"]
+
+# What a kernel demands; an implementation that is not listed demands nothing.
+PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
+DTYPES = {
+    "cudnn": ("bfloat16", "float16"),
+    "splash": ("bfloat16", "float32"),
+    "splash_interpret": ("bfloat16", "float32"),
+}
+
+TILE = 128  # splash works on tiles of 128 queries and keys; any head dim compiles, 128 wastes nothing
+BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
+
+
+def check_implementation(implementation: str, *, platform: str, dtype: Any) -> None:
+    """Before any compile: raises `UserError` where `implementation` cannot run on `platform` in `dtype`."""
+    if implementation not in get_args(Implementation):
+        known = ", ".join(get_args(Implementation))
+        raise UserError(f"attention {implementation!r} is unknown: use one of {known}.")
+    platforms, dtypes = PLATFORMS.get(implementation), DTYPES.get(implementation)
+    if platforms and platform not in platforms:
+        needed, found = platforms[0].upper(), platform.upper()
+        raise UserError(f"attention {implementation!r} needs a {needed}, not a {found}: use 'xla' instead.")
+    if dtypes and jnp.dtype(dtype).name not in dtypes:
+        needed, found = " or ".join(dtypes), jnp.dtype(dtype).name
+        raise UserError(f"attention {implementation!r} takes {needed}, not {found}: use 'xla' instead.")
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: bool,
+    mask: Array | None = None,
+    implementation: Implementation = "xla",
+) -> Array:
+    """q [B,T,N,H], k and v [B,S,K,H] -> [B,T,N,H] in the dtype of q; the softmax is computed in float32.
+
+    `mask` [B,T,S] is True where a query may attend, on top of `causal`; only "xla" takes one. A query that
+    may attend to nothing gets the mean of v, not NaN.
+    """
+    _check_arguments(q, k, v, causal, mask, implementation)
+    if implementation in ("splash", "splash_interpret"):
+        return _splash(q, k, v, causal=causal, interpret=implementation == "splash_interpret")
+    # Named, because jax.nn takes None for "xla" and never chooses cuDNN by itself.
+    kernel: Literal["xla", "cudnn"] = "cudnn" if implementation == "cudnn" else "xla"
+    mask = None if mask is None else mask[:, None]  # [B,1,T,S]: the same for every head
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=kernel)
+
+
+def _check_arguments(q: Array, k: Array, v: Array, causal: bool, mask: Array | None, name: str) -> None:
+    """Raises ValueError for arguments that do not fit each other, in the same words for every kernel."""
+    if name not in get_args(Implementation):
+        raise ValueError(f"attention: {name!r} is none of {', '.join(get_args(Implementation))}")
+    fit = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[::3] == k.shape[::3]  # B and H
+    if not fit or q.shape[2] % k.shape[2]:
+        raise ValueError(
+            "attention: expected q [B,T,N,H], k and v [B,S,K,H], N a multiple of K; "
+            f"found q {q.shape}, k {k.shape}, v {v.shape}"
+        )
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"attention: q, k and v must share a dtype; found {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.dtype.name not in DTYPES.get(name, (q.dtype.name,)):
+        raise ValueError(f"attention: {name!r} takes {' or '.join(DTYPES[name])}, found {q.dtype}")
+    B, T, S = q.shape[0], q.shape[1], k.shape[1]
+    if causal and T != S:
+        # The triangle is aligned at the top left: one query against a cache would see its first key only.
+        raise ValueError(f"attention: causal needs T == S, found T={T}, S={S}; decode with a mask instead")
+    if mask is not None and name != "xla":
+        raise ValueError(f"attention: only 'xla' takes a mask, not {name!r}")
+    if mask is not None and (mask.shape != (B, T, S) or mask.dtype != jnp.bool_):
+        raise ValueError(f"attention: expected a bool mask {(B, T, S)}, found {mask.dtype} {mask.shape}")
+
+
+def _splash(q: Array, k: Array, v: Array, *, causal: bool, interpret: bool) -> Array:
+    """The kernel on each device's share of batch and heads, because the compiler cannot split a kernel.
+
+    An axis that the mesh lacks, or that does not divide, is left out: its devices repeat the same work.
+    """
+
+    def local(q: Array, k: Array, v: Array) -> Array:
+        return _splash_on_one_device(q, k, v, causal=causal, interpret=interpret)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    # Inside another shard_map its axes are manual, and the arrays are already one device's share of them.
+    sizes = {name: size for name, size, kind in axes if kind != AxisType.Manual}
+    if not sizes:
+        return local(q, k, v)
+    spec = P(_dividing(BATCH_AXES, sizes, q.shape[0]), None, _dividing(HEAD_AXES, sizes, k.shape[2]), None)
+    # check_vma=False: the kernel does not say over which axes its outputs vary.
+    split = jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(sizes), check_vma=False)
+    return split(q, k, v)
+
+
+def _dividing(axes: tuple[str, ...], sizes: dict[str, int], length: int) -> tuple[str, ...]:
+    """Those of `axes` that the mesh has and whose product divides `length`, first come, first served."""
+    taken: tuple[str, ...] = ()
+    for axis in axes:
+        if axis in sizes and length % sizes[axis] == 0:
+            taken, length = (*taken, axis), length // sizes[axis]
+    return taken
+
+
+def _splash_on_one_device(q: Array, k: Array, v: Array, *, causal: bool, interpret: bool) -> Array:
+    """q [B,T,N,H], k and v [B,S,K,H] -> [B,T,N,H]; pads T and S on the right to whole tiles and cuts off."""
+    # Here and not above: the module is experimental, and only those who ask for it should depend on it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    (_, T, N, H), S = q.shape, k.shape[1]
+    # The kernel does not scale. In float32, because H ** -0.5 is itself no bfloat16 for H = 128.
+    q = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B,N,T,H], [B,K,S,H]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % TILE), (0, 0))) for x in (q, k, v))
+    padded_T, padded_S = q.shape[2], k.shape[2]
+    visible = (splash.CausalMask if causal else splash.FullMask)((padded_T, padded_S))
+    bq, bkv = _block(padded_T), _block(padded_S)
+    kernel = splash.make_splash_mha(  # takes K key heads as they are
+        splash.MultiHeadMask([visible] * N),
+        block_sizes=splash.BlockSizes(
+            block_q=bq, block_kv=bkv, block_q_dkv=bq, block_kv_dkv=bkv, block_q_dq=bq, block_kv_dq=bkv
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    segments = None
+    if not causal and padded_S != S:  # a causal query stands before the padding and never sees it
+        # Padded queries sit with the real keys too: a query without any key would have no softmax.
+        is_pad = (jnp.arange(padded_S) >= S).astype(jnp.int32)
+        segments = splash.SegmentIds(q=jnp.zeros(padded_T, jnp.int32), kv=is_pad)
+    out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
+    return out[:, :, :T].swapaxes(1, 2)
+
+
+def _block(length: int) -> int:
+    """The largest block that divides a padded length: fewer, larger steps of the kernel."""
+    return next(block for block in (512, 256, TILE) if length % block == 0)

@@ -1,0 +1,1 @@
+"""Meshes, and where each parameter lies on one."""

@@ -1,0 +1,110 @@
+"""A folder of PyTorch weights as a table of lazy tensors: safetensors or pickled, one file or indexed shards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from victor_jax.errors import UserError, some
+from victor_jax.weights.tensors import Index, Tensor
+from victor_jax.weights.torch_files import read_torch_file
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: is {path.parent} the folder of a checkpoint?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}): copy it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder under the key of its file. Safetensors win where both kinds lie."""
+    for stem, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch_file)):
+        index = folder / f"{stem}.index.json"
+        if index.exists():
+            return _read_shards(index, read)
+        if (folder / stem).exists():
+            return read(folder / stem)
+    raise UserError(
+        f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin, or the "
+        "index.json of their shards"
+    )
+
+
+def _read_shards(index: Path, read: Any) -> dict[str, Tensor]:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict):
+        raise UserError(f"{index} has no weight_map: it is not the index of a checkpoint")
+    shards = sorted(set(where.values()))
+    absent = [shard for shard in shards if not (index.parent / shard).exists()]
+    if absent:
+        raise UserError(f"{index} names shards that are not in its folder: {some(absent)}; copy them there")
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        held = read(index.parent / shard)
+        lost = [key for key, home in where.items() if home == shard and key not in held]
+        if lost:
+            raise UserError(
+                f"{index.parent / shard} lacks tensors that {index.name} says it holds: {some(lost)}"
+            )
+        unlisted = [key for key in held if where.get(key) != shard]
+        if unlisted:
+            raise UserError(
+                f"{index.parent / shard} holds tensors that {index.name} does not: {some(unlisted)}"
+            )
+        tensors |= held
+    return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    with _open(path) as file:
+        tensors = {}
+        for key in file.keys():  # noqa: SIM118 - the handle is not a dict
+            entry = file.get_slice(key)
+            kind = entry.get_dtype()
+            if kind not in _DTYPES:
+                raise UserError(
+                    f"tensor {key} in {path} has type {kind}, which is not supported: save it as BF16"
+                )
+            tensors[key] = Tensor(
+                tuple(entry.get_shape()), np.dtype(_DTYPES[kind]), _reader(path, key), str(path)
+            )
+        return tensors
+
+
+def _reader(path: Path, key: str) -> Any:
+    def read(index: Index) -> np.ndarray:
+        # Opened for each read: a file that stays mapped counts, page by page, as resident memory.
+        with _open(path) as file:
+            return file.get_slice(key)[index] if index else file.get_tensor(key)
+
+    return read
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="numpy")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is truncated or not a safetensors file ({error}): copy it again") from None

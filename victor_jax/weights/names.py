@@ -1,0 +1,175 @@
+"""Tensor names: ours, and the spellings of every checkpoint layout, as data.
+
+Ours are per layer, with kernels [in, out]:  language/layers/3/attention/q/kernel.  PyTorch keeps linear weights
+[out, in]; a convolution over patches is a linear map of the flattened patch.
+"""
+
+import re
+from typing import Any
+
+# Ours -> PyTorch, module by module, within a language layer, a vision layer, and outside the layers.
+LANGUAGE_LAYER = {
+    "attention/q": "self_attn.q_proj",
+    "attention/k": "self_attn.k_proj",
+    "attention/v": "self_attn.v_proj",
+    "attention/o": "self_attn.o_proj",
+    "mlp/gate": "mlp.gate_proj",
+    "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
+    "norm1": "input_layernorm",
+    "norm2": "post_attention_layernorm",
+}
+VISION_LAYER = {
+    "attention/q": "self_attn.q_proj",
+    "attention/k": "self_attn.k_proj",
+    "attention/v": "self_attn.v_proj",
+    "attention/o": "self_attn.out_proj",
+    "mlp/up": "mlp.fc1",
+    "mlp/down": "mlp.fc2",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+}
+VISION = {
+    "vision/class_embedding": "embeddings.class_embedding",
+    "vision/position_embedding": "embeddings.position_embedding.weight",
+    "vision/patch_embedding/kernel": "embeddings.patch_embedding.weight",
+    "vision/pre_norm/scale": "pre_layrnorm.weight",  # spelt so in CLIP
+    "vision/pre_norm/bias": "pre_layrnorm.bias",
+    "vision/post_norm/scale": "post_layernorm.weight",
+    "vision/post_norm/bias": "post_layernorm.bias",
+}
+LANGUAGE = {"language/embedding": "embed_tokens.weight", "language/norm/scale": "norm.weight"}
+HEAD = "language/head"
+REGISTERS = "registers"
+
+# Where the parts stand in the two layouts that we write.
+LAYOUTS = {
+    "hf": {
+        "vision": "vision_tower.vision_model.",
+        "language": "language_model.model.",
+        "head": "language_model.lm_head.weight",
+        "projector": {
+            "linear_1": "multi_modal_projector.linear_1",
+            "linear_2": "multi_modal_projector.linear_2",
+        },
+    },
+    "llava": {
+        "vision": "model.vision_tower.vision_tower.vision_model.",
+        "language": "model.",
+        "head": "lm_head.weight",
+        "projector": {"linear_1": "model.mm_projector.0", "linear_2": "model.mm_projector.2"},
+    },
+}
+LINEAR_PROJECTOR = "model.mm_projector"  # the original layout's name when the projector is one layer
+
+# Every spelling that we read: (pattern, part). What follows the prefix is the same in all of them.
+_SPELLINGS = [
+    (r"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(?P<rest>.+)", "vision"),
+    (r"(?:model\.)?multi_modal_projector\.(?P<rest>.+)", "projector"),
+    (r"(?:model\.)?mm_projector\.(?P<rest>.+)", "mm_projector"),
+    (r"(?:model\.)?(?:language_model\.)?lm_head\.weight(?P<rest>)", "head"),
+    (r"(?:model\.)?language_model\.(?:model\.)?(?P<rest>.+)", "language"),
+    (r"model\.(?P<rest>.+)", "language"),
+]
+_CLIP_SPELLINGS = [(r"(?:vision_model\.)?(?P<rest>.+)", "vision")]
+
+# Tensors that carry nothing we need: buffers that are recomputed, and the text half of a whole CLIP.
+_SKIPPABLE = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
+_CLIP_SKIPPABLE = re.compile(r"text_model\..*|(text|visual)_projection\.weight|logit_scale")
+
+_PROJECTOR = {
+    "linear_1": "linear_1",
+    "linear_2": "linear_2",
+    "0": "linear_1",
+    "2": "linear_2",
+    "": "linear_1",
+}
+
+
+def is_skippable(key: str, clip_folder: bool = False) -> bool:
+    return bool(_SKIPPABLE.fullmatch(key) or (clip_folder and _CLIP_SKIPPABLE.fullmatch(key)))
+
+
+def ours(key: str, clip_folder: bool = False) -> str | None:
+    """A PyTorch key in any known spelling -> our name, or None."""
+    for pattern, part in _CLIP_SPELLINGS if clip_folder else _SPELLINGS:
+        if match := re.fullmatch(pattern, key):
+            return _ours_within(part, match["rest"])
+    return None
+
+
+def _ours_within(part: str, rest: str) -> str | None:
+    match part:
+        case "head":
+            return HEAD
+        case "projector" | "mm_projector":
+            module, _, leaf = rest.rpartition(".")
+            known = module in _PROJECTOR and leaf in ("weight", "bias")
+            return f"projector/{_PROJECTOR[module]}/{_our_leaf(leaf)}" if known else None
+        case "language":
+            return _invert(LANGUAGE).get(rest) or _our_layer(rest, r"layers\.", LANGUAGE_LAYER, part)
+        case _:
+            return _invert(VISION).get(rest) or _our_layer(rest, r"encoder\.layers\.", VISION_LAYER, part)
+
+
+def _our_layer(rest: str, prefix: str, modules: dict[str, str], part: str) -> str | None:
+    match = re.fullmatch(prefix + r"(\d+)\.(.+)\.(weight|bias)", rest)
+    module = _invert(modules).get(match[2]) if match else None
+    if match is None or module is None:
+        return None
+    leaf = _our_leaf(match[3], is_norm=module.startswith("norm"))
+    return f"{part}/layers/{int(match[1])}/{module}/{leaf}"
+
+
+def theirs(name: str, layout: str, linear_projector: bool = False) -> str:
+    """Our name -> the key in the layout `hf` or `llava`."""
+    places = LAYOUTS[layout]
+    if name == HEAD:
+        return str(places["head"])
+    part, *inner = name.split("/")
+    if part == "projector":
+        module = LINEAR_PROJECTOR if linear_projector else dict(places["projector"])[inner[0]]
+        return f"{module}.{_their_leaf(inner[1])}"
+    outside = VISION if part == "vision" else LANGUAGE
+    if name in outside:
+        return f"{places[part]}{outside[name]}"
+    _, layer, *module_path, leaf = inner
+    modules, prefix = (VISION_LAYER, "encoder.layers") if part == "vision" else (LANGUAGE_LAYER, "layers")
+    return f"{places[part]}{prefix}.{layer}.{modules['/'.join(module_path)]}.{_their_leaf(leaf)}"
+
+
+def is_transposed(name: str) -> bool:
+    """Whether PyTorch keeps this tensor with its output axis first."""
+    return name.endswith("/kernel") or name == HEAD
+
+
+def _our_leaf(leaf: str, is_norm: bool = False) -> str:
+    return leaf if leaf == "bias" else ("scale" if is_norm else "kernel")
+
+
+def _their_leaf(leaf: str) -> str:
+    return "bias" if leaf == "bias" else "weight"
+
+
+def _invert(table: dict[str, str]) -> dict[str, str]:
+    return {theirs: ours for ours, theirs in table.items()}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict -> its leaves by path."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """Leaves by path -> a nested dict."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree

@@ -1,0 +1,130 @@
+"""Our own format: config.json and an Orbax checkpoint of per-layer arrays under `params`.
+
+Any Orbax reader restores `params` as a nested dict. It is written and read tensor by tensor, slice by slice.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+from orbax.checkpoint import type_handlers
+
+from victor_jax.errors import UserError
+from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
+from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
+from victor_jax.weights.names import nest
+from victor_jax.weights.tensors import Index, Tensor
+
+MODEL_TYPE = "victor_jax"
+VERSION = 1
+CHUNK_BYTES = 2**23  # a shard reads whole chunks: small ones keep it from reading its neighbours' bytes
+
+
+class _LazyHandler(type_handlers.NumpyHandler):
+    """Lets Orbax write our lazy tensors one after the other, so that one of them is in memory at a time."""
+
+    def __init__(self, progress: Any) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+        self._progress = progress
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> list:
+        for value, info, arg in zip(values, infos, args, strict=True):
+            for future in await super().serialize([value.load()], [info], [arg]):
+                future.result()
+            self._progress(value.nbytes)
+        return []
+
+
+def write_params(folder: Path, tensors: dict[str, Tensor], progress: Any) -> None:
+    tree = nest(tensors)
+    registry = type_handlers.create_type_handler_registry(
+        (Tensor, _LazyHandler(progress)), (jax.Array, type_handlers.ArrayHandler())
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.absolute() / "params", ocp.args.PyTreeSave(tree, save_args=chunks))
+
+
+def read_params(folder: Path) -> dict[str, Tensor]:
+    params = folder.absolute() / "params"
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            metadata = checkpointer.metadata(params).item_metadata
+        if metadata is None:
+            raise ValueError("no metadata")
+        tree = metadata.tree
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise UserError(f"{params} is not a complete Orbax checkpoint ({error}): convert again") from None
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    context = type_handlers.get_ts_context()
+    return {
+        "/".join(key.key for key in path): _lazy(params, [key.key for key in path], leaf, context)
+        for path, leaf in leaves
+    }
+
+
+def _lazy(params: Path, keys: list[str], leaf: Any, context: ts.Context) -> Tensor:
+    info = type_handlers.ParamInfo(
+        name=".".join(keys),
+        keypath=tuple(keys),
+        path=epath.Path(params) / ".".join(keys),
+        parent_dir=epath.Path(params),
+        is_ocdbt_checkpoint=type_handlers.is_ocdbt_checkpoint(epath.Path(params)),
+        use_zarr3=False,
+        ts_context=context,
+    )
+    spec = type_handlers.get_json_tspec_read(info, use_ocdbt=True)
+
+    def read(index: Index) -> np.ndarray:
+        try:
+            return ts.open(ts.Spec(spec), open=True, context=context).result()[index].read().result()
+        except ValueError as error:
+            raise UserError(f"{params} lost the tensor {'/'.join(keys)} ({error}): convert again") from None
+
+    return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), read, str(params))
+
+
+def config_json(config: VLMConfig, compression: str) -> str:
+    described = {
+        "model_type": MODEL_TYPE,
+        "version": VERSION,
+        "compression": compression,
+        "architecture": dataclasses.asdict(config),
+    }
+    return json.dumps(described, indent=2) + "\n"
+
+
+def config_from_json(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str]:
+    """config.json of our format -> the architecture and the written compression."""
+    if raw.get("version") != VERSION:
+        raise UserError(f"{file} has version {raw.get('version')}, this release reads version {VERSION}")
+    try:
+        written = raw["architecture"]
+        language = dict(written["language"])
+        language["rope"] = _rope(language["rope"])
+        config = VLMConfig(
+            vision=VisionConfig(**written["vision"]),
+            projector=ProjectorConfig(**written["projector"]),
+            language=LanguageConfig(**language),
+            feature_levels=tuple(written["feature_levels"]),
+            end_tokens=tuple(written["end_tokens"]),
+            **{key: written[key] for key in ("keep_class_token", "image_token", "pad_token")},
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} does not describe a model of ours ({error}): convert again") from None
+    return config, raw["compression"]
+
+
+def _rope(written: dict[str, Any]) -> Rope:
+    scaling = written["scaling"]
+    if scaling is None:
+        return Rope(written["theta"])
+    kind = LinearScaling if scaling.keys() == {"factor"} else Llama3Scaling
+    return Rope(written["theta"], kind(**scaling))

@@ -1,0 +1,77 @@
+"""From per-layer tensors in files to the parameter tree of a plan on its devices, and back.
+
+Each leaf is read slice by slice: a process touches only the bytes of the shards that it holds.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from victor_jax.models.vision import stage_lengths
+from victor_jax.models.vlm import VLMModule
+from victor_jax.weights.tensors import Index, Tensor, stacked
+
+ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+
+
+def sources(path: str, module: VLMModule) -> list[str]:
+    """A parameter's path -> the per-layer names that it is made of, in order."""
+    part, *rest = path.split("/")
+    if not rest or not rest[0].startswith("stages_"):
+        return [path]
+    stage = int(rest[0].removeprefix("stages_"))
+    stages = (
+        stage_lengths(module.config.feature_levels) if part == "vision" else module.compression.plan.stages
+    )
+    first = sum(stages[:stage])
+    tail = "/".join(rest[1:])
+    return [f"{part}/layers/{layer}/{tail}" for layer in range(first, first + stages[stage])]
+
+
+def place(
+    abstract: dict[str, jax.ShapeDtypeStruct],
+    tensors: dict[str, Tensor],
+    module: VLMModule,
+    dtype: Any,
+    sharding_of: ShardingOf,
+) -> dict[str, jax.Array]:
+    """Parameters by path, read and placed one leaf after the other."""
+    return {
+        path: put(gather(path, tensors, module), dtype, sharding_of(path, leaf.shape))
+        for path, leaf in abstract.items()
+    }
+
+
+def gather(path: str, tensors: dict[str, Tensor], module: VLMModule) -> Tensor:
+    names = sources(path, module)
+    return tensors[path] if names == [path] else stacked([tensors[name] for name in names])
+
+
+def put(tensor: Tensor, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    def shard(index: Index) -> np.ndarray:
+        whole = tuple(slice(*cut.indices(n)) for cut, n in zip(index, tensor.shape, strict=True))
+        return tensor.read(whole).astype(dtype, copy=False)
+
+    return jax.make_array_from_callback(tensor.shape, sharding, shard)
+
+
+def layers_of(params: dict[str, jax.Array], module: VLMModule) -> dict[str, Tensor]:
+    """Parameters by path -> lazy per-layer tensors, each fetched from its devices when it is read."""
+    tensors = {}
+    for path, leaf in params.items():
+        names = sources(path, module)
+        if names == [path]:
+            tensors[path] = _of_array(leaf)
+        else:
+            tensors |= {name: _of_array(leaf, layer) for layer, name in enumerate(names)}
+    return tensors
+
+
+def _of_array(array: jax.Array, layer: int | None = None) -> Tensor:
+    def read(index: Index) -> np.ndarray:
+        return np.asarray(array[index] if layer is None else array[(layer, *index)])
+
+    shape = array.shape if layer is None else array.shape[1:]
+    return Tensor(shape, np.dtype(array.dtype), read, "memory")

@@ -1,0 +1,64 @@
+"""A tensor that still lies in its file: its shape is known, its bytes are read when asked for, slice by slice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+Index = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`read(index)` gives the slice `index` (one slice per axis) and touches only what that slice needs."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[Index], np.ndarray]
+    source: str  # the file, for messages
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> np.ndarray:
+        """The whole tensor, as an array of its own."""
+        return self.read(tuple(slice(0, n) for n in self.shape))
+
+
+def from_array(array: np.ndarray, source: str = "memory") -> Tensor:
+    return Tensor(array.shape, array.dtype, lambda index: array[index], source)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """A matrix with its axes exchanged."""
+    return replace(tensor, shape=tensor.shape[::-1], read=lambda index: tensor.read(index[::-1]).T)
+
+
+def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Another shape of the same elements. Any slice reads the whole tensor: meant for small ones."""
+    return replace(tensor, shape=shape, read=lambda index: tensor.load().reshape(shape)[index])
+
+
+def cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
+    return replace(
+        tensor, dtype=np.dtype(dtype), read=lambda index: tensor.read(index).astype(dtype, copy=False)
+    )
+
+
+def stacked(tensors: list[Tensor]) -> Tensor:
+    """Equal tensors under a new leading axis (the layers of a stage)."""
+
+    def read(index: Index) -> np.ndarray:
+        parts = tensors[index[0]]
+        first = parts[0].read(index[1:])
+        out = np.empty((len(parts), *first.shape), first.dtype)  # filled one by one: never a second copy
+        out[0] = first
+        for i, part in enumerate(parts[1:], start=1):
+            out[i] = part.read(index[1:])
+        return out
+
+    return replace(tensors[0], shape=(len(tensors), *tensors[0].shape), read=read)

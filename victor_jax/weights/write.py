@@ -1,0 +1,137 @@
+"""Writes a checkpoint in one of three formats. The folder appears under its name only when it is whole."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from victor_jax.compression.plan import round_up
+from victor_jax.errors import UserError
+from victor_jax.weights import orbax_format
+from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.hf_config_writer import hf_config, llava_config
+from victor_jax.weights.names import HEAD, REGISTERS, is_transposed, theirs
+from victor_jax.weights.read import SIDE_CONFIG, SIDE_WEIGHTS
+from victor_jax.weights.safetensors_writer import write_file, write_shards
+from victor_jax.weights.tensors import Index, Tensor, reshaped, transposed
+
+FORMATS = ("hf", "llava", "orbax")
+VOCABULARY_MULTIPLE = 64  # Hugging Face's converter pads the embedding to this
+
+# Files beside the weights that belong to the tokenizer and the image processor: taken along as they are.
+COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template*",
+    "generation_config.json",
+)
+
+Progress = Callable[[int], Any]  # called with the bytes that have been written
+
+
+def write_checkpoint(checkpoint: Checkpoint, destination: str | Path, to: str, progress: Progress) -> None:
+    if to not in FORMATS:
+        raise UserError(f"unknown format {to!r}: known are {', '.join(FORMATS)}")
+    with new_folder(Path(destination)) as folder:
+        if to == "orbax":
+            text = orbax_format.config_json(checkpoint.config, checkpoint.compression)
+            orbax_format.write_params(folder, checkpoint.tensors, progress)
+        else:
+            text = _write_layout(checkpoint, folder, to, progress)
+        _copy_companions(checkpoint.folder, folder)
+        (folder / "config.json").write_text(text)
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """A folder to fill beside `destination`, moved there when the block ends well, removed when it does not."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} exists and is not empty: choose another destination or remove it")
+    partial = destination.with_name(destination.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)  # left by a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if destination.exists():
+            destination.rmdir()
+        partial.rename(destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progress) -> str:
+    """Weights and side files of a layout of others -> the text of its config.json."""
+    if to == "hf":
+        checkpoint = _for_hugging_face(checkpoint)
+    elif len(checkpoint.config.feature_levels) > 1:
+        raise UserError(
+            "the original layout takes features of one vision layer, this model joins several: use hf"
+        )
+    linear = checkpoint.config.projector.kind == "linear"
+    tensors = {
+        theirs(name, to, linear): _in_their_layout(name, tensor, checkpoint)
+        for name, tensor in checkpoint.tensors.items()
+        if name != REGISTERS
+    }
+    write_shards(folder, tensors, progress)
+    if checkpoint.compression != "full":
+        side = {"compression": checkpoint.compression, "registers": checkpoint.registers}
+        (folder / SIDE_CONFIG).write_text(json.dumps(side, indent=2) + "\n")
+    if checkpoint.registers:
+        write_file(folder / SIDE_WEIGHTS, {REGISTERS: checkpoint.tensors[REGISTERS]}, progress)
+    describe = hf_config if to == "hf" else llava_config
+    return json.dumps(describe(checkpoint.config, checkpoint.dtype), indent=2) + "\n"
+
+
+def _in_their_layout(name: str, tensor: Tensor, checkpoint: Checkpoint) -> Tensor:
+    tensor = transposed(tensor) if is_transposed(name) else tensor
+    if name == "vision/patch_embedding/kernel":
+        size = checkpoint.config.vision.patch_size
+        tensor = reshaped(tensor, (tensor.shape[0], 3, size, size))
+    return tensor
+
+
+def _for_hugging_face(checkpoint: Checkpoint) -> Checkpoint:
+    """With an embedding row for the image token, which transformers looks up before it puts the image there."""
+    config = checkpoint.config
+    if config.projector.kind == "linear":
+        raise UserError("transformers' LLaVA has no linear projector: write --to=llava or --to=orbax")
+    if config.image_token < config.language.vocabulary:
+        return checkpoint
+    rows = round_up(config.image_token + 2, VOCABULARY_MULTIPLE)  # the image token and a padding token
+    tensors = dict(checkpoint.tensors)
+    tensors["language/embedding"] = _more_rows(tensors["language/embedding"], rows)
+    if HEAD in tensors:
+        tensors[HEAD] = transposed(_more_rows(transposed(tensors[HEAD]), rows))
+    language = replace(config.language, vocabulary=rows)
+    return replace(checkpoint, tensors=tensors, config=replace(config, language=language))
+
+
+def _more_rows(tensor: Tensor, rows: int) -> Tensor:
+    """The matrix grown to `rows`; each new row is the mean of the old ones."""
+
+    def read(index: Index) -> np.ndarray:
+        old = tensor.load()
+        mean = old.mean(axis=0, keepdims=True, dtype=np.float32).astype(old.dtype)
+        return np.concatenate([old, np.repeat(mean, rows - len(old), axis=0)])[index]
+
+    return replace(tensor, shape=(rows, *tensor.shape[1:]), read=read)
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
+    for pattern in COMPANIONS:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
