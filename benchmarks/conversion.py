@@ -28,9 +28,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     versions = {name: importlib.metadata.version(name) for name in ("jax", "orbax-checkpoint", "safetensors")}
     print(f"date {datetime.date.today()}, Python {platform.python_version()}, {versions}")
-    print(
-        f"checkpoint {size / 1e9:.2f} GB, to {given.to} in {seconds:.0f} s ({size / 1e9 / seconds:.2f} GB/s)"
-    )
+    print(f"checkpoint {size / 1e9:.2f} GB, to {given.to} in {seconds:.0f} s ({size / 1e9 / seconds:.2f} GB/s)")
     print(f"peak resident memory {peak / 1e9:.2f} GB = {peak / size:.2f} of the checkpoint's bytes")
 
 

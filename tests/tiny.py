@@ -41,9 +41,7 @@ LANGUAGE: dict[str, dict[str, Any]] = {
 }
 
 
-def config(
-    language: str = "llama", vision: dict[str, Any] | None = None, **changes: Any
-) -> transformers.LlavaConfig:
+def config(language: str = "llama", vision: dict[str, Any] | None = None, **changes: Any) -> transformers.LlavaConfig:
     text = {
         "vocab_size": 256,
         "hidden_size": 64,

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     given: Any = parser.parse_args(arguments)
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         convert(
             given.source,

@@ -15,9 +15,7 @@ BF16_EPS = 2.0**-7  # the distance from 1 to the next bfloat16; rounding to near
 def qkv(T, S, N, K, H, B=2, dtype=jnp.float32):
     """q [B,T,N,H], k and v [B,S,K,H], standard normal."""
     rng = np.random.default_rng([T, S, N, K, H])
-    return tuple(
-        jnp.asarray(rng.standard_normal((B, *shape, H)), dtype) for shape in ((T, N), (S, K), (S, K))
-    )
+    return tuple(jnp.asarray(rng.standard_normal((B, *shape, H)), dtype) for shape in ((T, N), (S, K), (S, K)))
 
 
 def reference(q, k, v, *, causal, mask=None):
@@ -136,9 +134,7 @@ def test_splash_runs_per_device_under_a_mesh(B, K, causal, spec):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
         actual = value_and_grads(*arrays, causal=causal, implementation="splash_interpret")
-    assert actual[0].sharding.is_equivalent_to(
-        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)), 4
-    )
+    assert actual[0].sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)), 4)
     assert_same(actual, expected)
 
 

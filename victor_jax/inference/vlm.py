@@ -196,9 +196,9 @@ class VLM:
     def _run(self, program: Any, batch: _Batch, **static: int) -> Any:
         arrays = (batch.sequence, batch.pixels, batch.slots)
         with contextlib.ExitStack() as stack:
-            if self.mesh is not None:
-                stack.enter_context(jax.set_mesh(self.mesh))
-                arrays = jax.tree.map(lambda a: jax.device_put(a, row_sharding(self.mesh, len(a))), arrays)
+            if (mesh := self.mesh) is not None:
+                stack.enter_context(jax.set_mesh(mesh))
+                arrays = jax.tree.map(lambda a: jax.device_put(a, row_sharding(mesh, len(a))), arrays)
             return program(nest(self.params), *arrays, module=self.module, lengths=batch.lengths, **static)
 
 
@@ -224,7 +224,5 @@ def check_pixels(pixel_values: np.ndarray | None, images: int, size: int) -> np.
         return None
     pixels = np.asarray(pixel_values)
     if pixels.shape[1:] != (3, size, size):
-        raise UserError(
-            f"pixel_values has shape {pixels.shape}, the vision tower wants [images, 3, {size}, {size}]"
-        )
+        raise UserError(f"pixel_values has shape {pixels.shape}, the vision tower wants [images, 3, {size}, {size}]")
     return pixels.astype(np.float32, copy=False)

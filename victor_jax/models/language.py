@@ -1,5 +1,6 @@
 """The staged language tower: runs of layers, each at one static length with a KV cache of its own length."""
 
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -75,8 +76,7 @@ def remember(memory: Memory, layer: jax.Array, slot: jax.Array | None, k: jax.Ar
         return None
     start = (layer, 0, 0 if slot is None else slot, 0, 0)
     keys, values = (
-        jax.lax.dynamic_update_slice(m, new[None].astype(m.dtype), start)
-        for m, new in zip(memory, (k, v), strict=True)
+        jax.lax.dynamic_update_slice(m, new[None].astype(m.dtype), start) for m, new in zip(memory, (k, v), strict=True)
     )
     return keys, values
 
@@ -104,9 +104,7 @@ class LanguageLayer(nn.Module):
         x, memory = carry
         c = self.config
         y = RMSNorm(c.norm_eps, name="norm1")(x)
-        y, memory = LanguageAttention(c, self.dtype, self.implementation, name="attention")(
-            y, memory, layer, view
-        )
+        y, memory = LanguageAttention(c, self.dtype, self.implementation, name="attention")(y, memory, layer, view)
         x = x + y
         y = RMSNorm(c.norm_eps, name="norm2")(x)
         return (x + LanguageMLP(c.mlp_width, self.dtype, name="mlp")(y), memory), None
@@ -160,12 +158,10 @@ class LanguageTower(nn.Module):
             memory = (cache.keys, cache.values) if cache else None
             x, memory = self._run(i, x, memory, self._view(positions))
             if cache and memory:
-                caches.append(cache.replace(keys=memory[0], values=memory[1]))
+                caches.append(replace(cache, keys=memory[0], values=memory[1]))
         return self.norm(x), kinds, caches
 
-    def decode(
-        self, x: jax.Array, caches: list[StageCache], step: jax.Array
-    ) -> tuple[jax.Array, list[StageCache]]:
+    def decode(self, x: jax.Array, caches: list[StageCache], step: jax.Array) -> tuple[jax.Array, list[StageCache]]:
         """x [B, 1, D] of the new token number `step` -> its state at the top [B, 1, D], the caches with it."""
         grown = []
         for i, cache in enumerate(caches):
@@ -176,7 +172,7 @@ class LanguageTower(nn.Module):
             view = View(*self._rotation(position), mask=mask[:, None, :], slot=slot)
             x, memory = self._run(i, x, (cache.keys, cache.values), view)
             assert memory is not None
-            grown.append(cache.replace(keys=memory[0], values=memory[1], positions=seen))
+            grown.append(replace(cache, keys=memory[0], values=memory[1], positions=seen))
         return self.norm(x), grown
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -185,11 +181,11 @@ class LanguageTower(nn.Module):
         return jnp.einsum("BTD,DW->BTW", x, head.astype(self.dtype), preferred_element_type=jnp.float32)
 
     def _run(self, stage: int, x: jax.Array, memory: Memory, view: View) -> tuple[jax.Array, Memory]:
-        if self.stages[stage] is None:
+        layers = self.stages[stage]
+        if layers is None:
             return x, memory
         with jax.named_scope(f"stage_{stage}"):
-            layers = jnp.arange(self.plan.stages[stage])
-            (x, memory), _ = self.stages[stage]((x, memory), layers, view)
+            (x, memory), _ = layers((x, memory), jnp.arange(self.plan.stages[stage]), view)
         return x, memory
 
     def _view(self, positions: jax.Array) -> View:

@@ -5,21 +5,24 @@ at the right end whatever side it came from. Several images, text on both sides 
 the same mechanism.
 """
 
+from typing import Any
+
 import flax.struct
-import jax
 import numpy as np
 
 from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, round_up
 from victor_jax.errors import UserError
+
+IntArray = Any  # numpy on the host, jax.Array inside a program, a ShapeDtypeStruct when only traced
 
 
 @flax.struct.dataclass
 class Sequence:
     """Three int32 arrays [B, T]."""
 
-    kinds: jax.Array  # Kind
-    index: jax.Array  # which one of its kind: token id, visual token of the row, register
-    positions: jax.Array  # RoPE position: the running count of what stands in the row
+    kinds: IntArray  # Kind
+    index: IntArray  # which one of its kind: token id, visual token of the row, register
+    positions: IntArray  # RoPE position: the running count of what stands in the row
 
 
 def lay_out(

@@ -1,5 +1,6 @@
 """The CLIP vision tower: images in, patch features of the levels asked for out."""
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -79,9 +80,7 @@ class VisionTower(nn.Module):
 
         reached: dict[int, jax.Array] = {0: x}
         for i, layers in enumerate(stage_lengths(self.levels)):
-            stage = nn.scan(
-                VisionLayer, variable_axes={"params": 0}, split_rngs={"params": True}, length=layers
-            )
+            stage = nn.scan(VisionLayer, variable_axes={"params": 0}, split_rngs={"params": True}, length=layers)
             x, _ = stage(c, self.dtype, self.implementation, name=f"stages_{i}")(x, None)
             reached[max(reached) + layers] = x
         features = jnp.concatenate([reached[level] for level in self.levels], axis=-1)
@@ -91,7 +90,7 @@ class VisionTower(nn.Module):
 def stage_lengths(levels: tuple[int, ...]) -> tuple[int, ...]:
     """The runs of layers between the levels at which features are taken."""
     stops = sorted({0, *levels})
-    return tuple(b - a for a, b in zip(stops, stops[1:], strict=False))
+    return tuple(b - a for a, b in itertools.pairwise(stops))
 
 
 def patches(pixels: jax.Array, size: int) -> jax.Array:

@@ -30,9 +30,7 @@ class VLMModule(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.vision = VisionTower(
-            c.vision, c.feature_levels, c.keep_class_token, self.dtype, self.implementation
-        )
+        self.vision = VisionTower(c.vision, c.feature_levels, c.keep_class_token, self.dtype, self.implementation)
         self.projector = Projector(c.projector, c.language.width, self.dtype)
         self.language = LanguageTower(c.language, self.compression.plan, self.dtype, self.implementation)
         if self.compression.registers:
@@ -103,9 +101,7 @@ class VLMModule(nn.Module):
         last = (kinds != Kind.PADDING).sum(axis=1, keepdims=True) - 1
         return self.language.logits(cut.take(x, last))[:, 0], caches
 
-    def decode(
-        self, token: jax.Array, caches: list[StageCache], step: jax.Array
-    ) -> tuple[jax.Array, list[StageCache]]:
+    def decode(self, token: jax.Array, caches: list[StageCache], step: jax.Array) -> tuple[jax.Array, list[StageCache]]:
         """token int32 [B], the new token number `step` -> float32 [B, W] logits after it, and the caches."""
         x, caches = self.language.decode(self.language.embed(token[:, None]), caches, step)
         return self.language.logits(x)[:, 0], caches

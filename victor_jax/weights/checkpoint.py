@@ -60,9 +60,7 @@ def check(tensors: dict[str, Tensor], config: VLMConfig, source: str) -> None:
         problems.append(f"holds {some(misshaped)}")
     registers = tensors.get(REGISTERS)
     if registers and (len(registers.shape) != 2 or registers.shape[1] != config.language.width):
-        problems.append(
-            f"holds registers as {registers.shape} where (M, {config.language.width}) is expected"
-        )
+        problems.append(f"holds registers as {registers.shape} where (M, {config.language.width}) is expected")
     if problems:
         raise UserError(f"{source} {'; it '.join(problems)}")
 
@@ -96,9 +94,7 @@ def abstract_params(module: VLMModule) -> dict:
     one = jax.ShapeDtypeStruct((1, 8), np.int32)
     slots = jax.ShapeDtypeStruct((1, 1), np.int32)
     return jax.eval_shape(
-        lambda pixels, sequence, slots: module.init(
-            jax.random.key(0), sequence, pixels, slots, lengths, text_length=8
-        ),
+        lambda pixels, sequence, slots: module.init(jax.random.key(0), sequence, pixels, slots, lengths, text_length=8),
         pixels,
         Sequence(one, one, one),
         slots,

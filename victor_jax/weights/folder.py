@@ -46,8 +46,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         if (folder / stem).exists():
             return read(folder / stem)
     raise UserError(
-        f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin, or the "
-        "index.json of their shards"
+        f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin, or the index.json of their shards"
     )
 
 
@@ -64,14 +63,10 @@ def _read_shards(index: Path, read: Any) -> dict[str, Tensor]:
         held = read(index.parent / shard)
         lost = [key for key, home in where.items() if home == shard and key not in held]
         if lost:
-            raise UserError(
-                f"{index.parent / shard} lacks tensors that {index.name} says it holds: {some(lost)}"
-            )
+            raise UserError(f"{index.parent / shard} lacks tensors that {index.name} says it holds: {some(lost)}")
         unlisted = [key for key in held if where.get(key) != shard]
         if unlisted:
-            raise UserError(
-                f"{index.parent / shard} holds tensors that {index.name} does not: {some(unlisted)}"
-            )
+            raise UserError(f"{index.parent / shard} holds tensors that {index.name} does not: {some(unlisted)}")
         tensors |= held
     return tensors
 
@@ -83,12 +78,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             entry = file.get_slice(key)
             kind = entry.get_dtype()
             if kind not in _DTYPES:
-                raise UserError(
-                    f"tensor {key} in {path} has type {kind}, which is not supported: save it as BF16"
-                )
-            tensors[key] = Tensor(
-                tuple(entry.get_shape()), np.dtype(_DTYPES[kind]), _reader(path, key), str(path)
-            )
+                raise UserError(f"tensor {key} in {path} has type {kind}, which is not supported: save it as BF16")
+            tensors[key] = Tensor(tuple(entry.get_shape()), np.dtype(_DTYPES[kind]), _reader(path, key), str(path))
         return tensors
 
 

@@ -15,9 +15,7 @@ def projector(config: VLMConfig, seed: int) -> dict[str, np.ndarray]:
     """By our names; uniform in ±1/sqrt(inputs), as the linear layers of the original LLaVA begin."""
     rng = np.random.default_rng((seed, 1))
     inputs, width = config.vision.width * len(config.feature_levels), config.language.width
-    layers = {"linear_1": (inputs, width)} | (
-        {"linear_2": (width, width)} if config.projector.kind == "mlp" else {}
-    )
+    layers = {"linear_1": (inputs, width)} | ({"linear_2": (width, width)} if config.projector.kind == "mlp" else {})
     drawn = {}
     for name, shape in layers.items():
         bound = shape[0] ** -0.5

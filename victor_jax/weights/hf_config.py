@@ -121,17 +121,13 @@ def _rope(value: Mapping[str, Any], where: str) -> Rope:
                 )
     except KeyError as missing:
         raise UserError(f"{where} has rope scaling {kind!r} without {missing.args[0]}") from None
-    raise UserError(
-        f"{where} has rope type {kind!r}, which is not supported: known are default, linear, llama3"
-    )
+    raise UserError(f"{where} has rope type {kind!r}, which is not supported: known are default, linear, llama3")
 
 
 def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
     model_type = raw.get("model_type", "clip_vision_model")
     if model_type != "clip_vision_model":
-        raise UserError(
-            f"{where} has model_type {model_type!r}, which is not supported: expected clip_vision_model"
-        )
+        raise UserError(f"{where} has model_type {model_type!r}, which is not supported: expected clip_vision_model")
     value = {**CLIP_DEFAULTS, **raw}
     _refuse(value, where, "hidden_act", ("quick_gelu", "gelu"), "quick_gelu")
     return VisionConfig(
@@ -193,6 +189,5 @@ def _refuse(raw: Mapping[str, Any], where: str, key: str, allowed: tuple[Any, ..
     value = raw.get(key, default)
     if value not in allowed:
         raise UserError(
-            f"{where} has {key} {value!r}, which is not supported: expected "
-            f"{' or '.join(repr(a) for a in allowed)}"
+            f"{where} has {key} {value!r}, which is not supported: expected {' or '.join(repr(a) for a in allowed)}"
         )

@@ -43,7 +43,7 @@ HEAD = "language/head"
 REGISTERS = "registers"
 
 # Where the parts stand in the two layouts that we write.
-LAYOUTS = {
+LAYOUTS: dict[str, Any] = {
     "hf": {
         "vision": "vision_tower.vision_model.",
         "language": "language_model.model.",
@@ -125,10 +125,10 @@ def theirs(name: str, layout: str, linear_projector: bool = False) -> str:
     """Our name -> the key in the layout `hf` or `llava`."""
     places = LAYOUTS[layout]
     if name == HEAD:
-        return str(places["head"])
+        return places["head"]
     part, *inner = name.split("/")
     if part == "projector":
-        module = LINEAR_PROJECTOR if linear_projector else dict(places["projector"])[inner[0]]
+        module = LINEAR_PROJECTOR if linear_projector else places["projector"][inner[0]]
         return f"{module}.{_their_leaf(inner[1])}"
     outside = VISION if part == "vision" else LANGUAGE
     if name in outside:
@@ -157,7 +157,7 @@ def _invert(table: dict[str, str]) -> dict[str, str]:
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested dict -> its leaves by path."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -23,9 +23,7 @@ from victor_jax.weights.tables import PROJECTOR_FILE, Table, by_our_names, read_
 from victor_jax.weights.tensors import from_array
 
 
-def open_original(
-    folder: Path, raw: dict[str, Any], vision: Path | None, projector: Path | None
-) -> Checkpoint:
+def open_original(folder: Path, raw: dict[str, Any], vision: Path | None, projector: Path | None) -> Checkpoint:
     file = str(folder / "config.json")
     language = language_config(raw, file, ORIGINAL_TYPES.get(raw.get("model_type", "llava")))
     table, skipped = by_our_names(read_folder(folder), str(folder), tied_head=language.tied_embeddings)
@@ -60,9 +58,7 @@ def open_language_model(
 ) -> Checkpoint:
     """A language model and a CLIP folder: where a training starts. Without a projector a fresh one is drawn."""
     if vision is None:
-        raise UserError(
-            f"{folder} is a language model alone: give the folder of a CLIP vision tower (vision=…)"
-        )
+        raise UserError(f"{folder} is a language model alone: give the folder of a CLIP vision tower (vision=…)")
     file = str(folder / "config.json")
     language = language_config(raw, file)
     table, skipped = by_our_names(read_folder(folder), str(folder), tied_head=language.tied_embeddings)
@@ -148,9 +144,7 @@ def _tower_within(folder: Path, raw: dict[str, Any], table: Table) -> VisionConf
 def _projector_config(raw: dict[str, Any], file: str, table: Table) -> ProjectorConfig:
     kind = raw.get("mm_projector_type", "linear")  # the first LLaVA did not write it
     if kind not in ("linear", "mlp2x_gelu"):
-        raise UserError(
-            f"{file} has mm_projector_type {kind!r}, which is not supported: known are linear, mlp2x_gelu"
-        )
+        raise UserError(f"{file} has mm_projector_type {kind!r}, which is not supported: known are linear, mlp2x_gelu")
     return ProjectorConfig("linear" if kind == "linear" else "mlp", "projector/linear_1/bias" in table)
 
 

@@ -22,9 +22,7 @@ def sources(path: str, module: VLMModule) -> list[str]:
     if not rest or not rest[0].startswith("stages_"):
         return [path]
     stage = int(rest[0].removeprefix("stages_"))
-    stages = (
-        stage_lengths(module.config.feature_levels) if part == "vision" else module.compression.plan.stages
-    )
+    stages = stage_lengths(module.config.feature_levels) if part == "vision" else module.compression.plan.stages
     first = sum(stages[:stage])
     tail = "/".join(rest[1:])
     return [f"{part}/layers/{layer}/{tail}" for layer in range(first, first + stages[stage])]
@@ -50,7 +48,7 @@ def gather(path: str, tensors: dict[str, Tensor], module: VLMModule) -> Tensor:
 
 
 def put(tensor: Tensor, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    def shard(index: Index) -> np.ndarray:
+    def shard(index: Any) -> np.ndarray:
         whole = tuple(slice(*cut.indices(n)) for cut, n in zip(index, tensor.shape, strict=True))
         return tensor.read(whole).astype(dtype, copy=False)
 

@@ -35,9 +35,7 @@ def open_checkpoint(
         for name, value in (("vision tower", vision), ("projector", projector)):
             if value:
                 raise UserError(f"{folder} brings its own {name}: leave {value} out")
-        checkpoint = (
-            _open_ours(folder, raw) if model_type == orbax_format.MODEL_TYPE else _open_hf(folder, raw)
-        )
+        checkpoint = _open_ours(folder, raw) if model_type == orbax_format.MODEL_TYPE else _open_hf(folder, raw)
     elif model_type in ORIGINAL_TYPES or "mm_vision_tower" in raw:
         checkpoint = open_original(folder, raw, tower, projector_file)
     elif model_type in LANGUAGE_DEFAULTS:
@@ -62,9 +60,7 @@ def _open_ours(folder: Path, raw: dict[str, Any]) -> Checkpoint:
 
 def _open_hf(folder: Path, raw: dict[str, Any]) -> Checkpoint:
     generation = folder / "generation_config.json"
-    config = vlm_config(
-        raw, str(folder / "config.json"), read_json(generation) if generation.exists() else {}
-    )
+    config = vlm_config(raw, str(folder / "config.json"), read_json(generation) if generation.exists() else {})
     table, skipped = by_our_names(read_folder(folder), str(folder), tied_head=config.language.tied_embeddings)
     return Checkpoint("hf", folder, config, table, skipped=skipped)
 

@@ -26,7 +26,7 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], progress: Any, limit:
     if len(shards) == 1:
         write_file(folder / "model.safetensors", tensors, progress)
         return
-    where = {}
+    where: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / file, shard, progress)
@@ -54,5 +54,5 @@ def write_file(path: Path, tensors: dict[str, Tensor], progress: Any) -> None:
         file.write(text)
         for tensor in tensors.values():
             array = np.ascontiguousarray(tensor.load())
-            file.write(array.reshape(-1).view(np.uint8))
+            file.write(array.reshape(-1).view(np.uint8).data)
             progress(tensor.nbytes)

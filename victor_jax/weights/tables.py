@@ -37,9 +37,7 @@ def by_our_names(
 
 def _in_our_layout(name: str, tensor: Tensor) -> Tensor:
     if name == "vision/patch_embedding/kernel" and len(tensor.shape) == 4:
-        tensor = reshaped(
-            tensor, (tensor.shape[0], tensor.nbytes // tensor.dtype.itemsize // tensor.shape[0])
-        )
+        tensor = reshaped(tensor, (tensor.shape[0], tensor.nbytes // tensor.dtype.itemsize // tensor.shape[0]))
     return transposed(tensor) if is_transposed(name) and len(tensor.shape) == 2 else tensor
 
 

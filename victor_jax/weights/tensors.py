@@ -44,9 +44,7 @@ def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
-    return replace(
-        tensor, dtype=np.dtype(dtype), read=lambda index: tensor.read(index).astype(dtype, copy=False)
-    )
+    return replace(tensor, dtype=np.dtype(dtype), read=lambda index: tensor.read(index).astype(dtype, copy=False))
 
 
 def stacked(tensors: list[Tensor]) -> Tensor:

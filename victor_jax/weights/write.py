@@ -76,9 +76,7 @@ def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progr
     if to == "hf":
         checkpoint = _for_hugging_face(checkpoint)
     elif len(checkpoint.config.feature_levels) > 1:
-        raise UserError(
-            "the original layout takes features of one vision layer, this model joins several: use hf"
-        )
+        raise UserError("the original layout takes features of one vision layer, this model joins several: use hf")
     linear = checkpoint.config.projector.kind == "linear"
     tensors = {
         theirs(name, to, linear): _in_their_layout(name, tensor, checkpoint)
