@@ -74,11 +74,12 @@ def config(language: str = "llama", vision: dict[str, Any] | None = None, **chan
 def model(config: transformers.LlavaConfig, seed: int = 0) -> transformers.LlavaForConditionalGeneration:
     """Weights large enough that logits are of order 1 and attention is far from uniform."""
     torch.manual_seed(seed)
+    embedding_std = 0.15 if config.text_config.tie_word_embeddings else 1.0  # a tied embedding is the head too
     net = transformers.LlavaForConditionalGeneration(config).float().eval()
     with torch.no_grad():
         for name, weight in net.named_parameters():
             if weight.ndim > 1:
-                weight.normal_(0, 1.2 * weight[0].numel() ** -0.5 if "embed" not in name else 1.0)
+                weight.normal_(0, embedding_std if "embed" in name else 1.2 * weight[0].numel() ** -0.5)
             elif "norm" in name and name.endswith("weight"):
                 weight.normal_(1, 0.1)
             else:

@@ -58,6 +58,8 @@ CLIP_DEFAULTS: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+# A null stands for the default, but here: no window at all, as many key-value heads as heads.
+NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads")
 # The original layout writes model types of its own; the language tower is the part after "llava_".
 ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 
@@ -70,9 +72,8 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
             f"{where} has model_type {model_type!r}, which is not supported: known language towers are "
             f"{', '.join(LANGUAGE_DEFAULTS)}"
         )
-    value = {**LANGUAGE_DEFAULTS[model_type], **{k: v for k, v in raw.items() if v is not None}}
-    if model_type == "mistral" and "sliding_window" in raw:
-        value["sliding_window"] = raw["sliding_window"]  # null means none, absent means the default
+    written = {key: value for key, value in raw.items() if value is not None or key in NULL_IS_A_VALUE}
+    value = {**LANGUAGE_DEFAULTS[model_type], **written}
     _refuse(value, where, "hidden_act", ("silu",), "silu")
     _refuse(value, where, "mlp_bias", (False,), False)
     if model_type != "qwen2":
@@ -145,9 +146,9 @@ def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
 def vlm_config(raw: Mapping[str, Any], file: str, generation: Mapping[str, Any]) -> VLMConfig:
     """A Hugging Face LLaVA configuration."""
     text = dict(raw["text_config"])
-    for key in ("vocab_size", "tie_word_embeddings"):  # early versions wrote these at the top
-        if key in raw:
-            text.setdefault(key, raw[key])
+    if "vocab_size" in raw:  # version 4.37 wrote it at the top
+        text.setdefault("vocab_size", raw["vocab_size"])
+    text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or raw.get("tie_word_embeddings"))
     vision = vision_config(raw["vision_config"], f"vision_config of {file}")
     _refuse(raw, file, "projector_hidden_act", ("gelu",), "gelu")
     strategy = raw.get("vision_feature_select_strategy", "default")

@@ -23,7 +23,7 @@ from victor_jax.weights.tensors import Index, Tensor
 
 MODEL_TYPE = "victor_jax"
 VERSION = 1
-CHUNK_BYTES = 2**23  # a shard reads whole chunks: small ones keep it from reading its neighbours' bytes
+CHUNK_BYTES = 2**20  # a shard reads whole chunks: small ones keep it from reading its neighbours' bytes
 
 
 class _LazyHandler(type_handlers.NumpyHandler):

@@ -36,7 +36,7 @@ def open_original(folder: Path, raw: dict[str, Any], vision: Path | None, projec
             raise UserError(f"{folder} brings its own vision tower: leave vision={vision} out")
         tower = _tower_within(folder, raw, table)
     else:
-        tower, tensors, more = open_clip(vision or _named_tower(folder, raw))
+        tower, tensors, more = open_clip(vision or _tower_beside(folder, raw))
         table |= tensors
         skipped += more
     config = VLMConfig(
@@ -98,12 +98,17 @@ def _vision_config_in(folder: Path) -> VisionConfig:
     return vision_config(raw.get("vision_config", raw), str(file))
 
 
-def _named_tower(folder: Path, raw: dict[str, Any]) -> Path:
-    """The vision tower that config.json names, where that is a folder at hand."""
+def _named_tower(folder: Path, raw: dict[str, Any]) -> Path | None:
+    """The folder of the vision tower that config.json names, where it is at hand."""
+    if not (named := raw.get("mm_vision_tower")):
+        return None
+    return next((place for place in (Path(named), folder / named) if (place / "config.json").exists()), None)
+
+
+def _tower_beside(folder: Path, raw: dict[str, Any]) -> Path:
+    if place := _named_tower(folder, raw):
+        return place
     named = raw.get("mm_vision_tower") or "mm_vision_tower"
-    for place in (Path(named), folder / named):
-        if (place / "config.json").exists():
-            return place
     raise UserError(
         f"{folder} holds no vision tower and {named} is not a folder here: give the folder of a CLIP vision tower "
         "(vision=…)"
@@ -114,9 +119,9 @@ def _tower_within(folder: Path, raw: dict[str, Any], table: Table) -> VisionConf
     """The layout does not describe the tower it carries: a key of ours does, a folder, or OpenAI's conventions."""
     if described := raw.get("victor_jax", {}).get("vision_config"):
         return vision_config(described, str(folder / "config.json"))
+    if place := _named_tower(folder, raw):
+        return _vision_config_in(place)
     named = str(raw.get("mm_vision_tower"))
-    if (Path(named) / "config.json").exists():
-        return _vision_config_in(Path(named))
     if "openai/clip-vit" not in named:
         raise UserError(
             f"{folder / 'config.json'} names the vision tower {named!r}, whose numbers are not known here: write "

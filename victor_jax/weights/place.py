@@ -1,8 +1,10 @@
 """From per-layer tensors in files to the parameter tree of a plan on its devices, and back.
 
-Each leaf is read slice by slice: a process touches only the bytes of the shards that it holds.
+Each leaf is read slice by slice: a process touches only the bytes of the shards that it holds, and each once.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,10 @@ import numpy as np
 
 from victor_jax.models.vision import stage_lengths
 from victor_jax.models.vlm import VLMModule
-from victor_jax.weights.tensors import Index, Tensor, stacked
+from victor_jax.weights.tensors import Index, Tensor, cast, stacked
 
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+Bounds = tuple[tuple[int, int], ...]  # start and stop on each axis
 
 
 def sources(path: str, module: VLMModule) -> list[str]:
@@ -36,10 +39,8 @@ def place(
     sharding_of: ShardingOf,
 ) -> dict[str, jax.Array]:
     """Parameters by path, read and placed one leaf after the other."""
-    return {
-        path: put(gather(path, tensors, module), dtype, sharding_of(path, leaf.shape))
-        for path, leaf in abstract.items()
-    }
+    tensors = {name: cast(tensor, dtype) for name, tensor in tensors.items()}
+    return {path: put(gather(path, tensors, module), sharding_of(path, leaf.shape)) for path, leaf in abstract.items()}
 
 
 def gather(path: str, tensors: dict[str, Tensor], module: VLMModule) -> Tensor:
@@ -47,12 +48,37 @@ def gather(path: str, tensors: dict[str, Tensor], module: VLMModule) -> Tensor:
     return tensors[path] if names == [path] else stacked([tensors[name] for name in names])
 
 
-def put(tensor: Tensor, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+def put(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A leaf on its devices. Shards of this process that fill one box are read as one; equal ones are read once."""
+
+    def bounds(index: Any) -> Bounds:
+        return tuple(cut.indices(n)[:2] for cut, n in zip(index, tensor.shape, strict=True))
+
+    @functools.cache
+    def read(part: Bounds) -> np.ndarray:
+        return tensor.read(tuple(slice(start, stop) for start, stop in part))
+
+    mine = {bounds(index) for index in sharding.addressable_devices_indices_map(tensor.shape).values()}
+    box = _box(mine)
+    is_filled = _volume(box) == sum(map(_volume, mine))
+
     def shard(index: Any) -> np.ndarray:
-        whole = tuple(slice(*cut.indices(n)) for cut, n in zip(index, tensor.shape, strict=True))
-        return tensor.read(whole).astype(dtype, copy=False)
+        part = bounds(index)
+        if not is_filled:
+            return read(part)
+        return read(box)[tuple(slice(start - b, stop - b) for (start, stop), (b, _) in zip(part, box, strict=True))]
 
     return jax.make_array_from_callback(tensor.shape, sharding, shard)
+
+
+def _box(parts: set[Bounds]) -> Bounds:
+    """The smallest that holds them all."""
+    axes = zip(*parts, strict=True)
+    return tuple((min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in axes)
+
+
+def _volume(part: Bounds) -> int:
+    return math.prod(stop - start for start, stop in part)
 
 
 def layers_of(params: dict[str, jax.Array], module: VLMModule) -> dict[str, Tensor]:

@@ -1,0 +1,29 @@
+# One command on a fresh machine: `make test` sets up everything and runs the tests.
+# Debian needs python3-venv (apt install python3-venv); another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup test lint
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+# An older transformers beside the installed one: what we write must load in both.
+.transformers4/ready: $(VENV)/ready
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .transformers4 \
+		transformers==4.57.1 tokenizers==0.22.1 huggingface-hub==0.36.0 requests urllib3 idna charset-normalizer certifi
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint .transformers4/ready
+	$(BIN)/pytest --numprocesses 2 --dist loadscope

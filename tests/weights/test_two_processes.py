@@ -1,0 +1,133 @@
+"""Two processes with one mesh over both: each reads its own share of the checkpoint, together they are the model.
+
+Run as a script, this file is one of the two processes.
+"""
+
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import victor_jax
+from benchmarks.random_checkpoint import SIZES
+from victor_jax.compression.spec import parse
+from victor_jax.models.vlm import VLMModule
+from victor_jax.sharding.mesh import make_mesh
+from victor_jax.sharding.rules import sharding_of
+from victor_jax.weights.checkpoint import Checkpoint, abstract_params, expected_shapes
+from victor_jax.weights.names import REGISTERS, flatten
+from victor_jax.weights.place import gather, place
+from victor_jax.weights.read import open_checkpoint
+from victor_jax.weights.tensors import Index, Tensor, from_array
+from victor_jax.weights.write import write_checkpoint
+
+CONFIG = replace(SIZES["small"], image_token=250, language=replace(SIZES["small"].language, vocabulary=256))
+METHOD = "victor:registers=4,layer=2"
+MODULE = VLMModule(CONFIG, parse(METHOD, CONFIG.language.depth))
+DEVICES = 4  # of each process
+SECONDS = 120
+
+
+def batch() -> dict[str, np.ndarray]:
+    """Four rows with one image each, and the text of each row."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, CONFIG.image_token, (4, CONFIG.tokens_per_image + 6))
+    ids[:, 2:-4] = CONFIG.image_token
+    size = CONFIG.vision.image_size
+    return {"input_ids": ids, "pixel_values": rng.normal(size=(4, 3, size, size)).astype(np.float32)}
+
+
+@pytest.fixture(scope="module", params=["hf", "orbax"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    shapes = expected_shapes(CONFIG) | {REGISTERS: (4, CONFIG.language.width)}
+    tensors = {
+        name: from_array(rng.normal(0, shape[0] ** -0.5, shape).astype(np.float32)) for name, shape in shapes.items()
+    }
+    root = tmp_path_factory.mktemp("two")
+    write_checkpoint(Checkpoint("memory", root, CONFIG, tensors, METHOD), root / "model", request.param, lambda _: None)
+    return root / "model"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_hold_and_answer_like_one(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    commands = [[sys.executable, __file__, str(process), str(port), str(folder), str(tmp_path)] for process in (0, 1)]
+    root = Path(victor_jax.__file__).parents[1]
+    children = [
+        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command in commands
+    ]
+    try:
+        said = [child.communicate(timeout=SECONDS)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    for child, text in zip(children, said, strict=True):
+        assert child.returncode == 0, text
+    alone = victor_jax.load(folder, dtype="float32")
+    for process in (0, 1):
+        found = np.load(tmp_path / f"{process}.npz")
+        np.testing.assert_allclose(found["logits"], alone.logits(**batch()), atol=1e-5)
+        np.testing.assert_array_equal(found["tokens"], alone.generate_ids(**batch(), max_new_tokens=3))
+
+
+def main(process: int, port: int, folder: str, out: str) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
+    side_by_side = make_mesh(fsdp=4, tensor=2)
+    interleaved = make_mesh(fsdp=8, devices=sorted(jax.devices(), key=lambda device: (device.id % DEVICES, device.id)))
+    copies = make_mesh(data=2, fsdp=4)  # each process holds everything
+    for mesh, share in ((side_by_side, 0.5), (interleaved, 0.5), (copies, 1.0)):
+        check_placement(folder, mesh, share)
+    vlm = victor_jax.load(folder, dtype="float32", mesh=side_by_side)
+    np.savez(
+        Path(out) / f"{process}.npz",
+        logits=vlm.logits(**batch()),
+        tokens=vlm.generate_ids(**batch(), max_new_tokens=3),
+    )
+
+
+def check_placement(folder: str, mesh: jax.sharding.Mesh, share: float) -> None:
+    """This process holds the right slices, and has read of each tensor what it holds of it, once."""
+    read: dict[str, int] = {}
+
+    def counting(name: str, tensor: Tensor) -> Tensor:
+        def counted(index: Index) -> np.ndarray:
+            part = tensor.read(index)
+            read[name] = read.get(name, 0) + part.size
+            return part
+
+        return replace(tensor, read=counted)
+
+    tensors = open_checkpoint(folder).tensors
+    counted = {name: counting(name, tensor) for name, tensor in tensors.items()}
+    abstract = flatten(abstract_params(MODULE))
+    params = place(abstract, counted, MODULE, np.float32, lambda path, shape: sharding_of(path, shape, mesh))
+    held = 0
+    for path, leaf in params.items():
+        whole = gather(path, tensors, MODULE).load()
+        assert len(leaf.addressable_shards) == DEVICES, path
+        for shard in leaf.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole[shard.index], err_msg=path)
+        parts = {str(shard.index): shard.data.size for shard in leaf.addressable_shards}
+        held += sum(parts.values())
+    assert sum(read.values()) == held
+    total = sum(leaf.size for leaf in params.values())
+    assert abs(held / total - share) < 0.05, f"{held} of {total}"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
