@@ -38,9 +38,10 @@ def test_cut_keeps_order_and_pads_to_the_right():
         ("keep", [[0, 3, 4], [0, 1, 2], [1, 3, 4, 5]]),
         ("renumber", [[0, 1, 2], [0, 1, 2], [0, 1, 2, 3]]),
     ):
-        y, after, stand = cut.apply(Cut(V, mode), 4, x, kinds, positions)
-        np.testing.assert_array_equal(after, [[T, R, T, P], [T, T, T, P], [T, R, R, T]])
+        above = cut.apply(Cut(V, mode), 4, cut.Stream(x, kinds, positions, origin=positions))
+        np.testing.assert_array_equal(above.kinds, [[T, R, T, P], [T, T, T, P], [T, R, R, T]])
         for row, where in enumerate(expected):
-            assert stand[row, : len(where)].tolist() == where
-        assert y[0, :3, 0].tolist() == [0, 3, 4]
-        assert y[2, :, 0].tolist() == [13, 15, 16, 17]
+            assert above.positions[row, : len(where)].tolist() == where
+        assert above.origin[0, :3].tolist() == [0, 3, 4]
+        assert above.x[0, :3, 0].tolist() == [0, 3, 4]
+        assert above.x[2, :, 0].tolist() == [13, 15, 16, 17]

@@ -1,10 +1,21 @@
 """Cuts on arrays. One gather serves every cut; array order stays sequence order, so that plain causal
 attention is right on both sides."""
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from victor_jax.compression.plan import Cut, Kind
+
+
+@flax.struct.dataclass
+class Stream:
+    """What flows up the tower, position by position."""
+
+    x: jax.Array  # [B, T, D]
+    kinds: jax.Array  # int32 [B, T]: Kind
+    positions: jax.Array  # int32 [B, T]: RoPE position
+    origin: jax.Array  # int32 [B, T]: where it stood at the bottom, to find what belongs to it (a label)
 
 
 def survivors(stays: jax.Array, length: int) -> jax.Array:
@@ -18,15 +29,13 @@ def take(array: jax.Array, order: jax.Array) -> jax.Array:
     return jnp.take_along_axis(array, order, axis=1)
 
 
-def apply(
-    cut: Cut, length: int, x: jax.Array, kinds: jax.Array, positions: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x [B, T, D], kinds and positions int32 [B, T] -> the same three at `length`, padding to the right."""
-    stays = (kinds != Kind.PADDING) & (kinds != cut.drop)
+def apply(cut: Cut, length: int, stream: Stream) -> Stream:
+    """The stream at `length`, rows closed up to the left, padding to the right."""
+    stays = (stream.kinds != Kind.PADDING) & (stream.kinds != cut.drop)
     order = survivors(stays, length)
-    kinds = jnp.where(take(stays, order), take(kinds, order), Kind.PADDING)
+    kinds = jnp.where(take(stays, order), take(stream.kinds, order), Kind.PADDING)
     if cut.positions == "keep":
-        positions = take(positions, order)
+        positions = take(stream.positions, order)
     else:
-        positions = jnp.broadcast_to(jnp.arange(length, dtype=positions.dtype)[None], kinds.shape)
-    return take(x, order), kinds, positions
+        positions = jnp.broadcast_to(jnp.arange(length, dtype=stream.positions.dtype)[None], kinds.shape)
+    return Stream(take(stream.x, order), kinds, positions, take(stream.origin, order))

@@ -1,7 +1,7 @@
 """The staged language tower: runs of layers, each at one static length with a KV cache of its own length."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -11,10 +11,16 @@ import jax.numpy as jnp
 from victor_jax.compression import cut
 from victor_jax.compression.plan import Kind, Plan
 from victor_jax.models.config import LanguageConfig
-from victor_jax.models.layers import Dense, RMSNorm
+from victor_jax.models.layers import Dense, Lora, RMSNorm
 from victor_jax.ops.attention import Implementation, attention
 from victor_jax.ops.rope import inverse_frequencies, rotate, rotation
 
+Remat = Literal["none", "full", "dots"]
+# What the backward pass finds stored, per layer: nothing but the layer's input, or its matrix products too.
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 EMPTY = -1  # the position of a cache slot that holds nothing
 
 
@@ -45,6 +51,7 @@ class LanguageAttention(nn.Module):
     config: LanguageConfig
     dtype: Any
     implementation: Implementation
+    lora: Lora | None
 
     @nn.compact
     def __call__(
@@ -53,7 +60,7 @@ class LanguageAttention(nn.Module):
         c = self.config
 
         def heads(name: str, count: int) -> jax.Array:
-            y = Dense(count * c.head_dim, c.qkv_bias, self.dtype, name=name)(x)
+            y = Dense(count * c.head_dim, c.qkv_bias, self.dtype, self.lora, name=name)(x)
             return y.reshape(*x.shape[:2], count, c.head_dim)
 
         q = rotate(heads("q", c.heads), view.cosine, view.sine)
@@ -67,7 +74,7 @@ class LanguageAttention(nn.Module):
             k, v = (jax.lax.dynamic_index_in_dim(m, layer, keepdims=False) for m in memory)
             y = attention(q, k, v, causal=False, mask=view.mask)
         y = y.reshape(*x.shape[:2], c.heads * c.head_dim)
-        return Dense(c.width, False, self.dtype, name="o")(y), memory
+        return Dense(c.width, False, self.dtype, self.lora, name="o")(y), memory
 
 
 def remember(memory: Memory, layer: jax.Array, slot: jax.Array | None, k: jax.Array, v: jax.Array) -> Memory:
@@ -84,18 +91,20 @@ def remember(memory: Memory, layer: jax.Array, slot: jax.Array | None, k: jax.Ar
 class LanguageMLP(nn.Module):
     width: int
     dtype: Any
+    lora: Lora | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
-        gate = Dense(self.width, False, self.dtype, name="gate")(x)
-        up = Dense(self.width, False, self.dtype, name="up")(x)
-        return Dense(x.shape[-1], False, self.dtype, name="down")(jax.nn.silu(gate) * up)
+        gate = Dense(self.width, False, self.dtype, self.lora, name="gate")(x)
+        up = Dense(self.width, False, self.dtype, self.lora, name="up")(x)
+        return Dense(x.shape[-1], False, self.dtype, self.lora, name="down")(jax.nn.silu(gate) * up)
 
 
 class LanguageLayer(nn.Module):
     config: LanguageConfig
     dtype: Any
     implementation: Implementation
+    lora: Lora | None
 
     @nn.compact
     def __call__(
@@ -104,10 +113,12 @@ class LanguageLayer(nn.Module):
         x, memory = carry
         c = self.config
         y = RMSNorm(c.norm_eps, name="norm1")(x)
-        y, memory = LanguageAttention(c, self.dtype, self.implementation, name="attention")(y, memory, layer, view)
+        y, memory = LanguageAttention(c, self.dtype, self.implementation, self.lora, name="attention")(
+            y, memory, layer, view
+        )
         x = x + y
         y = RMSNorm(c.norm_eps, name="norm2")(x)
-        return (x + LanguageMLP(c.mlp_width, self.dtype, name="mlp")(y), memory), None
+        return (x + LanguageMLP(c.mlp_width, self.dtype, self.lora, name="mlp")(y), memory), None
 
 
 class LanguageTower(nn.Module):
@@ -115,6 +126,8 @@ class LanguageTower(nn.Module):
     plan: Plan
     dtype: Any
     implementation: Implementation
+    remat: Remat = "none"
+    lora: Lora | None = None
 
     def setup(self) -> None:
         c = self.config
@@ -125,41 +138,40 @@ class LanguageTower(nn.Module):
             self.head = self.param("head", nn.initializers.normal(0.02), (c.width, c.vocabulary))
 
     def _stage(self, layers: int) -> nn.Module:
+        layer = LanguageLayer
+        if self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         scanned = nn.scan(
-            LanguageLayer,
+            layer,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=layers,
         )
-        return scanned(self.config, self.dtype, self.implementation)
+        return scanned(self.config, self.dtype, self.implementation, self.lora)
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """ids int32 [B, T] -> [B, T, D]."""
         return self.embedding.astype(self.dtype)[ids]
 
     def __call__(
-        self,
-        x: jax.Array,  # [B, T, D]
-        kinds: jax.Array,  # int32 [B, T]
-        positions: jax.Array,  # int32 [B, T]
-        lengths: tuple[int, ...],
-        room: int | None = None,
-    ) -> tuple[jax.Array, jax.Array, list[StageCache]]:
-        """A full pass through the plan -> states and kinds at the top [B, lengths[-1]], and the caches.
+        self, stream: cut.Stream, lengths: tuple[int, ...], room: int | None = None
+    ) -> tuple[cut.Stream, list[StageCache]]:
+        """A full pass through the plan -> the stream at the top, `lengths[-1]` long, and the caches.
 
         `room` is how many new tokens the caches shall hold; None keeps no caches.
         """
         caches = []
         for i, length in enumerate(lengths):
             if i > 0:
-                x, kinds, positions = cut.apply(self.plan.cuts[i - 1], length, x, kinds, positions)
-            cache = None if room is None else self._empty_cache(i, kinds, positions, room)
+                stream = cut.apply(self.plan.cuts[i - 1], length, stream)
+            cache = None if room is None else self._empty_cache(i, stream, room)
             memory = (cache.keys, cache.values) if cache else None
-            x, memory = self._run(i, x, memory, self._view(positions))
+            x, memory = self._run(i, stream.x, memory, self._view(stream.positions))
+            stream = replace(stream, x=x)
             if cache and memory:
                 caches.append(replace(cache, keys=memory[0], values=memory[1]))
-        return self.norm(x), kinds, caches
+        return replace(stream, x=self.norm(stream.x)), caches
 
     def decode(self, x: jax.Array, caches: list[StageCache], step: jax.Array) -> tuple[jax.Array, list[StageCache]]:
         """x [B, 1, D] of the new token number `step` -> its state at the top [B, 1, D], the caches with it."""
@@ -177,8 +189,12 @@ class LanguageTower(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """x [B, T, D] -> float32 [B, T, W]."""
+        return jnp.einsum("BTD,DW->BTW", x, self.head_kernel(), preferred_element_type=jnp.float32)
+
+    def head_kernel(self) -> jax.Array:
+        """[D, W] in the compute dtype."""
         head = self.embedding.T if self.config.tied_embeddings else self.head
-        return jnp.einsum("BTD,DW->BTW", x, head.astype(self.dtype), preferred_element_type=jnp.float32)
+        return head.astype(self.dtype)
 
     def _run(self, stage: int, x: jax.Array, memory: Memory, view: View) -> tuple[jax.Array, Memory]:
         layers = self.stages[stage]
@@ -204,9 +220,9 @@ class LanguageTower(nn.Module):
     def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotation(positions, inverse_frequencies(self.config.rope, self.config.head_dim))
 
-    def _empty_cache(self, stage: int, kinds: jax.Array, positions: jax.Array, room: int) -> StageCache:
-        c, (rows, length) = self.config, kinds.shape
+    def _empty_cache(self, stage: int, stream: cut.Stream, room: int) -> StageCache:
+        c, (rows, length) = self.config, stream.kinds.shape
         shape = (self.plan.stages[stage], rows, length + room, c.kv_heads, c.head_dim)
-        stand = jnp.where(kinds == Kind.PADDING, EMPTY, positions)
+        stand = jnp.where(stream.kinds == Kind.PADDING, EMPTY, stream.positions)
         stand = jnp.pad(stand, ((0, 0), (0, room)), constant_values=EMPTY)
         return StageCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), stand, prefilled=length)

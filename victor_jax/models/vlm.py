@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from victor_jax.compression import cut
 from victor_jax.compression.plan import Compression, Kind
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.language import LanguageTower, StageCache
+from victor_jax.models.language import LanguageTower, Remat, StageCache
+from victor_jax.models.layers import Lora
 from victor_jax.models.projector import Projector
 from victor_jax.models.sequence import Sequence
 from victor_jax.models.vision import VisionTower
 from victor_jax.ops.attention import Implementation
+from victor_jax.ops.losses import IGNORE, cross_entropy
 
 REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own embedding scale
 
@@ -27,12 +29,16 @@ class VLMModule(nn.Module):
     compression: Compression
     dtype: Any = jnp.float32
     implementation: Implementation = "xla"
+    remat: Remat = "none"
+    lora: Lora | None = None
 
     def setup(self) -> None:
         c = self.config
         self.vision = VisionTower(c.vision, c.feature_levels, c.keep_class_token, self.dtype, self.implementation)
         self.projector = Projector(c.projector, c.language.width, self.dtype)
-        self.language = LanguageTower(c.language, self.compression.plan, self.dtype, self.implementation)
+        self.language = LanguageTower(
+            c.language, self.compression.plan, self.dtype, self.implementation, self.remat, self.lora
+        )
         if self.compression.registers:
             shape = (self.compression.registers, c.language.width)
             self.registers = self.param("registers", nn.initializers.normal(REGISTER_STD), shape)
@@ -61,18 +67,20 @@ class VLMModule(nn.Module):
             x = jnp.where(here, self.registers.astype(self.dtype)[which], x)
         return x
 
-    def states(
+    def run(
         self,
         sequence: Sequence,
         pixels: jax.Array | None,
         slots: jax.Array | None,
         lengths: tuple[int, ...],
         room: int | None = None,
-    ) -> tuple[jax.Array, jax.Array, list[StageCache]]:
-        """A full pass -> states and kinds at the top, and the caches (see LanguageTower)."""
+    ) -> tuple[cut.Stream, list[StageCache]]:
+        """A full pass -> the stream at the top, and the caches (see LanguageTower)."""
         visual = None if pixels is None or slots is None else self.visual_tokens(pixels, slots)
         x = self.embed(sequence, visual)
-        return self.language(x, sequence.kinds, sequence.positions, lengths, room)
+        origin = jnp.broadcast_to(jnp.arange(x.shape[1])[None], sequence.kinds.shape)
+        stream = cut.Stream(x, sequence.kinds, sequence.positions, origin)
+        return self.language(stream, lengths, room)
 
     def __call__(
         self,
@@ -83,10 +91,27 @@ class VLMModule(nn.Module):
         text_length: int,
     ) -> jax.Array:
         """float32 [B, text_length, W]: logits of each row's text positions in their order, then zeros."""
-        x, kinds, _ = self.states(sequence, pixels, slots, lengths)
-        order = cut.survivors(kinds == Kind.TEXT, text_length)
-        is_text = cut.take(kinds, order) == Kind.TEXT
-        return jnp.where(is_text[..., None], self.language.logits(cut.take(x, order)), 0.0)
+        top, _ = self.run(sequence, pixels, slots, lengths)
+        order = cut.survivors(top.kinds == Kind.TEXT, text_length)
+        is_text = cut.take(top.kinds, order) == Kind.TEXT
+        return jnp.where(is_text[..., None], self.language.logits(cut.take(top.x, order)), 0.0)
+
+    def loss(
+        self,
+        sequence: Sequence,
+        pixels: jax.Array | None,
+        slots: jax.Array | None,
+        targets: jax.Array,  # int32 [B, T]: the id that each position must predict, IGNORE elsewhere
+        lengths: tuple[int, ...],
+        chunk: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """float32 [B] summed negative log-likelihood of each row, int32 [B] supervised positions of it.
+
+        A position that a cut ends takes its target with it (VTW: the token right after the image).
+        """
+        top, _ = self.run(sequence, pixels, slots, lengths)
+        targets = jnp.where(top.kinds == Kind.PADDING, IGNORE, cut.take(targets, top.origin))
+        return cross_entropy(top.x, self.language.head_kernel(), targets, chunk)
 
     def prefill(
         self,
@@ -97,9 +122,9 @@ class VLMModule(nn.Module):
         room: int,
     ) -> tuple[jax.Array, list[StageCache]]:
         """float32 [B, W]: logits after each row's last position, and the caches with room for new tokens."""
-        x, kinds, caches = self.states(sequence, pixels, slots, lengths, room)
-        last = (kinds != Kind.PADDING).sum(axis=1, keepdims=True) - 1
-        return self.language.logits(cut.take(x, last))[:, 0], caches
+        top, caches = self.run(sequence, pixels, slots, lengths, room)
+        last = (top.kinds != Kind.PADDING).sum(axis=1, keepdims=True) - 1
+        return self.language.logits(cut.take(top.x, last))[:, 0], caches
 
     def decode(self, token: jax.Array, caches: list[StageCache], step: jax.Array) -> tuple[jax.Array, list[StageCache]]:
         """token int32 [B], the new token number `step` -> float32 [B, W] logits after it, and the caches."""
