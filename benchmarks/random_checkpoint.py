@@ -10,51 +10,12 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
-from victor_jax.ops.rope import Rope
+from victor_jax.models.sizes import SIZES
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.tensors import Index, Tensor
 from victor_jax.weights.write import write_checkpoint
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-
-
-def llava(width: int, mlp_width: int, depth: int, vision: VisionConfig) -> VLMConfig:
-    """LLaVA-1.5 as Hugging Face exports it: vocabulary padded to 32064, image token 32000."""
-    language = LanguageConfig(
-        family="llama",
-        width=width,
-        mlp_width=mlp_width,
-        depth=depth,
-        heads=width // 128,
-        kv_heads=width // 128,
-        head_dim=128,
-        vocabulary=32064,
-        norm_eps=1e-5,
-        rope=Rope(10000.0),
-        qkv_bias=False,
-        tied_embeddings=False,
-        sliding_window=None,
-        max_positions=4096,
-    )
-    return VLMConfig(
-        vision=vision,
-        projector=ProjectorConfig("mlp", bias=True),
-        language=language,
-        feature_levels=(vision.depth - 1,),
-        keep_class_token=False,
-        image_token=32000,
-        pad_token=32001,
-        end_tokens=(2,),
-    )
-
-
-CLIP_L_336 = VisionConfig(1024, 4096, 24, 16, 336, 14, "quick_gelu", 1e-5)
-SIZES = {
-    "7b": llava(4096, 11008, 32, CLIP_L_336),
-    "13b": llava(5120, 13824, 40, CLIP_L_336),
-    "small": llava(256, 688, 4, VisionConfig(64, 256, 4, 1, 56, 14, "quick_gelu", 1e-5)),
-}
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

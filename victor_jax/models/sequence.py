@@ -25,6 +25,15 @@ class Sequence:
     positions: IntArray  # RoPE position: the running count of what stands in the row
 
 
+@flax.struct.dataclass
+class Batch:
+    """What a training step reads. Rows are independent; a filler row is all padding."""
+
+    sequence: Sequence  # [B, T]
+    targets: IntArray  # int32 [B, T]: the id that each position must predict, IGNORE elsewhere
+    pixels: Any  # uint8 [B, images per row, 3, size, size], or None
+
+
 def lay_out(
     input_ids: np.ndarray,  # int [B, T], each image its placeholder repeated once per visual token
     attention_mask: np.ndarray,  # int or bool [B, T], 0 = padding

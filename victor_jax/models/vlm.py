@@ -43,12 +43,16 @@ class VLMModule(nn.Module):
             shape = (self.compression.registers, c.language.width)
             self.registers = self.param("registers", nn.initializers.normal(REGISTER_STD), shape)
 
-    def visual_tokens(self, pixels: jax.Array, slots: jax.Array) -> jax.Array:
-        """pixels [I, 3, size, size], slots int32 [B, images per row] -> [B, V, D], row by row."""
+    def visual_tokens(self, pixels: jax.Array, slots: jax.Array | None, rows: int) -> jax.Array:
+        """pixels [I, 3, size, size] -> [B, V, D], row by row.
+
+        slots int32 [B, images per row] says which image stands where; None: equally many in each row, in order.
+        """
         with jax.named_scope("vision"):
             tokens = self.projector(self.vision(pixels.astype(self.dtype)))
-        tokens = tokens[slots]
-        return tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+        if slots is not None:
+            tokens = tokens[slots]
+        return tokens.reshape(rows, -1, tokens.shape[-1])
 
     def embed(self, sequence: Sequence, visual: jax.Array | None) -> jax.Array:
         """Each position's input state [B, T, D], drawn from the source that its kind names."""
@@ -76,7 +80,8 @@ class VLMModule(nn.Module):
         room: int | None = None,
     ) -> tuple[cut.Stream, list[StageCache]]:
         """A full pass -> the stream at the top, and the caches (see LanguageTower)."""
-        visual = None if pixels is None or slots is None else self.visual_tokens(pixels, slots)
+        rows = sequence.kinds.shape[0]
+        visual = None if pixels is None else self.visual_tokens(pixels, slots, rows)
         x = self.embed(sequence, visual)
         origin = jnp.broadcast_to(jnp.arange(x.shape[1])[None], sequence.kinds.shape)
         stream = cut.Stream(x, sequence.kinds, sequence.positions, origin)
@@ -99,8 +104,7 @@ class VLMModule(nn.Module):
     def loss(
         self,
         sequence: Sequence,
-        pixels: jax.Array | None,
-        slots: jax.Array | None,
+        pixels: jax.Array | None,  # [B * images per row, 3, size, size]
         targets: jax.Array,  # int32 [B, T]: the id that each position must predict, IGNORE elsewhere
         lengths: tuple[int, ...],
         chunk: int,
@@ -109,7 +113,7 @@ class VLMModule(nn.Module):
 
         A position that a cut ends takes its target with it (VTW: the token right after the image).
         """
-        top, _ = self.run(sequence, pixels, slots, lengths)
+        top, _ = self.run(sequence, pixels, None, lengths)
         targets = jnp.where(top.kinds == Kind.PADDING, IGNORE, cut.take(targets, top.origin))
         return cross_entropy(top.x, self.language.head_kernel(), targets, chunk)
 

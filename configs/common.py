@@ -1,0 +1,112 @@
+"""What all recipes share: LLaVA-1.5's values, and how a recipe's argument is read.
+
+    configs/finetune.py:registers=8,layer=3,size=13b,recipe=paper,runlocal
+
+Sources: [llava] haotian-liu/LLaVA scripts/v1_5/*.sh and the defaults of the Hugging Face Trainer under them;
+[victor] arXiv 2410.14072, section 4.1; [ours] our own choice.
+"""
+
+from ml_collections import ConfigDict
+
+METHODS = ("victor", "vtw", "full")
+
+
+def base(argument: str) -> tuple[ConfigDict, dict[str, str]]:
+    """The shared configuration, and the fields of the argument that a recipe reads itself."""
+    given = _parse(argument)
+    config = ConfigDict()
+    config.recipe = given.get("recipe", "llava")
+    config.size = given.get("size", "7b")
+    config.init_from = ""
+    config.vision_from = ""
+    config.projector_from = ""
+    config.compression = _compression(given)
+    config.total_steps = 0
+    config.epochs = 1  # [llava]
+    config.micro_batches = 1
+    config.seed = 42  # [llava] the Trainer's default
+    config.dtype = "bfloat16"  # [llava]
+    config.param_dtype = "float32"  # [ours] AdamW at 2e-5 loses its updates in bfloat16
+    config.remat = "full"  # [llava] gradient checkpointing
+    config.loss_chunk = 512  # [ours]
+    config.attention = "xla"
+    config.log_every = 1
+    config.wandb = False
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    config.data = ConfigDict(
+        {
+            "path": "",
+            "images": "",
+            "template": "vicuna_v1",
+            "tokenizer": "",
+            "aspect": "pad",
+            "max_length": 2048,  # [llava]
+            "workers": 4,
+            "max_bad_rows": 1000,  # [ours]
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 2e-5,
+            "projector_learning_rate": 0.0,
+            "warmup_ratio": 0.03,  # [llava]
+            "weight_decay": 0.0,  # [llava] [victor]
+            "b1": 0.9,  # [llava] the Trainer's defaults, from here on
+            "b2": 0.999,
+            "eps": 1e-8,
+            "clip_norm": 1.0,
+        }
+    )
+    config.lora = ConfigDict({"rank": 0, "alpha": 256.0, "dropout": 0.05})
+    config.checkpoint = ConfigDict({"every": 500, "keep_last": 2, "keep_every": 0})
+    config.evaluation = ConfigDict({"every": 0, "rows": 0})
+    config.bad_step = ConfigDict({"action": "stop", "spike_factor": 0.0, "most": 20})
+    return config, given
+
+
+def shrink(config: ConfigDict) -> None:
+    """`runlocal`: the same recipe on made-up data with a small random model, in a minute on a laptop."""
+    config.size = "small"
+    config.init_from = "random"
+    config.total_steps = 12
+    config.batch_size = 8
+    config.dtype = "float32"
+    config.remat = "none"
+    config.data.path = "sample"
+    config.data.max_length = 128
+    config.data.workers = 0
+    config.optimizer.learning_rate = 1e-3
+    config.checkpoint.every = 4
+    config.evaluation = ConfigDict({"every": 6, "rows": 8})
+    config.lora.rank = min(config.lora.rank, 4)
+
+
+def _parse(argument: str) -> dict[str, str]:
+    given = {}
+    for part in filter(None, argument.split(",")):
+        key, equals, value = part.partition("=")
+        if key in METHODS and not equals:
+            key, value = "method", key
+        elif key == "runlocal" and not equals:
+            value = "yes"
+        elif key not in ("registers", "layer", "positions", "size", "recipe") or not value:
+            raise ValueError(
+                f"{part!r} is no argument of a recipe: write registers=M, layer=k, positions=keep or renumber, "
+                f"size=7b or 13b, recipe=llava or paper, runlocal, {', '.join(METHODS)}"
+            )
+        given[key] = value
+    for key, allowed in (("size", ("7b", "13b")), ("recipe", ("llava", "paper"))):
+        if given.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"{key}={given[key]} must be {' or '.join(allowed)}")
+    return given
+
+
+def _compression(given: dict[str, str]) -> str:
+    method = given.get("method", "victor")
+    if method == "full":
+        return "full"
+    fields = {"registers": given.get("registers", "8")} if method == "victor" else {}
+    fields["layer"] = given.get("layer", "3" if method == "victor" else "16")  # [victor] k = 3; VTW: 16 of 32
+    if "positions" in given:
+        fields["positions"] = given["positions"]
+    return f"{method}:" + ",".join(f"{key}={value}" for key, value in fields.items())

@@ -1,0 +1,1 @@
+"""The training step and what surrounds it: optimizer, checkpoints, metrics, the clock."""
