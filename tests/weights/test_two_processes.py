@@ -3,6 +3,7 @@
 Run as a script, this file is one of the two processes.
 """
 
+import os
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ CONFIG = replace(SIZES["small"], image_token=250, language=replace(SIZES["small"
 METHOD = "victor:registers=4,layer=2"
 MODULE = VLMModule(CONFIG, parse(METHOD, CONFIG.language.depth))
 DEVICES = 4  # of each process
-SECONDS = 120
+SECONDS = 240
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -60,26 +61,34 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_processes_hold_and_answer_like_one(folder: Path, tmp_path: Path) -> None:
+def run_both(folder: Path, out: Path) -> None:
+    """The two processes, to their end or the time limit; what they print is shown where one fails."""
+    environment = os.environ | {"PYTHONPATH": str(Path(victor_jax.__file__).parents[1])}
     port = free_port()
-    commands = [[sys.executable, __file__, str(process), str(port), str(folder), str(tmp_path)] for process in (0, 1)]
-    root = Path(victor_jax.__file__).parents[1]
-    children = [
-        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for command in commands
-    ]
+    children, logs = [], [out / "0.log", out / "1.log"]
     try:
-        said = [child.communicate(timeout=SECONDS)[0] for child in children]
+        for process, log in enumerate(logs):
+            command = [sys.executable, __file__, str(process), str(port), str(folder), str(out)]
+            with log.open("w") as file:
+                children.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
+        codes = [child.wait(SECONDS) for child in children]
+    except subprocess.TimeoutExpired:
+        codes = ["too long"]
     finally:
         for child in children:
             child.kill()
-    for child, text in zip(children, said, strict=True):
-        assert child.returncode == 0, text
+            child.wait()
+    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
+
+
+def test_two_processes_hold_and_answer_like_one(folder: Path, tmp_path: Path) -> None:
+    run_both(folder, tmp_path)
     alone = victor_jax.load(folder, dtype="float32")
+    logits, tokens = alone.logits(**batch()), alone.generate_ids(**batch(), max_new_tokens=3)
     for process in (0, 1):
         found = np.load(tmp_path / f"{process}.npz")
-        np.testing.assert_allclose(found["logits"], alone.logits(**batch()), atol=1e-5)
-        np.testing.assert_array_equal(found["tokens"], alone.generate_ids(**batch(), max_new_tokens=3))
+        np.testing.assert_allclose(found["logits"], logits, atol=1e-5)
+        np.testing.assert_array_equal(found["tokens"], tokens)
 
 
 def main(process: int, port: int, folder: str, out: str) -> None:

@@ -18,6 +18,7 @@ from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Sequence, image_slots, images_per_row, lay_out
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Implementation, check_implementation
+from victor_jax.sharding.mesh import fetch
 from victor_jax.sharding.mesh import rows as row_sharding
 from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import fresh
@@ -116,7 +117,7 @@ class VLM:
     @property
     def registers(self) -> np.ndarray | None:
         """[M, width], or None."""
-        return np.asarray(self.params[REGISTERS]) if REGISTERS in self.params else None
+        return fetch(self.params[REGISTERS]) if REGISTERS in self.params else None
 
     def logits(
         self,
@@ -135,7 +136,7 @@ class VLM:
             batch,
             text_length=min(round_up(longest, LENGTH_MULTIPLE), batch.lengths[-1]),
         )
-        return np.asarray(out)[:, :longest]
+        return fetch(out)[:, :longest]
 
     def generate_ids(
         self,
@@ -165,7 +166,7 @@ class VLM:
             pad_token=self.config.pad_token,
             greedy=temperature == 0,
         )
-        return np.asarray(tokens)
+        return fetch(tokens)
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""

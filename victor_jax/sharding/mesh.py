@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from victor_jax.errors import UserError
@@ -25,3 +27,8 @@ def rows(mesh: Mesh, count: int) -> NamedSharding:
     """Where an array of `count` rows lies: cut over the batch axes where they divide it, else everywhere whole."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return NamedSharding(mesh, PartitionSpec(BATCH) if count % parts == 0 else PartitionSpec())
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole array on this host. Where other processes hold parts of it, all of them must ask."""
+    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
