@@ -3,11 +3,28 @@
 import subprocess
 import sys
 
-BLOCKED = "grain ml_collections orbax tensorstore transformers safetensors tokenizers PIL torch tqdm".split()
-BENCHMARKED = """
-victor_jax.ops.attention victor_jax.ops.norms victor_jax.ops.rope victor_jax.models.vlm victor_jax.compression.spec
-victor_jax.sharding.mesh victor_jax.sharding.rules victor_jax.inference.generate
-""".split()
+BLOCKED = [
+    "grain",
+    "ml_collections",
+    "orbax",
+    "tensorstore",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "PIL",
+    "torch",
+    "tqdm",
+]
+BENCHMARKED = [
+    "victor_jax.ops.attention",
+    "victor_jax.models.vlm",
+    "victor_jax.models.sizes",
+    "victor_jax.compression.spec",
+    "victor_jax.sharding.mesh",
+    "victor_jax.sharding.rules",
+    "victor_jax.inference.generate",
+    "victor_jax.training.step",
+]
 
 
 def run(code):

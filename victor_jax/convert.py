@@ -4,6 +4,7 @@ Tensors pass one by one: memory stays far below the size of the checkpoint.
 """
 
 import argparse
+import logging
 import signal
 import sys
 import warnings
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of an error that we print
     try:
         convert(
             given.source,

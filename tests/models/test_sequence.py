@@ -47,7 +47,7 @@ def test_image_slots_follow_reading_order():
 
 
 def test_a_part_of_an_image_is_refused():
-    with pytest.raises(UserError, match="row 1 .* 4 image tokens in a row.* gives 3 per image"):
+    with pytest.raises(UserError, match=r"row 1 .* 4 image tokens in a row.* gives 3 per image"):
         laid([[5, IMAGE, IMAGE, IMAGE, 6, 7], [IMAGE] * 4 + [5, 6]])
 
 

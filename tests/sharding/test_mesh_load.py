@@ -1,7 +1,6 @@
 """A model over eight devices is the model on one: parameters, answers and the folder it saves."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,15 +23,6 @@ MESHES = [(1, 8, 1), (2, 2, 2), (8, 1, 1)]
 ROWS = [[3, 4], [9], [2, 2, 5], [1, 7], [12], [2, 3, 4], [5, 5], [2, 6]]
 
 Batch = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compile() -> Iterator[None]:
-    """A third of the time: these programs are compiled for many devices and run once."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

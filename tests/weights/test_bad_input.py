@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -392,8 +394,8 @@ def test_a_part_that_is_there_already(layout, name, net, clip, tmp_path):
 
 def mark_as_victor(folder, compression="victor:registers=4,layer=2", registers=(4, 64)):
     (folder / "victor.json").write_text(json.dumps({"compression": compression}))
-    if registers:
-        save_file({"registers": np.ones(registers, np.float32)}, folder / "victor.safetensors")
+    if registers is not None:
+        save_file({"registers": np.full(registers, 0.5, np.float32)}, folder / "victor.safetensors")
 
 
 def test_registers_of_another_count(hf):
@@ -410,14 +412,9 @@ def test_lost_registers(hf):
 
 @pytest.mark.parametrize("shape", [(4, 32), (256,), ()])
 def test_wrongly_shaped_registers(shape, hf):
-    mark_as_victor(hf, registers=shape) if shape else save_scalar_registers(hf)
+    mark_as_victor(hf, registers=shape)
     with refused(r"holds registers as .* where \(M, 64\) is expected"):
         open_checkpoint(hf)
-
-
-def save_scalar_registers(folder):
-    mark_as_victor(folder, registers=None)
-    save_file({"registers": np.float32(1).reshape(())}, folder / "victor.safetensors")
 
 
 def test_a_side_file_that_names_no_compression(hf):
@@ -529,6 +526,36 @@ def test_a_destination_that_is_a_file_stays_untouched(whole, tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_a_destination_within_a_file(whole, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with refused(r"file/out cannot be written: .*Not a directory"):
+        convert(whole, tmp_path / "file" / "out", "hf")
+
+
+def test_a_link_to_an_empty_destination_is_followed(whole, tmp_path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "room")
+    convert(whole, tmp_path / "out", "llava")
+    assert (tmp_path / "out").is_symlink()
+    assert open_checkpoint(tmp_path / "room").format == "llava"
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 50 kB: the nearest thing to a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_a_disk_that_is_full(to, whole, tmp_path, small_files):
+    with refused(r"out cannot be written: .*File too large"):
+        convert(whole, tmp_path / "out", to)
+    assert not left_in(tmp_path)
+
+
 def test_an_empty_destination_is_filled(whole, tmp_path):
     (tmp_path / "out").mkdir()
     convert(whole, tmp_path / "out", "llava")
@@ -602,7 +629,9 @@ def load_all(folder):
 
 def data_file(folder):
     """The largest file: arrays lie in it."""
-    return max((file for file in (folder / "params").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    return max(
+        (file for file in (folder / "params").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+    )
 
 
 @pytest.mark.parametrize(
@@ -643,8 +672,31 @@ def test_a_config_of_ours_that_cannot_be_read(change, pattern, ours):
 # --- SIGTERM --------------------------------------------------------------------------------------------------------
 
 
+def vast_checkpoint(folder):
+    """Half a gigabyte of zeros that takes no room on the disk: a file with a hole. Slow enough to be caught at work."""
+    net = layouts.model("llama_tied")
+    config = net.config.to_dict()
+    config["text_config"]["vocab_size"] = 2**21
+    layouts.write_config(folder, config)
+    header, offset = {}, 0
+    for key, tensor in drop(state(net, "4.x on disk"), "lm_head").items():
+        shape = [2**21, 64] if "embed_tokens" in key else list(tensor.shape)
+        end = offset + 4 * math.prod(shape)
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(folder / "model.safetensors", 8 + len(text) + offset)
+
+
 @pytest.mark.parametrize("to", ["llava", "orbax"])
-def test_a_terminated_conversion_leaves_nothing(to, net, tmp_path):
-    """Slow enough to be caught at work: a gigabyte of embeddings, which take no room on the disk that they come from."""
-    rows = 2**22
-    vast = torch.empty(0)
+def test_a_terminated_conversion_leaves_nothing(to, tmp_path):
+    vast_checkpoint(tmp_path / "hf")
+    command = [sys.executable, "-m", "victor_jax.convert", tmp_path / "hf", tmp_path / "out", f"--to={to}"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "out.partial").exists():
+            assert process.poll() is None, "ended before it could be caught"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+    assert left_in(tmp_path) == ["hf"]

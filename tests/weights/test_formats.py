@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import signal
 import warnings
 from dataclasses import replace
@@ -423,9 +424,10 @@ def test_saving_keeps_the_tensors_that_no_layer_runs(hf, truth, tmp_path):
 @pytest.fixture
 def command():
     """The command line, which owns its process: what it sets is put back."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, absl = signal.getsignal(signal.SIGTERM), logging.getLogger("absl")
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, handler)
+        stack.callback(absl.setLevel, absl.level)
         warnings.simplefilter("always")
         yield main
 

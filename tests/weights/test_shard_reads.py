@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.random_checkpoint import SIZES
 from victor_jax.compression.spec import parse
+from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.sharding.rules import sharding_of
@@ -97,8 +97,8 @@ def test_each_device_asks_the_file_for_its_shard_and_nothing_else(
     tensors = open_counted(format, folders, log)
     mesh = make_mesh(fsdp=4, tensor=2)
     for path, shape in PARAMETERS.items():
-        leaf = gather(path, tensors, MODULE)
-        whole = gather(path, {name: from_array(array) for name, array in source.items()}, MODULE).load()
+        leaf = gather(path, tensors, MODULE, np.float32)
+        whole = gather(path, {name: from_array(array) for name, array in source.items()}, MODULE, np.float32).load()
         for index in sharding_of(path, shape, mesh).devices_indices_map(shape).values():
             log.clear()
             shard = leaf.read(tuple(slice(*part.indices(n)) for part, n in zip(index, shape, strict=True)))
@@ -113,8 +113,11 @@ def test_a_process_reads_every_byte_once_however_many_devices_hold_it(
     log: list[int] = []
     tensors = open_counted("hf", folders, log)
     mesh = make_mesh(**axes)
-    abstract = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in PARAMETERS.items()}
-    params = place(abstract, tensors, MODULE, np.float32, lambda path, shape: sharding_of(path, shape, mesh))
+    abstract = {
+        path: jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding_of(path, shape, mesh))
+        for path, shape in PARAMETERS.items()
+    }
+    params = place(abstract, tensors, MODULE)
     assert sum(log) == sum(leaf.nbytes for leaf in params.values())
 
 

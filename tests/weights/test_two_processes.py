@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import victor_jax
-from benchmarks.random_checkpoint import SIZES
 from victor_jax.compression.spec import parse
+from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.sharding.rules import sharding_of
@@ -123,11 +123,14 @@ def check_placement(folder: str, mesh: jax.sharding.Mesh, share: float) -> None:
 
     tensors = open_checkpoint(folder).tensors
     counted = {name: counting(name, tensor) for name, tensor in tensors.items()}
-    abstract = flatten(abstract_params(MODULE))
-    params = place(abstract, counted, MODULE, np.float32, lambda path, shape: sharding_of(path, shape, mesh))
+    abstract = {
+        path: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=sharding_of(path, leaf.shape, mesh))
+        for path, leaf in flatten(abstract_params(MODULE)).items()
+    }
+    params = place(abstract, counted, MODULE)
     held = 0
     for path, leaf in params.items():
-        whole = gather(path, tensors, MODULE).load()
+        whole = gather(path, tensors, MODULE, np.float32).load()
         assert len(leaf.addressable_shards) == DEVICES, path
         for shard in leaf.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[shard.index], err_msg=path)

@@ -1,7 +1,6 @@
 """The model as users hold it: load a folder, ask it, save it."""
 
 import contextlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from victor_jax.compression.plan import LENGTH_MULTIPLE, Compression, Kind, round_up
+from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, round_up
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
 from victor_jax.inference import generate
@@ -24,9 +23,9 @@ from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint, abstract_params
 from victor_jax.weights.names import REGISTERS, flatten, nest
-from victor_jax.weights.place import layers_of, place
+from victor_jax.weights.place import layers_of, place, spare
 from victor_jax.weights.read import open_checkpoint
-from victor_jax.weights.tensors import Tensor, from_array
+from victor_jax.weights.tensors import Tensor
 from victor_jax.weights.write import write_checkpoint
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -54,38 +53,17 @@ def load(
     check_implementation(attention, platform=device.platform, dtype=jnp.dtype(dtype))
     checkpoint = open_checkpoint(path, vision, projector, seed)
     method = parse(compression or checkpoint.compression, checkpoint.config.language.depth)
-    tensors = _with_registers(checkpoint, method, seed)
+    tensors = fresh.with_registers(checkpoint, method, seed)
     module = VLMModule(checkpoint.config, method, jnp.dtype(dtype), attention)
-    abstract = flatten(abstract_params(module))
-
-    def where(name: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
-        return jax.sharding.SingleDeviceSharding(device) if mesh is None else sharding_of(name, shape, mesh)
-
-    params = place(abstract, tensors, module, jnp.dtype(dtype), where)
-    held = layers_of(params, module)
-    spare = {name: from_array(t.load()) for name, t in tensors.items() if name not in held}
-    return VLM(module, params, mesh, spare, checkpoint.folder)
-
-
-def _with_registers(checkpoint: Checkpoint, method: Compression, seed: int) -> dict[str, Tensor]:
-    """The checkpoint's tensors with exactly the registers that the method needs."""
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != REGISTERS}
-    if not method.registers:
-        return tensors
-    if checkpoint.registers == method.registers:
-        return checkpoint.tensors
-    if checkpoint.registers:
-        raise UserError(
-            f"{checkpoint.folder} was trained with {checkpoint.registers} registers, {method.spec} asks for "
-            f"{method.registers}: registers of one count cannot serve another"
+    single = jax.sharding.SingleDeviceSharding(device)
+    abstract = {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape, dtype, sharding=single if mesh is None else sharding_of(path, leaf.shape, mesh)
         )
-    warnings.warn(
-        f"{checkpoint.folder} has no registers: {method.registers} are drawn from seed {seed} and untrained, so "
-        "answers under " + method.spec + " mean nothing before training",
-        stacklevel=3,
-    )
-    drawn = fresh.registers(method.registers, checkpoint.config.language.width, seed)
-    return tensors | {REGISTERS: from_array(drawn)}
+        for path, leaf in flatten(abstract_params(module)).items()
+    }
+    params = place(abstract, tensors, module)
+    return VLM(module, params, mesh, spare(tensors, params, module), checkpoint.folder)
 
 
 @dataclass(frozen=True)

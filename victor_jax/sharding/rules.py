@@ -18,6 +18,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(vision|language)/stages_\d+/(attention/o|mlp/down)/kernel", P(None, "tensor", "fsdp")),
     (r"(vision|language)/stages_\d+/(attention/[qkv]|mlp/up)/bias", P(None, "tensor")),
     (r"(vision|language)/stages_\d+/(attention/o|mlp/down)/bias", P()),
+    # Adapters [L, in, rank] and [L, rank, out]: over their long axis.
+    (r"language/stages_\d+/.+/lora_a", P(None, ("fsdp", "tensor"), None)),
+    (r"language/stages_\d+/.+/lora_b", P(None, None, ("fsdp", "tensor"))),
     (r"(vision|language)/stages_\d+/norm[12]/(scale|bias)", P()),
     (r"language/embedding", P("tensor", "fsdp")),
     (r"language/head", P("fsdp", "tensor")),
@@ -37,9 +40,11 @@ def sharding_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """A parameter's place; an axis that its mesh axis does not divide is an error, never a silent copy."""
     for pattern, spec in RULES:
         if re.fullmatch(pattern, path):
-            for size, axis in zip(shape, spec, strict=False):
-                parts = math.prod(mesh.shape[name] for name in ((axis,) if axis else ()))
+            for size, cut in zip(shape, spec, strict=False):
+                axes = cut if isinstance(cut, tuple) else (cut,) if cut else ()
+                parts = math.prod(mesh.shape[axis] for axis in axes)
                 if size % parts:
+                    axis = " * ".join(axes)
                     raise UserError(
                         f"parameter {path} {shape} does not divide over the mesh: {size} by {axis}={parts}; choose "
                         f"another {axis}"

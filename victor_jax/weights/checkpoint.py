@@ -15,6 +15,8 @@ from victor_jax.models.vlm import VLMModule
 from victor_jax.weights.names import REGISTERS, flatten
 from victor_jax.weights.tensors import Tensor
 
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -58,6 +60,9 @@ def check(tensors: dict[str, Tensor], config: VLMConfig, source: str) -> None:
         if held[name] != expected[name]
     ]:
         problems.append(f"holds {some(misshaped)}")
+    if odd := [name for name, tensor in tensors.items() if tensor.dtype.name not in FLOATS]:
+        kinds = sorted({tensors[name].dtype.name for name in odd})
+        problems.append(f"holds {some(odd)} as {' and '.join(kinds)} where a float type is expected")
     registers = tensors.get(REGISTERS)
     if registers and (len(registers.shape) != 2 or registers.shape[1] != config.language.width):
         problems.append(f"holds registers as {registers.shape} where (M, {config.language.width}) is expected")

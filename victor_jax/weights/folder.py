@@ -52,7 +52,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path, read: Any) -> dict[str, Tensor]:
     where = read_json(index).get("weight_map")
-    if not isinstance(where, dict):
+    if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise UserError(f"{index} has no weight_map: it is not the index of a checkpoint")
     shards = sorted(set(where.values()))
     absent = [shard for shard in shards if not (index.parent / shard).exists()]

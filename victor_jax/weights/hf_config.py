@@ -80,16 +80,16 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
         _refuse(value, where, "attention_bias", (False,), False)
     else:
         _refuse(value, where, "use_sliding_window", (False,), False)
-    heads = value["num_attention_heads"]
+    width, heads = _whole(value, where, "hidden_size"), _whole(value, where, "num_attention_heads")
     return LanguageConfig(
         family=model_type,  # type: ignore[arg-type]  # checked above
-        width=value["hidden_size"],
-        mlp_width=value["intermediate_size"],
-        depth=value["num_hidden_layers"],
+        width=width,
+        mlp_width=_whole(value, where, "intermediate_size"),
+        depth=_whole(value, where, "num_hidden_layers"),
         heads=heads,
-        kv_heads=value["num_key_value_heads"] or heads,
-        head_dim=value.get("head_dim") or value["hidden_size"] // heads,
-        vocabulary=value["vocab_size"],
+        kv_heads=_whole(value, where, "num_key_value_heads") if value["num_key_value_heads"] is not None else heads,
+        head_dim=_whole(value, where, "head_dim") if "head_dim" in value else width // heads,
+        vocabulary=_whole(value, where, "vocab_size"),
         norm_eps=value["rms_norm_eps"],
         rope=_rope(value, where),
         qkv_bias=model_type == "qwen2",
@@ -132,12 +132,12 @@ def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
     value = {**CLIP_DEFAULTS, **raw}
     _refuse(value, where, "hidden_act", ("quick_gelu", "gelu"), "quick_gelu")
     return VisionConfig(
-        width=value["hidden_size"],
-        mlp_width=value["intermediate_size"],
-        depth=value["num_hidden_layers"],
-        heads=value["num_attention_heads"],
-        image_size=value["image_size"],
-        patch_size=value["patch_size"],
+        width=_whole(value, where, "hidden_size"),
+        mlp_width=_whole(value, where, "intermediate_size"),
+        depth=_whole(value, where, "num_hidden_layers"),
+        heads=_whole(value, where, "num_attention_heads"),
+        image_size=_whole(value, where, "image_size"),
+        patch_size=_whole(value, where, "patch_size"),
         activation=value["hidden_act"],
         norm_eps=value["layer_norm_eps"],
     )
@@ -145,6 +145,9 @@ def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
 
 def vlm_config(raw: Mapping[str, Any], file: str, generation: Mapping[str, Any]) -> VLMConfig:
     """A Hugging Face LLaVA configuration."""
+    for section in ("text_config", "vision_config"):
+        if not isinstance(raw.get(section), Mapping):
+            raise UserError(f"{file} has no {section}: it does not describe a whole LLaVA")
     text = dict(raw["text_config"])
     if "vocab_size" in raw:  # version 4.37 wrote it at the top
         text.setdefault("vocab_size", raw["vocab_size"])
@@ -184,6 +187,13 @@ def end_tokens(written: int | list[int] | None) -> tuple[int, ...]:
     if written is None:
         return ()
     return tuple(written) if isinstance(written, list | tuple) else (written,)
+
+
+def _whole(value: Mapping[str, Any], where: str, key: str) -> int:
+    number = value[key]
+    if not isinstance(number, int) or number < 1:
+        raise UserError(f"{where} has {key} {number!r}, expected a positive whole number")
+    return number
 
 
 def _refuse(raw: Mapping[str, Any], where: str, key: str, allowed: tuple[Any, ...], default: Any) -> None:

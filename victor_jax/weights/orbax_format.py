@@ -117,9 +117,9 @@ def config_from_json(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str]:
             end_tokens=tuple(written["end_tokens"]),
             **{key: written[key] for key in ("keep_class_token", "image_token", "pad_token")},
         )
+        return config, raw["compression"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} does not describe a model of ours ({error}): convert again") from None
-    return config, raw["compression"]
 
 
 def _rope(written: dict[str, Any]) -> Rope:

@@ -28,7 +28,7 @@ def open_original(folder: Path, raw: dict[str, Any], vision: Path | None, projec
     language = language_config(raw, file, ORIGINAL_TYPES.get(raw.get("model_type", "llava")))
     table, skipped = by_our_names(read_folder(folder), str(folder), tied_head=language.tied_embeddings)
     if not any(name.startswith("projector/") for name in table):
-        table |= read_projector(projector or folder / PROJECTOR_FILE)
+        table |= read_projector(projector or _projector_beside(folder))
     elif projector:
         raise UserError(f"{folder} brings its own projector: leave projector={projector} out")
     if any(name.startswith("vision/") for name in table):
@@ -96,6 +96,14 @@ def _vision_config_in(folder: Path) -> VisionConfig:
     if raw.get("model_type") not in ("clip", "clip_vision_model"):
         raise UserError(f"{file} has model_type {raw.get('model_type')!r}, expected a CLIP vision tower")
     return vision_config(raw.get("vision_config", raw), str(file))
+
+
+def _projector_beside(folder: Path) -> Path:
+    if (file := folder / PROJECTOR_FILE).exists():
+        return file
+    raise UserError(
+        f"{folder} holds no projector and no {PROJECTOR_FILE} lies in it: give the file of one (projector=…)"
+    )
 
 
 def _named_tower(folder: Path, raw: dict[str, Any]) -> Path | None:

@@ -5,7 +5,7 @@ Each leaf is read slice by slice: a process touches only the bytes of the shards
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ import numpy as np
 
 from victor_jax.models.vision import stage_lengths
 from victor_jax.models.vlm import VLMModule
-from victor_jax.weights.tensors import Index, Tensor, cast, stacked
+from victor_jax.sharding.mesh import fetch
+from victor_jax.weights.tensors import Index, Tensor, cast, from_array, stacked
 
-ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 Bounds = tuple[tuple[int, int], ...]  # start and stop on each axis
 
 
@@ -32,20 +32,23 @@ def sources(path: str, module: VLMModule) -> list[str]:
 
 
 def place(
-    abstract: dict[str, jax.ShapeDtypeStruct],
-    tensors: dict[str, Tensor],
-    module: VLMModule,
-    dtype: Any,
-    sharding_of: ShardingOf,
+    abstract: dict[str, jax.ShapeDtypeStruct], tensors: dict[str, Tensor], module: VLMModule
 ) -> dict[str, jax.Array]:
-    """Parameters by path, read and placed one leaf after the other."""
-    tensors = {name: cast(tensor, dtype) for name, tensor in tensors.items()}
-    return {path: put(gather(path, tensors, module), sharding_of(path, leaf.shape)) for path, leaf in abstract.items()}
+    """Parameters by path, of the types and in the places that `abstract` says, read one leaf after the other."""
+    return {path: put(gather(path, tensors, module, leaf.dtype), leaf.sharding) for path, leaf in abstract.items()}
 
 
-def gather(path: str, tensors: dict[str, Tensor], module: VLMModule) -> Tensor:
+def gather(path: str, tensors: dict[str, Tensor], module: VLMModule, dtype: np.dtype) -> Tensor:
+    """A leaf, still lazy; its layers are cast one by one, so that no second stack is ever held."""
     names = sources(path, module)
-    return tensors[path] if names == [path] else stacked([tensors[name] for name in names])
+    parts = [cast(tensors[name], dtype) for name in names]
+    return parts[0] if names == [path] else stacked(parts)
+
+
+def spare(tensors: dict[str, Tensor], paths: Iterable[str], module: VLMModule) -> dict[str, Tensor]:
+    """The tensors that none of the parameters is made of, read into memory: kept to be saved again."""
+    used = {name for path in paths for name in sources(path, module)}
+    return {name: from_array(tensor.load()) for name, tensor in tensors.items() if name not in used}
 
 
 def put(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -95,7 +98,7 @@ def layers_of(params: dict[str, jax.Array], module: VLMModule) -> dict[str, Tens
 
 def _of_array(array: jax.Array, layer: int | None = None) -> Tensor:
     def read(index: Index) -> np.ndarray:
-        return np.asarray(array[index] if layer is None else array[(layer, *index)])
+        return fetch(array[index] if layer is None else array[(layer, *index)])
 
     shape = array.shape if layer is None else array.shape[1:]
     return Tensor(shape, np.dtype(array.dtype), read, "memory")

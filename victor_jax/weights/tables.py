@@ -1,5 +1,6 @@
 """Tables of lazy tensors under PyTorch keys -> the same under our names, in our layout."""
 
+import math
 from pathlib import Path
 
 from victor_jax.errors import UserError, some
@@ -36,8 +37,8 @@ def by_our_names(
 
 
 def _in_our_layout(name: str, tensor: Tensor) -> Tensor:
-    if name == "vision/patch_embedding/kernel" and len(tensor.shape) == 4:
-        tensor = reshaped(tensor, (tensor.shape[0], tensor.nbytes // tensor.dtype.itemsize // tensor.shape[0]))
+    if name == "vision/patch_embedding/kernel" and len(tensor.shape) == 4 and tensor.shape[1] == 3:
+        tensor = reshaped(tensor, (tensor.shape[0], math.prod(tensor.shape[1:])))
     return transposed(tensor) if is_transposed(name) and len(tensor.shape) == 2 else tensor
 
 

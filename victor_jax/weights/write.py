@@ -3,7 +3,9 @@
 import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,10 @@ Progress = Callable[[int], Any]  # called with the bytes that have been written
 def write_checkpoint(checkpoint: Checkpoint, destination: str | Path, to: str, progress: Progress) -> None:
     if to not in FORMATS:
         raise UserError(f"unknown format {to!r}: known are {', '.join(FORMATS)}")
-    with new_folder(Path(destination)) as folder:
+    with new_folder(Path(destination).resolve()) as folder:
         if to == "orbax":
             text = orbax_format.config_json(checkpoint.config, checkpoint.compression)
-            orbax_format.write_params(folder, checkpoint.tensors, progress)
+            _write_params(folder, checkpoint.tensors, progress)
         else:
             text = _write_layout(checkpoint, folder, to, progress)
         _copy_companions(checkpoint.folder, folder)
@@ -60,15 +62,37 @@ def new_folder(destination: Path) -> Iterator[Path]:
     partial = destination.with_name(destination.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)  # left by a process that was killed
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         if destination.exists():
             destination.rmdir()
         partial.rename(destination)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{destination} cannot be written: {error}") from error
         raise
+
+
+def _write_params(folder: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
+    """Orbax writes in threads of its own. An interrupt waits for the tensor in flight and lets none follow, so that
+    nothing is written after the cleaning up."""
+    interrupted = threading.Event()
+
+    def step(written: int) -> None:
+        if interrupted.is_set():
+            raise InterruptedError
+        progress(written)
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(orbax_format.write_params, folder, tensors, step).result()
+        except BaseException as error:
+            interrupted.set()
+            if isinstance(error, ValueError) and not isinstance(error, UserError):  # TensorStore's, of a failing disk
+                raise OSError(str(error)) from error
+            raise
 
 
 def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progress) -> str:

@@ -1,0 +1,105 @@
+"""Joining the processes of one run: by flags, or as jax finds them on a TPU pod, GKE, SLURM or Open MPI."""
+
+import socket
+import threading
+
+import jax
+
+from victor_jax.errors import UserError
+
+GRACE_SECONDS = 600  # jax kills the process at its own timeout, without a word to us: ours must come first
+
+
+def start(
+    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, timeout: int = 300
+) -> None:
+    """Before anything touches a device. Without flags and without a cluster this process is alone."""
+    if processes != 1 and not jax.distributed.is_initialized():
+        _check_flags(coordinator, processes, process_id)
+        _join(coordinator, processes, process_id, timeout)
+    local, device = jax.local_device_count(), jax.devices()[0]
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}: {local} of {jax.device_count()} devices, "
+        f"{device.device_kind}",
+        flush=True,
+    )
+
+
+def _check_flags(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    if process_id is not None and processes is not None and not 0 <= process_id < processes:
+        raise UserError(f"--process_id={process_id} is none of --processes={processes}: they count from 0")
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise UserError(f"--coordinator={coordinator} needs the form HOST:PORT, with the host of process 0")
+        if process_id == 0:
+            _check_port(int(port))
+
+
+def _check_port(port: int) -> None:
+    """jax dies of a signal where the port is taken."""
+    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(f"process 0 cannot listen on port {port} ({error.strerror}): choose another") from error
+
+
+def _join(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int) -> None:
+    failed: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator, processes, process_id, initialization_timeout=timeout + GRACE_SECONDS
+            )
+        except Exception as error:
+            failed.append(error)
+
+    # In a thread, since jax answers a timeout by aborting the whole process.
+    joining = threading.Thread(target=initialize, daemon=True)
+    joining.start()
+    joining.join(timeout)
+    if joining.is_alive():
+        raise UserError(_timed_out(coordinator, processes, process_id, timeout))
+    if failed:
+        _explain(failed[0], {"--coordinator": coordinator, "--processes": processes, "--process_id": process_id})
+
+
+def _explain(error: Exception, flags: dict[str, object]) -> None:
+    missing = [flag for flag, value in flags.items() if value is None]
+    if isinstance(error, ValueError) and "coordinator_address" in str(error) and len(missing) == len(flags):
+        return  # no cluster that jax knows: alone
+    if isinstance(error, RuntimeError) and "before any JAX calls" in str(error):
+        raise error
+    if isinstance(error, ValueError) and missing:
+        raise UserError(f"jax detects no cluster that would tell {' and '.join(missing)}: give them too") from error
+    raise UserError(
+        f"jax could not read the cluster that it detected ({error}): give --coordinator, --processes and "
+        f"--process_id, or --processes=1 to run this process alone"
+    ) from error
+
+
+def _timed_out(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int) -> str:
+    who = "this process" if None in (processes, process_id) else f"process {process_id} of {processes}"
+    if coordinator is None:
+        waited = f"waited {timeout} s for the other processes of the cluster that jax detected"
+    elif process_id != 0 and not _answers(coordinator):
+        waited = f"found nobody at {coordinator} for {timeout} s"
+    else:
+        waited = f"waited {timeout} s at {coordinator}, and not all others came"
+    return (
+        f"{who} {waited}: start the same command on every host, with the same number of processes, and open the "
+        f"coordinator's port between them (TPU pods where the firewall closes jax's own 8482: "
+        f"--coordinator=IP_OF_HOST_0:8476); --processes=1 runs this process alone"
+    )
+
+
+def _answers(coordinator: str) -> bool:
+    host, _, port = coordinator.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,217 @@
+"""What a run goes on from: Orbax checkpoints, written in the background, each of them whole or not there.
+
+Three items per step: `params` (the trainable ones; enough to evaluate), `optimizer` (its state and the running loss)
+and `meta`. A step's number is the count of steps done. Names of leaves are paths, whatever types the state is made of.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from victor_jax.errors import UserError, some
+from victor_jax.training.optimizer import Params
+from victor_jax.training.step import State
+from victor_jax.weights.names import flatten, nest
+
+SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
+Leaves = dict[str, Any]  # by path
+
+
+class Checkpoints:
+    """Every process makes one on the same folder and calls the same methods with the same steps."""
+
+    def __init__(self, directory: str | Path, every: int, keep_last: int, keep_every: int = 0) -> None:
+        """Saves each step that `every` divides; keeps the last `keep_last` and those that `keep_every` divides.
+
+        0 stands for never, as `every` and `keep_every`, and for all, as `keep_last`.
+        """
+        self.directory = str(directory) if "://" in str(directory) else os.path.abspath(directory)
+        self._every = every
+        kept: list[Any] = [checkpoint_managers.LatestN(keep_last or None)]
+        if keep_every:
+            kept.append(checkpoint_managers.EveryNSteps(keep_every))
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,  # what a killed save left
+                async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS),
+            ),
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "optimizer": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+        )
+        self._preemption = _Preemption()
+
+    def latest(self) -> int | None:
+        """The newest step, one that is still being written included."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the processes agreed to leave after this step. To be asked at every step; the answer stays."""
+        return self._preemption.reached(step)
+
+    def is_due(self, step: int) -> bool:
+        """Whether `save` will write this step by itself."""
+        return bool(self._every and step % self._every == 0) or self.reached_preemption(step)
+
+    def save(self, step: int, state: State, meta: dict[str, Any], force: bool = False) -> bool:
+        """Begins to write the step where it is due; returns whether it did. The state may be donated afterwards."""
+        if not (force or self.is_due(step)) or step in self._manager.all_steps():
+            return False
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(nest(state.train)),
+            optimizer=ocp.args.StandardSave(nest(_optimizer_leaves(state))),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._written(lambda: self._manager.save(step, args=items, force=True))
+        return True
+
+    def restore(self, step: int, abstract: State) -> State:
+        """The state, placed as `abstract` says: arrays, or ShapeDtypeStructs with a sharding on every leaf."""
+        wanted = {"params": dict(abstract.train), "optimizer": _optimizer_leaves(abstract)}
+        found = self._read(step, wanted, is_same_dtype=True)
+        leaves = [found["optimizer"][name] for name in wanted["optimizer"]]
+        rest = jax.tree.unflatten(jax.tree.structure(_all_but_params(abstract)), leaves)
+        return State(found["params"], rest["optimizer"], rest["loss_average"])
+
+    def restore_params(self, step: int, abstract: Params) -> Params:
+        """The trainable parameters alone, in the types and the places of `abstract`."""
+        return self._read(step, {"params": dict(abstract)}, is_same_dtype=False)["params"]
+
+    def meta(self, step: int) -> dict[str, Any]:
+        return self._checked(
+            step, lambda: self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        )
+
+    def wait(self) -> None:
+        """Until the last save is on disk; an error of it comes up here."""
+        self._written(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        self._preemption.close()
+        self._written(self._manager.close)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, step: int, wanted: dict[str, Leaves], is_same_dtype: bool) -> dict[str, Leaves]:
+        stored = self._checked(step, lambda: self._manager.item_metadata(step))
+        have = {item: flatten(stored[item].tree) for item in wanted if stored[item] is not None}
+        if have.keys() != wanted.keys():
+            raise self._unreadable(step, f"{some(sorted(wanted.keys() - have.keys()))} is missing")
+        problems = [line for item in wanted for line in _differences(wanted[item], have[item], is_same_dtype)]
+        if problems:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} does not fit this run: {'; '.join(problems)}: go on with the "
+                f"config that wrote it, or start in another folder"
+            )
+        items = {item: ocp.args.StandardRestore(nest(jax.tree.map(_abstract, tree))) for item, tree in wanted.items()}
+        found = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
+        return {item: flatten(found[item]) for item in wanted}
+
+    def _checked(self, step: int, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, KeyError, OSError) as error:
+            raise self._unreadable(step, _first_line(error)) from error
+
+    def _unreadable(self, step: int, why: str) -> UserError:
+        return UserError(
+            f"checkpoint {step} in {self.directory} cannot be read ({why}): delete the folder {step} to go on from the "
+            f"one before"
+        )
+
+    def _written(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except (ValueError, OSError) as error:
+            raise UserError(f"cannot write a checkpoint to {self.directory}: {_first_line(error)}") from error
+
+
+class _Preemption:
+    """SIGTERM, as a question asked at every step."""
+
+    def __init__(self) -> None:
+        # Among several processes jax's own notifier catches the signal and finds a step that none has passed.
+        self._is_alone = jax.process_count() == 1
+        self._is_asked = self._is_listening = False
+        self._asked_at: int | None = None
+        self._answer = False
+        if self._is_alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
+            self._is_listening = True
+
+    def _note(self, *_: int | FrameType | None) -> None:
+        self._is_asked = True
+        self._restore()  # a second signal does what it did before us
+
+    def _restore(self) -> None:
+        if self._is_listening:
+            signal.signal(signal.SIGTERM, self._before)
+            self._is_listening = False
+
+    def reached(self, step: int) -> bool:
+        if not self._is_alone:
+            return multihost_utils.reached_preemption_sync_point(step)
+        if step != self._asked_at:  # else a signal between two calls would leave without a save
+            self._asked_at, self._answer = step, self._is_asked
+        return self._answer
+
+    def close(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._restore()
+
+
+def _all_but_params(state: State) -> dict[str, Any]:
+    return {"optimizer": state.optimizer, "loss_average": state.loss_average}
+
+
+def _optimizer_leaves(state: State) -> Leaves:
+    leaves = jax.tree.leaves_with_path(_all_but_params(state))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _differences(wanted: Leaves, have: Leaves, is_same_dtype: bool) -> list[str]:
+    """Every leaf that is missing, too many or of another shape, in one phrase per kind."""
+
+    def described(leaf: Any) -> str:
+        shape = str(list(leaf.shape))
+        return f"{jax.numpy.dtype(leaf.dtype).name}{shape}" if is_same_dtype else shape
+
+    other = [
+        f"{name} (checkpoint {described(have[name])}, run {described(wanted[name])})"
+        for name in sorted(wanted.keys() & have.keys())
+        if described(have[name]) != described(wanted[name])
+    ]
+    kinds = {
+        "not in the checkpoint": sorted(wanted.keys() - have.keys()),
+        "not in this run": sorted(have.keys() - wanted.keys()),
+        "of another shape or type" if is_same_dtype else "of another shape": other,
+    }
+    return [f"{kind}: {some(names)}" for kind, names in kinds.items() if names]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

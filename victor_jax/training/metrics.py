@@ -1,0 +1,209 @@
+"""What a run says while it runs: metrics.jsonl with each step once, TensorBoard, Weights & Biases, a progress bar."""
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from victor_jax.errors import UserError
+
+FILE = "metrics.jsonl"
+PLAIN_SECONDS = 10.0  # between two lines, where the output is no terminal
+
+
+class Late:
+    """Hands a step's values on when the next step comes, so that fetching them never holds up dispatch."""
+
+    def __init__(self, write: Callable[[int, dict[str, Any]], None]) -> None:
+        self._write = write
+        self._held: tuple[int, dict[str, Any]] | None = None
+
+    def push(self, step: int, values: Mapping[str, Any]) -> None:
+        """To be called when the step is dispatched; its values may be arrays on devices."""
+        self.flush()
+        self._held = step, dict(values)
+
+    def amend(self, values: Mapping[str, Any]) -> None:
+        """Adds to the step that is held back."""
+        if self._held is not None:
+            self._held[1].update(values)
+
+    def flush(self) -> None:
+        """Waits for the step that is held back and hands it on: before its checkpoint, and at the end."""
+        if self._held is not None:
+            (step, values), self._held = self._held, None
+            self._write(step, jax.device_get(values))
+
+
+class Metrics:
+    """The first host writes, the others do nothing. Steps count from 0; a run resumes at `resume_step`."""
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        total_steps: int,
+        is_first_host: bool,
+        resume_step: int = 0,
+        wandb: bool = False,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        """`config` is what Weights & Biases shows of the run; the project is WANDB_PROJECT or ours."""
+        if wandb and not _is_installed("wandb"):
+            raise UserError("config.wandb is on, but wandb is not installed: pip install wandb, or turn it off")
+        self._file = None
+        self._tensorboard = self._wandb = None
+        if not is_first_host:
+            return
+        path = Path(workdir) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut(path, resume_step)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        if _is_installed("tensorboardX"):
+            module = importlib.import_module("tensorboardX")
+            self._tensorboard = module.SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step)
+        if wandb:
+            self._wandb = _wandb_run(path.parent, config)
+        self._progress = _Bar(total_steps, resume_step) if sys.stderr.isatty() else _Lines(total_steps, resume_step)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """One object of plain numbers; what is not finite is written as null."""
+        if self._file is None:
+            return
+        plain = {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
+        numbers = {name: value for name, value in plain.items() if isinstance(value, int | float)}
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+        self._progress.show(step, plain)
+
+    def say(self, text: str) -> None:
+        """A line that leaves the progress bar whole."""
+        if self._file is not None:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._file is None:
+            return
+        self._file.close()
+        self._progress.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Bar:
+    def __init__(self, total_steps: int, resume_step: int) -> None:
+        self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True)
+
+    def show(self, step: int, values: dict[str, Any]) -> None:
+        self._bar.set_postfix_str(", ".join(_said(values)), refresh=False)
+        self._bar.update(step + 1 - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    def __init__(self, total_steps: int, resume_step: int) -> None:
+        self._total, self._resume = total_steps, resume_step
+        self._first: tuple[int, float] | None = None  # the ETA counts from the first step's end: that one compiled
+        self._shown = -math.inf
+
+    def show(self, step: int, values: dict[str, Any]) -> None:
+        now, done = time.monotonic(), step + 1
+        if self._first is None:
+            self._first = done, now
+        if now - self._shown < PLAIN_SECONDS and done < self._total:
+            return
+        self._shown = now
+        said = [f"step {done}/{self._total}", *_said(values)]
+        if self._first[0] < done < self._total:
+            left = (now - self._first[1]) / (done - self._first[0]) * (self._total - done)
+            said.append(f"ETA {timedelta(seconds=round(left))}")
+        print(", ".join(said), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def cut(path: Path, resume_step: int) -> None:
+    """Drops the lines that the run is going to write again, and what a kill left of a line; at once or not at all."""
+    if not path.exists():
+        return
+    partial = path.with_name(path.name + ".partial")
+    with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
+        kept.writelines(line for line in lines if _step_of(line) < resume_step)
+    os.replace(partial, path)
+
+
+def device_memory() -> int | None:
+    """The most bytes that a device of this process ever held, where the backend knows."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    known = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    return max(known, default=None)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str | bool) or value is None:
+        return value
+    value = np.asarray(value).tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _said(values: dict[str, Any]) -> list[str]:
+    said = []
+    if isinstance(values.get("loss"), int | float):
+        said.append(f"loss {values['loss']:.4f}")
+    if isinstance(values.get("tokens_per_second"), int | float):
+        said.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    return said
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _wandb_run(workdir: Path, config: dict[str, Any] | None) -> Any:
+    """The run of this work folder: a resumed one goes on in the same."""
+    wandb = importlib.import_module("wandb")
+    name = workdir / "wandb_run.txt"
+    if not name.exists():
+        name.write_text(wandb.util.generate_id(), encoding="utf-8")
+    return wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "victor_jax"),
+        name=workdir.name,
+        id=name.read_text(encoding="utf-8"),
+        resume="allow",
+        dir=str(workdir),
+        config=config,
+    )

@@ -1,0 +1,196 @@
+"""From settings to what a run holds: the module, its parameters split and placed, and the compiled step.
+
+Abstract first: shapes and shardings are known before a byte is read, so nothing is ever held twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from victor_jax.compression.spec import parse
+from victor_jax.errors import UserError
+from victor_jax.models.config import VLMConfig
+from victor_jax.models.layers import Lora
+from victor_jax.models.sequence import Batch, Sequence
+from victor_jax.models.sizes import SIZES
+from victor_jax.models.vlm import VLMModule
+from victor_jax.sharding.mesh import BATCH
+from victor_jax.sharding.rules import sharding_of
+from victor_jax.training import lora
+from victor_jax.training.optimizer import OptimizerSettings, Params, in_float32, make_optimizer, schedule
+from victor_jax.training.settings import Settings
+from victor_jax.training.step import State, StepSettings, make_step, row_losses
+from victor_jax.weights import fresh
+from victor_jax.weights.checkpoint import Checkpoint, abstract_params
+from victor_jax.weights.names import flatten
+from victor_jax.weights.place import place, put, spare
+from victor_jax.weights.read import open_checkpoint
+from victor_jax.weights.tensors import Tensor, cast, from_array
+
+Abstract = dict[str, jax.ShapeDtypeStruct]
+
+
+def open_start(settings: Settings) -> Checkpoint:
+    """What `init_from` names: a folder, or random weights in the architecture of `size`."""
+    if not settings.init_from:
+        raise UserError('config.init_from is empty: give a checkpoint folder, or "random" for a smoke test')
+    if settings.init_from == "random":
+        return fresh.checkpoint(size(settings), settings.seed)
+    vision, projector = settings.vision_from or None, settings.projector_from or None
+    return open_checkpoint(settings.init_from, vision, projector, settings.seed)
+
+
+def size(settings: Settings) -> VLMConfig:
+    if settings.size not in SIZES:
+        raise UserError(f"config.size={settings.size!r} is unknown: known are {', '.join(SIZES)}")
+    return SIZES[settings.size]
+
+
+def make_module(settings: Settings, config: VLMConfig) -> VLMModule:
+    adapters = settings.lora
+    return VLMModule(
+        config,
+        parse(settings.compression, config.language.depth),
+        jnp.dtype(settings.dtype),
+        settings.attention,  # type: ignore[arg-type]  # checked where settings are read
+        settings.remat,  # type: ignore[arg-type]
+        Lora(adapters.rank, adapters.alpha, adapters.dropout) if adapters.rank else None,
+    )
+
+
+def is_trained(path: str, settings: Settings) -> bool:
+    return lora.is_adapter(path) or path.split("/")[0] in settings.trainable
+
+
+@dataclass(frozen=True)
+class Run:
+    """The static half of a run: everything that is known before data and weights."""
+
+    settings: Settings
+    module: VLMModule
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    train: Abstract  # by path, with shardings
+    frozen: Abstract
+    state: State  # abstract, with shardings
+    step: Callable[..., tuple[State, dict[str, jax.Array]]]  # compiled on first use
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int) -> Run:
+    check_batch(settings, mesh)
+    module = make_module(settings, config)
+    train: Abstract = {}
+    frozen: Abstract = {}
+    for path, leaf in flatten(abstract_params(module)).items():
+        trained = is_trained(path, settings)
+        kept = jnp.dtype(settings.param_dtype if trained else settings.dtype)
+        place = sharding_of(path, leaf.shape, mesh)
+        (train if trained else frozen)[path] = jax.ShapeDtypeStruct(leaf.shape, kept, sharding=place)
+    if not train:
+        raise UserError(f"config.trainable={settings.trainable} leaves nothing to train")
+    chosen = _optimizer_settings(settings)
+    optimizer = make_optimizer(chosen, total_steps, train)  # type: ignore[arg-type]  # shapes do as well
+    state = abstract_state(optimizer, train, mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    step = make_step(
+        module,
+        optimizer,
+        schedule(chosen.learning_rate, total_steps, chosen.warmup_ratio),
+        StepSettings(settings.micro_batches, settings.loss_chunk, settings.bad_step.spike_factor, settings.seed),
+    )
+
+    def evaluate(train: Params, frozen: Params, batch: Batch, *, lengths: tuple[int, ...]) -> Any:
+        return row_losses(module, frozen | train, batch, None, lengths, settings.loss_chunk)
+
+    return Run(
+        settings,
+        module,
+        mesh,
+        optimizer,
+        train,
+        frozen,
+        state,
+        jax.jit(
+            step,
+            static_argnames="lengths",
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
+        ),
+        jax.jit(evaluate, static_argnames="lengths", out_shardings=whole),
+    )
+
+
+def check_batch(settings: Settings, mesh: Mesh) -> None:
+    rows, parts = settings.batch_size // settings.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise UserError(
+            f"config.batch_size={settings.batch_size} in {settings.micro_batches} micro_batches gives {rows} rows, "
+            f"which do not divide over data * fsdp = {parts} devices"
+        )
+
+
+def _optimizer_settings(settings: Settings) -> OptimizerSettings:
+    o = settings.optimizer
+    projector = o.projector_learning_rate or None
+    return OptimizerSettings(o.learning_rate, projector, o.warmup_ratio, o.weight_decay, o.b1, o.b2, o.eps, o.clip_norm)
+
+
+def abstract_state(optimizer: optax.GradientTransformation, train: Abstract, mesh: Mesh) -> State:
+    """Moments are float32 and lie where their parameter lies; counters lie everywhere."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    masters = {
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding) for path, leaf in train.items()
+    }
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
+        jax.eval_shape(optimizer.init, masters),
+        masters,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+    )
+    return State(train, moments, jax.ShapeDtypeStruct((), jnp.float32, sharding=whole))  # type: ignore[arg-type]
+
+
+def start_params(run: Run, start: Checkpoint) -> tuple[Params, Params, dict[str, Tensor]]:
+    """Trained and frozen parameters on their devices, and the checkpoint's tensors that no layer runs."""
+    tensors = fresh.with_registers(start, run.module.compression, run.settings.seed)
+    adapters = {path: leaf for path, leaf in run.train.items() if lora.is_adapter(path)}
+    drawn = lora.initial(adapters, run.settings.seed)
+    train = {path: put(cast(from_array(drawn[path]), leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
+    train |= place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
+    frozen = place(run.frozen, tensors, run.module)
+    plain = [path for path in run.train | run.frozen if path not in adapters]
+    return train, frozen, spare(tensors, plain, run.module)
+
+
+def start_state(run: Run, train: Params) -> State:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state.optimizer)
+    moments = jax.jit(lambda params: run.optimizer.init(in_float32(params)), out_shardings=shardings)(train)
+    average = jax.device_put(np.float32(0), run.state.loss_average.sharding)
+    return State(train, moments, average)
+
+
+def abstract_batch(run: Run, lengths: tuple[int, ...], images: int) -> Batch:
+    """The global batch of one shape, with shardings: what the step is compiled for."""
+    rows, size = run.settings.batch_size, run.module.config.vision.image_size
+    over_rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
+
+    def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=over_rows)
+
+    line = of((lengths[0],), jnp.int32)
+    pixels = of((images, 3, size, size), jnp.uint8) if images else None
+    return Batch(Sequence(line, line, line), line, pixels)
+
+
+def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
+    """This host's rows of a global batch -> global arrays."""
+    over_rows = NamedSharding(mesh, PartitionSpec(BATCH))
+    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(over_rows, np.asarray(part)), batch)
