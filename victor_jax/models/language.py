@@ -14,6 +14,7 @@ from victor_jax.models.config import LanguageConfig
 from victor_jax.models.layers import Dense, Lora, RMSNorm
 from victor_jax.ops.attention import Implementation, attention
 from victor_jax.ops.rope import inverse_frequencies, rotate, rotation
+from victor_jax.sharding.activations import over_rows
 
 Remat = Literal["none", "full", "dots"]
 # What the backward pass finds stored, per layer: nothing but the layer's input, or its matrix products too.
@@ -111,14 +112,15 @@ class LanguageLayer(nn.Module):
         self, carry: tuple[jax.Array, Memory], layer: jax.Array, view: View
     ) -> tuple[tuple[jax.Array, Memory], None]:  # the form that nn.scan wants
         x, memory = carry
-        c = self.config
+        x, c = over_rows(x), self.config
         y = RMSNorm(c.norm_eps, name="norm1")(x)
         y, memory = LanguageAttention(c, self.dtype, self.implementation, self.lora, name="attention")(
             y, memory, layer, view
         )
         x = x + y
         y = RMSNorm(c.norm_eps, name="norm2")(x)
-        return (x + LanguageMLP(c.mlp_width, self.dtype, self.lora, name="mlp")(y), memory), None
+        x = x + LanguageMLP(c.mlp_width, self.dtype, self.lora, name="mlp")(y)
+        return (over_rows(x), memory), None
 
 
 class LanguageTower(nn.Module):

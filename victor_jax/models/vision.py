@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from victor_jax.models.config import Activation, VisionConfig
 from victor_jax.models.layers import Dense, LayerNorm
 from victor_jax.ops.attention import Implementation, attention
+from victor_jax.sharding.activations import over_rows
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -51,7 +52,7 @@ class VisionLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:  # the form that nn.scan wants
-        c = self.config
+        x, c = over_rows(x), self.config
         y = LayerNorm(c.norm_eps, name="norm1")(x)
         x = x + VisionAttention(c.heads, self.dtype, self.implementation, name="attention")(y)
         y = LayerNorm(c.norm_eps, name="norm2")(x)

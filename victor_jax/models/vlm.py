@@ -20,6 +20,7 @@ from victor_jax.models.sequence import Sequence
 from victor_jax.models.vision import VisionTower
 from victor_jax.ops.attention import Implementation
 from victor_jax.ops.losses import IGNORE, cross_entropy
+from victor_jax.sharding.activations import over_rows
 
 REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own embedding scale
 
@@ -52,7 +53,7 @@ class VLMModule(nn.Module):
             tokens = self.projector(self.vision(pixels.astype(self.dtype)))
         if slots is not None:
             tokens = tokens[slots]
-        return tokens.reshape(rows, -1, tokens.shape[-1])
+        return over_rows(tokens.reshape(rows, -1, tokens.shape[-1]))
 
     def embed(self, sequence: Sequence, visual: jax.Array | None) -> jax.Array:
         """Each position's input state [B, T, D], drawn from the source that its kind names."""
@@ -69,7 +70,7 @@ class VLMModule(nn.Module):
         if self.compression.registers:
             here, which = of(Kind.REGISTER)
             x = jnp.where(here, self.registers.astype(self.dtype)[which], x)
-        return x
+        return over_rows(x)
 
     def run(
         self,

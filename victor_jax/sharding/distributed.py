@@ -38,7 +38,7 @@ def _check_flags(coordinator: str | None, processes: int | None, process_id: int
 
 def _check_port(port: int) -> None:
     """jax dies of a signal where the port is taken."""
-    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))

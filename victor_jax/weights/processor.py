@@ -18,9 +18,8 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 def tokenizer_with_image_token(source: Path) -> Any | None:
-    """The source's tokenizer with `<image>` and a padding token; None where there is none, or none is needed."""
-    has_tokenizer = any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    if not has_tokenizer or (source / "processor_config.json").exists():
+    """The source's tokenizer with `<image>` and a padding token; None where it has none."""
+    if not any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     from transformers import AddedToken, AutoTokenizer
 

@@ -1,10 +1,9 @@
 """Writes a checkpoint in one of three formats. The folder appears under its name only when it is whole."""
 
-import contextlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,12 @@ import numpy as np
 
 from victor_jax.compression.plan import round_up
 from victor_jax.errors import UserError
+from victor_jax.files import new_folder
 from victor_jax.weights import orbax_format
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.hf_config_writer import hf_config, llava_config
 from victor_jax.weights.names import HEAD, REGISTERS, is_transposed, theirs
+from victor_jax.weights.processor import IMAGE_TOKEN, tokenizer_with_image_token, write_processor
 from victor_jax.weights.read import SIDE_CONFIG, SIDE_WEIGHTS
 from victor_jax.weights.safetensors_writer import write_file, write_shards
 from victor_jax.weights.tensors import Index, Tensor, reshaped, transposed
@@ -44,35 +45,20 @@ Progress = Callable[[int], Any]  # called with the bytes that have been written
 def write_checkpoint(checkpoint: Checkpoint, destination: str | Path, to: str, progress: Progress) -> None:
     if to not in FORMATS:
         raise UserError(f"unknown format {to!r}: known are {', '.join(FORMATS)}")
+    has_image_token = checkpoint.config.image_token < checkpoint.config.language.vocabulary
+    tokenizer = None if has_image_token or to != "hf" else tokenizer_with_image_token(checkpoint.folder)
+    if to == "hf":
+        checkpoint = _for_hugging_face(checkpoint, tokenizer)
     with new_folder(Path(destination).resolve()) as folder:
+        _copy_companions(checkpoint.folder, folder)
+        if tokenizer is not None:
+            write_processor(folder, tokenizer, checkpoint.config)
         if to == "orbax":
             text = orbax_format.config_json(checkpoint.config, checkpoint.compression)
             _write_params(folder, checkpoint.tensors, progress)
         else:
             text = _write_layout(checkpoint, folder, to, progress)
-        _copy_companions(checkpoint.folder, folder)
         (folder / "config.json").write_text(text)
-
-
-@contextlib.contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder to fill beside `destination`, moved there when the block ends well, removed when it does not."""
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} exists and is not empty: choose another destination or remove it")
-    partial = destination.with_name(destination.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # left by a process that was killed
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if destination.exists():
-            destination.rmdir()
-        partial.rename(destination)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{destination} cannot be written: {error}") from error
-        raise
 
 
 def _write_params(folder: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
@@ -97,9 +83,7 @@ def _write_params(folder: Path, tensors: dict[str, Tensor], progress: Progress) 
 
 def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progress) -> str:
     """Weights and side files of a layout of others -> the text of its config.json."""
-    if to == "hf":
-        checkpoint = _for_hugging_face(checkpoint)
-    elif len(checkpoint.config.feature_levels) > 1:
+    if to == "llava" and len(checkpoint.config.feature_levels) > 1:
         raise UserError("the original layout takes features of one vision layer, this model joins several: use hf")
     linear = checkpoint.config.projector.kind == "linear"
     tensors = {
@@ -125,14 +109,18 @@ def _in_their_layout(name: str, tensor: Tensor, checkpoint: Checkpoint) -> Tenso
     return tensor
 
 
-def _for_hugging_face(checkpoint: Checkpoint) -> Checkpoint:
-    """With an embedding row for the image token, which transformers looks up before it puts the image there."""
+def _for_hugging_face(checkpoint: Checkpoint, tokenizer: Any | None) -> Checkpoint:
+    """With an image token that has an embedding row, since transformers looks it up before it puts the image there."""
     config = checkpoint.config
     if config.projector.kind == "linear":
         raise UserError("transformers' LLaVA has no linear projector: write --to=llava or --to=orbax")
-    if config.image_token < config.language.vocabulary:
-        return checkpoint
-    rows = round_up(config.image_token + 2, VOCABULARY_MULTIPLE)  # the image token and a padding token
+    if tokenizer is not None:
+        image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        config = replace(config, image_token=image, pad_token=tokenizer.pad_token_id)
+    last = max(config.image_token, config.pad_token)
+    if last < config.language.vocabulary:
+        return replace(checkpoint, config=config)
+    rows = round_up(last + 1, VOCABULARY_MULTIPLE)
     tensors = dict(checkpoint.tensors)
     tensors["language/embedding"] = _more_rows(tensors["language/embedding"], rows)
     if HEAD in tensors:

@@ -1,0 +1,159 @@
+"""A pack gives back the rows and the image files it was made of, and is whole or not there."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from victor_jax import pack_data
+from victor_jax.data.images import BadImage, ImageFolder, open_images
+from victor_jax.data.packed import write_packed
+from victor_jax.data.records import BadRow, open_records, parse_record
+from victor_jax.errors import UserError
+
+TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """23 rows over 5 images, two of them shown by one row, and one that is not there."""
+    (tmp_path / "images" / "coco").mkdir(parents=True)
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 8 + i, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / "coco" / f"{i}.jpg")
+    rows = [{"id": i, "image": f"coco/{i % 6}.jpg", "conversations": TALK} for i in range(20)]
+    rows += [{"image": ["coco/1.jpg", "coco/2.jpg"], "conversations": TALK}, {"image": 3}, {"conversations": TALK}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def packed(source, rows_per_shard=7):
+    write_packed(open_records(source / "rows.json"), source / "images", source / "pack", rows_per_shard)
+    return source / "pack"
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 7, 1000])
+def test_rows_and_images_are_those_of_the_files(source, rows_per_shard):
+    records = open_records(packed(source, rows_per_shard))
+    plain = open_records(source / "rows.json")
+    images, folder = open_images(records, None), ImageFolder(source / "images")
+    assert len(records) == len(plain) == 23
+    for index in (22, *range(22)):
+        raw, wanted = records[index], plain[index]
+        assert {**raw, "image": None} == {**wanted, "image": None}
+        if index in (5, 11, 17, 21):
+            continue  # the missing image, and what is no path at all
+        names = parse_record(wanted, index).images
+        for ours, name in zip(parse_record(raw, index).images, names, strict=True):
+            np.testing.assert_array_equal(np.asarray(images.open(ours)), np.asarray(folder.open(name)))
+    assert list(records) == [records[index] for index in range(23)]
+
+
+def test_each_image_is_stored_once_and_byte_for_byte(source):
+    shard = next(packed(source).glob("images-*"))
+    data = shard.read_bytes()
+    for i in range(5):
+        assert data.count((source / "images" / "coco" / f"{i}.jpg").read_bytes()) == 1
+
+
+def test_a_bad_row_and_a_missing_image_stay_bad_under_the_same_number(source):
+    records = open_records(packed(source))
+    with pytest.raises(BadRow, match="row 21"):
+        parse_record(records[21], 21)
+    (path,) = parse_record(records[5], 5).images
+    with pytest.raises(BadImage, match=r"image coco/5.jpg: it could not be read when the pack was made"):
+        open_images(records, None).open(path)
+
+
+@pytest.mark.parametrize("path", ["5/coco/1.jpg", "coco/1.jpg", "-1/coco/1.jpg", ""])
+def test_a_path_that_is_none_of_the_pack_is_a_bad_image(source, path):
+    with pytest.raises(BadImage, match="the pack has no such image"):
+        open_images(open_records(packed(source)), None).open(path)
+
+
+def test_a_pack_that_was_read_goes_to_other_processes(source):
+    records = open_records(packed(source))
+    images = open_images(records, None)
+    images.open(records[0]["image"][0])
+    records, images = pickle.loads(pickle.dumps((records, images)))
+    assert images.open(records[20]["image"][1]).size == (10, 9)
+
+
+def test_a_pack_needs_no_image_folder_and_takes_none(source):
+    with pytest.raises(UserError, match="give no image folder"):
+        open_images(open_records(packed(source)), source / "images")
+
+
+def test_a_shard_that_is_absent_or_cut_off_is_named(source):
+    pack = packed(source)
+    shard = pack / "rows-00001.array_record"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:100])
+    with pytest.raises(UserError, match=r"rows-00001.array_record has 0 records and should have 7"):
+        open_records(pack)[7]
+    shard.unlink()
+    with pytest.raises(UserError, match=r"lacks rows-00001.array_record"):
+        open_records(pack)
+
+
+def test_a_folder_that_is_no_pack_is_refused(source):
+    with pytest.raises(UserError, match=r"has no pack.json"):
+        open_records(source / "images")
+
+
+def test_the_wrong_image_folder_leaves_nothing(source):
+    (source / "empty").mkdir()
+    with pytest.raises(UserError, match="none of the 6 images can be read"):
+        write_packed(open_records(source / "rows.json"), source / "empty", source / "pack")
+    assert sorted(path.name for path in source.iterdir()) == ["empty", "images", "rows.json"]
+
+
+def test_rows_with_images_need_a_folder(source):
+    with pytest.raises(UserError, match="--images=DIR"):
+        write_packed(open_records(source / "rows.json"), None, source / "pack")
+    assert not (source / "pack").exists()
+
+
+def test_the_command_packs_and_says_what_is_missing(source, capsys):
+    arguments = [str(source / "rows.json"), f"--images={source / 'images'}", str(source / "pack")]
+    assert pack_data.main(arguments) == 0
+    out, bar = capsys.readouterr()
+    assert "23 rows, 5 images" in out
+    assert "1 images are missing" in out
+    assert "coco/5.jpg" in out
+    assert "23/23" in bar
+    assert pack_data.main(arguments) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+ENDLESS = """
+import sys, time
+from victor_jax.data import packed, records
+class Endless(records.JsonRecords):
+    def __iter__(self):
+        yield from super().__iter__()
+        print("half", flush=True)
+        time.sleep(60)
+records.JsonRecords = Endless
+from victor_jax.pack_data import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_pack_that_is_ended_halfway_is_not_there(source):
+    arguments = [str(source / "rows.json"), f"--images={source / 'images'}", str(source / "pack")]
+    child = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout.readline() == b"half\n"
+    assert (source / "pack.partial").exists()
+    os.kill(child.pid, signal.SIGTERM)
+    child.communicate(timeout=30)
+    assert child.returncode == 143
+    assert sorted(path.name for path in source.iterdir()) == ["images", "rows.json"]

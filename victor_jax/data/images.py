@@ -1,0 +1,145 @@
+"""Images as LLaVA-1.5 sees them: the CLIP processor's arithmetic bit by bit, in PIL and numpy alone."""
+
+import io
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from victor_jax.errors import UserError
+
+Aspect = Literal["square", "pad"]
+# Those of OpenAI's CLIP processor.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+BACKGROUND = (122, 116, 104)  # the mean colour, cut to whole numbers as LLaVA does
+# A hair's breadth would be enlarged, and a very long side squared, to gigabytes.
+MAX_RATIO, MAX_SIDE = 200, 1 << 15
+
+
+def _table() -> np.ndarray:
+    """float32 [3, 256]: every value that a channel can take, with the processor's roundings in their order."""
+    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    mean, std = (np.array(values, np.float32)[:, None] for values in (MEAN, STD))
+    return (scaled[None] - mean) / std
+
+
+_NORMALISED = _table()
+
+
+class BadImage(Exception):
+    """An image that cannot be used: its path and why. The row that wants it is a bad row."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"image {self.path}: {self.reason}"
+
+
+def preprocess(image: Image.Image, size: int, aspect: Aspect) -> np.ndarray:
+    """uint8 [3, size, size]: RGB, the CLIP processor's picture before it is scaled and normalised.
+
+    `square`: the shorter side to `size` (bicubic), then the centre. `pad`: first a square of the longer side in the
+    mean colour with the image in its middle, so that nothing is cut off. Orientation tags are not applied.
+    """
+    if aspect not in ("square", "pad"):
+        raise UserError(f"unknown image aspect {aspect!r}: known are square and pad")
+    image = image.convert("RGB")
+    if aspect == "pad":
+        image = _padded(image)
+    width, height = image.size
+    short, long = sorted((width, height))
+    longer = int(size * long / short)
+    image = image.resize((size, longer) if width <= height else (longer, size), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    pixels = np.asarray(image)[top : top + size, left : left + size]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _padded(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), BACKGROUND)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def normalise(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3, h, w] -> float32: (x / 255 - mean) / std per channel, equal to the CLIP processor's."""
+    result = np.empty(pixels.shape, np.float32)
+    for channel, values in enumerate(_NORMALISED):
+        result[..., channel, :, :] = values[pixels[..., channel, :, :]]
+    return result
+
+
+def decode(data: bytes, path: str) -> Image.Image:
+    """RGB, read to the last byte, so that a broken file is found here."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            short, long = sorted(image.size)
+            if long > min(MAX_SIDE, MAX_RATIO * short):
+                raise BadImage(path, f"{image.width} x {image.height} pixels are too long or too narrow")
+            if image.mode == "P":
+                image.info.pop("transparency", None)  # RGB has none, and PIL warns of losing it
+            return image.convert("RGB")
+    except BadImage:
+        raise
+    except Exception as error:  # decoders of untrusted bytes raise nearly anything: OSError, SyntaxError, struct.error
+        raise BadImage(path, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if "cannot identify image file" in str(error):
+        return "not an image that can be read"  # PIL's sentence names an object in memory
+    return f"cannot be read: {str(error) or type(error).__name__}"
+
+
+class ImageSource(Protocol):
+    """Images by the paths that the rows name; raises BadImage."""
+
+    def open(self, path: str) -> Image.Image: ...
+
+
+class ImageFolder:
+    """Image files below one folder; no path leads out of it."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).absolute()
+        if not self.folder.is_dir():
+            raise UserError(f"the image folder {self.folder} does not exist")
+
+    def open(self, path: str) -> Image.Image:
+        return decode(self.read(path), path)
+
+    def read(self, path: str) -> bytes:
+        """The file as it is."""
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise BadImage(path, "the path leads out of the image folder")
+        try:
+            return (self.folder / parts).read_bytes()
+        except FileNotFoundError:
+            raise BadImage(path, f"there is no such file in {self.folder}") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            raise BadImage(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+class NoImages:
+    """For data that is text only."""
+
+    def open(self, path: str) -> Image.Image:
+        raise BadImage(path, "no image folder is set")
+
+
+def open_images(records: Any, folder: str | Path | None) -> ImageSource:
+    """Where the images of these records are: in the pack itself, or in a folder."""
+    if hasattr(records, "images"):
+        if folder:
+            raise UserError(f"{records.folder} is packed and holds its images: give no image folder ({folder})")
+        return records.images()
+    return ImageFolder(folder) if folder else NoImages()

@@ -1,0 +1,199 @@
+"""How long each row is: one pass over all records, kept in a file, so that shapes and schedule are known at once."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from victor_jax.data import json_index, labels, records, templates
+from victor_jax.data.labels import IGNORE, IMAGE, Example, encode
+from victor_jax.data.records import BadRow, Records, parse_record
+from victor_jax.data.templates import Template
+from victor_jax.errors import UserError
+
+CHUNK = 1024  # rows that a worker measures at once
+FEWEST = 8192  # rows below which a worker's start costs more than it gives
+SHOWN = 5  # bad rows named in an error
+
+Bad = tuple[int, str]  # row, reason
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Record number -> ids and labels, cut at the length limit. Picklable."""
+
+    records: Records
+    template: Template
+    tokenizer: Any
+    tokens_per_image: int
+    max_length: int  # of text and visual tokens; registers never cost a row its text
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: int) -> Example:
+        """Raises BadRow where nothing can be learnt."""
+        example = encode(parse_record(self.records[row], row), self.template, self.tokenizer, None)
+        example = cut(example, self.tokens_per_image, self.max_length)
+        if not (example.targets[1:] != IGNORE).any():  # nothing comes before the first, to predict it
+            raise BadRow(row, f"nothing that is to be learnt lies within max_length={self.max_length}")
+        return example
+
+
+def cut(example: Example, tokens_per_image: int, max_length: int) -> Example:
+    """The longest beginning within the limit that holds its images whole."""
+    is_image = example.input_ids == IMAGE
+    kept = int((np.cumsum(np.where(is_image, tokens_per_image, 1)) <= max_length).sum())
+    images = example.images[: int(is_image[:kept].sum())]
+    return replace(example, input_ids=example.input_ids[:kept], targets=example.targets[:kept], images=images)
+
+
+@dataclass(frozen=True)
+class Index:
+    text_lengths: np.ndarray  # int32 [n]; 0 for a bad row
+    image_counts: np.ndarray  # int32 [n]
+    bad: list[Bad]
+
+
+def check_bad_rows(bad: list[Bad], most: int | None, source: Records) -> None:
+    """Too many are an error that names the first few."""
+    if most is not None and len(bad) > most:
+        named = "; ".join(f"{source.describe(row)}: {reason}" for row, reason in bad[:SHOWN])
+        raise UserError(
+            f"more than data.max_bad_rows={most} rows cannot be used, the first are {named}. Mend the data "
+            "(python -m victor_jax.check_data lists them) or allow more"
+        )
+
+
+def open_index(
+    reader: Reader,
+    path: str | Path,
+    folder: Path | None,
+    workers: int,
+    max_bad_rows: int | None = None,
+    progress: bool = True,
+) -> Index:
+    """The index of the data at `path`; kept in `folder` and found there the next time."""
+    if folder is None:
+        return build_index(reader, workers, max_bad_rows, progress)
+    kept = folder / f"index-{index_key(reader, Path(path))}.npz"
+    if (index := _read(kept, len(reader))) is None:
+        index = build_index(reader, workers, max_bad_rows, progress)
+        _write(kept, index)
+    check_bad_rows(index.bad, max_bad_rows, reader.records)
+    return index
+
+
+def build_index(reader: Reader, workers: int, max_bad_rows: int | None = None, progress: bool = True) -> Index:
+    text_lengths, image_counts = np.zeros((2, len(reader)), np.int32)
+    bad: list[Bad] = []
+    workers = min(workers, len(reader) // FEWEST)
+    chunks = [range(start, min(start + CHUNK, len(reader))) for start in range(0, len(reader), CHUNK)]
+    with (
+        tqdm(total=len(reader), desc="reading rows", unit=" rows", disable=not progress) as bar,
+        spread(measure, reader, chunks, workers) as measured,
+    ):
+        for chunk, (chunk_lengths, chunk_counts, chunk_bad) in zip(chunks, measured, strict=True):
+            text_lengths[chunk.start : chunk.stop] = chunk_lengths
+            image_counts[chunk.start : chunk.stop] = chunk_counts
+            bad += chunk_bad
+            check_bad_rows(bad, max_bad_rows, reader.records)  # at once, not after minutes
+            bar.update(len(chunk))
+    return Index(text_lengths, image_counts, bad)
+
+
+def measure(reader: Reader, rows: range) -> tuple[np.ndarray, np.ndarray, list[Bad]]:
+    text_lengths, image_counts = np.zeros((2, len(rows)), np.int32)
+    bad: list[Bad] = []
+    for at, row in enumerate(rows):
+        try:
+            example = reader[row]
+        except BadRow as error:
+            bad.append((row, error.reason))
+            continue
+        image_counts[at] = len(example.images)
+        text_lengths[at] = len(example.input_ids) - len(example.images)
+    return text_lengths, image_counts, bad
+
+
+@contextmanager
+def spread(work: Callable[[Any, Any], Any], shared: Any, parts: list[Any], workers: int) -> Iterator[Iterator[Any]]:
+    """work(shared, part) of each part, in order, over worker processes if there are at least two."""
+    if workers < 2:
+        yield (work(shared, part) for part in parts)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, (work, shared))
+    try:
+        yield pool.map(_work, parts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_given: list[Any] = []  # of a worker process: the function, what it shares
+
+
+def _begin_worker(work: Callable[[Any, Any], Any], shared: Any) -> None:
+    _given[:] = [work, shared]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+
+
+def _work(part: Any) -> Any:
+    work, shared = _given
+    return work(shared, part)
+
+
+def index_key(reader: Reader, path: Path) -> str:
+    """Changes with whatever the index depends on: the data, the tokenizer, the limits, and the code that reads."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        status = file.stat()
+        digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
+    for module in (json_index, records, templates, labels):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    backend = getattr(reader.tokenizer, "backend_tokenizer", None)
+    digest.update(backend.to_str().encode() if backend is not None else pickle.dumps(reader.tokenizer))
+    numbers = (len(reader), reader.template.name, reader.tokens_per_image, reader.max_length)
+    digest.update(repr(numbers).encode())
+    return digest.hexdigest()[:16]
+
+
+def _read(file: Path, rows: int) -> Index | None:
+    """None where there is none, or one that was cut off."""
+    try:
+        with np.load(file) as arrays:
+            bad = [(row, reason) for row, reason in json.loads(arrays["bad"].tobytes())]
+            index = Index(arrays["text_lengths"], arrays["image_counts"], bad)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return index if len(index.text_lengths) == rows else None
+
+
+def _write(file: Path, index: Index) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name first: several processes may write the same one.
+    handle, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".unfinished")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(
+                stream,
+                text_lengths=index.text_lengths,
+                image_counts=index.image_counts,
+                bad=np.frombuffer(json.dumps(index.bad).encode(), np.uint8),
+            )
+        os.replace(unfinished, file)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)

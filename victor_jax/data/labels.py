@@ -1,0 +1,131 @@
+"""A conversation as token ids with the answers marked: what LLaVA trains on, without the rows that it loses."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from victor_jax.data.records import BadRow, Record, Turn
+from victor_jax.data.templates import Span, Template
+from victor_jax.errors import UserError
+
+IMAGE = -200  # stands once for each image, wherever its tokens will be
+IGNORE = -100  # no loss here
+IMAGE_TEXT = "<image>"
+
+
+@dataclass(frozen=True)
+class Example:
+    input_ids: np.ndarray  # int32 [T]
+    targets: np.ndarray  # int32 [T]: the token's own id where it is to be learnt, IGNORE elsewhere; not shifted
+    images: tuple[str, ...]  # one for each IMAGE, in order
+
+
+def encode(record: Record, template: Template, tokenizer: Any, max_length: int | None = None) -> Example:
+    """Ids and labels of one row.
+
+    Text is tokenised as LLaVA does it: cut at the images, each piece on its own, the start token before the first
+    piece only. So a SentencePiece tokenizer puts a lone space token on both sides of an image, and treats the text
+    after `</s>` in its own (legacy or newer) way. The answers and their end tokens are learnt, down to the letter:
+    an answer may contain `ASSISTANT:` or `</s>`.
+
+    One image: it moves to the front of its turn, `<image>` + newline + the rest, and if the turn names it twice it
+    stands once. Several images: each stays where it stands, and there must be as many as the row lists. In a row
+    that lists none, `<image>` is a word.
+
+    `max_length` counts text tokens, not images; the tail is cut off, with its labels and its images.
+    """
+    for number, turn in enumerate(record.turns):
+        if not turn.text.strip():
+            what = "answer" if turn.speaker == "assistant" else "question"
+            raise BadRow(record.index, f"the {what} in turn {number} is empty")
+    turns = _place_images(record)
+    if template.captions:
+        turns = _caption(record, turns)
+    if not record.images:
+        turns = [replace(turn, text=_as_words(turn.text, tokenizer)) for turn in turns]
+    input_ids, learnt = _tokenise(template.render(turns), bool(record.images), tokenizer)
+    if max_length is not None:
+        text = input_ids != IMAGE
+        kept = np.cumsum(text) - text < max_length  # text tokens before it: an image at the very end goes too
+        input_ids, learnt = input_ids[kept], learnt[kept]
+    if not learnt.any():
+        limit = "" if max_length is None else f" within {max_length} text tokens"
+        raise BadRow(record.index, f"nothing in it is learnt{limit}")
+    targets = np.where(learnt, input_ids, IGNORE).astype(np.int32)
+    return Example(input_ids, targets, record.images[: int((input_ids == IMAGE).sum())])
+
+
+def _place_images(record: Record) -> list[Turn]:
+    turns = list(record.turns)
+    if len(record.images) == 1:
+        turns = [
+            replace(turn, text=f"{IMAGE_TEXT}\n{turn.text.replace(IMAGE_TEXT, '').strip()}".strip())
+            if IMAGE_TEXT in turn.text
+            else turn
+            for turn in turns
+        ]
+    places = sum(turn.text.count(IMAGE_TEXT) for turn in turns)
+    if record.images and places != len(record.images):
+        raise BadRow(record.index, f"it lists {len(record.images)} images, and its text has {places} {IMAGE_TEXT}")
+    return turns
+
+
+def _caption(record: Record, turns: list[Turn]) -> list[Turn]:
+    question, answer = turns[0], turns[-1]
+    if len(turns) != 2 or IMAGE_TEXT not in question.text or not record.images:
+        raise BadRow(record.index, f"not a caption: expected an {IMAGE_TEXT} in one question, and one answer")
+    return [replace(question, text=IMAGE_TEXT * question.text.count(IMAGE_TEXT)), answer]
+
+
+def _as_words(text: str, tokenizer: Any) -> str:
+    """`<image>` that is a word, kept from becoming the image token of a tokenizer that has one."""
+    if IMAGE_TEXT not in text or tokenizer.convert_tokens_to_ids(IMAGE_TEXT) in (None, tokenizer.unk_token_id):
+        return text
+    return text.replace(IMAGE_TEXT, "< image>")
+
+
+def _tokenise(spans: Iterable[Span], with_images: bool, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Spans -> ids int32 [T] and whether each is learnt, bool [T]."""
+    ids: list[int] = []
+    learnt: list[bool] = []
+    if tokenizer.bos_token_id is not None:
+        ids.append(tokenizer.bos_token_id)
+        learnt.append(False)
+    piece: list[Span] = []
+
+    def flush() -> None:
+        piece_ids, piece_learnt = _tokenise_piece(piece, tokenizer)
+        ids.extend(piece_ids)
+        learnt.extend(piece_learnt)
+        piece.clear()
+
+    for span in spans:
+        if span.fresh:
+            flush()
+        parts = re.split(f"({IMAGE_TEXT})", span.text) if with_images and not span.markup else [span.text]
+        for part in parts:
+            if with_images and part == IMAGE_TEXT:
+                flush()
+                ids.append(IMAGE)
+                learnt.append(False)
+            else:
+                piece.append(replace(span, text=part))
+    flush()
+    return np.array(ids, np.int32), np.array(learnt, bool)
+
+
+def _tokenise_piece(piece: list[Span], tokenizer: Any) -> tuple[list[int], list[bool]]:
+    text = "".join(span.text for span in piece)
+    if not text:
+        return [], []
+    if not tokenizer.is_fast:
+        raise UserError("this tokenizer cannot say where a token stands in the text: use a fast one (tokenizer.json)")
+    characters = np.repeat([span.learnt for span in piece], [len(span.text) for span in piece])
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    # A token that reaches over a border belongs to the span of its last character: the space before a word is the
+    # word's. Several tokens (bytes) may share one character, and a token may stand for none.
+    last = [min(max(start, end - 1), len(text) - 1) for start, end in encoding["offset_mapping"]]
+    return encoding["input_ids"], characters[last].tolist()
