@@ -4,6 +4,7 @@ Visual positions are sliced away before layer k. Every new token is a full pass 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tiny import IMAGE_TOKEN, tokens_per_image
 @dataclass
 class Method:
     layer: int | None = None  # the visual positions end before it; None: never
-    registers: np.ndarray | None = None  # [M, D]
+    registers: Any = None  # [M, D], an array or a parameter
     renumber: bool = False
 
 
@@ -23,6 +24,14 @@ def text_logits(
     net: transformers.LlavaForConditionalGeneration, ids: np.ndarray, pixels: np.ndarray | None, method: Method
 ) -> np.ndarray:
     """ids [T] of one row without padding, pixels [images, 3, h, w] -> [text positions, W]."""
+    logits, is_text = top_logits(net, ids, pixels, method)
+    return logits[is_text].numpy()
+
+
+def top_logits(
+    net: transformers.LlavaForConditionalGeneration, ids: np.ndarray, pixels: np.ndarray | None, method: Method
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[positions that reach the top, W], and which of them are text."""
     x, is_visual, is_text = _inputs(net, ids, pixels, method)
     tower = net.model.language_model
     positions = torch.arange(x.shape[1])[None]
@@ -38,7 +47,7 @@ def text_logits(
             position_embeddings=tower.rotary_emb(x, positions),
         )
         x = out[0] if isinstance(out, tuple) else out
-    return net.lm_head(tower.norm(x))[0, is_text].numpy()
+    return net.lm_head(tower.norm(x))[0], is_text
 
 
 def greedy(
@@ -70,7 +79,7 @@ def _inputs(
                 kinds += ["visual"] * per_image
                 i += per_image
                 if method.registers is not None:
-                    pieces.append(torch.tensor(method.registers))
+                    pieces.append(torch.as_tensor(method.registers))
                     kinds += ["register"] * len(method.registers)
                 continue
         pieces.append(net.get_input_embeddings()(torch.tensor([ids[i]])))

@@ -1,0 +1,144 @@
+"""Twenty steps of training equal a plain torch loop over Hugging Face's model: same batches, AdamW and schedule."""
+
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="parity needs torch, whose CPU build exists for Python 3.11 only")
+
+import jax  # noqa: E402
+import slow  # noqa: E402
+import tiny  # noqa: E402
+
+from configs import finetune, pretrain  # noqa: E402
+from victor_jax.models.sequence import Batch, lay_out  # noqa: E402
+from victor_jax.ops.images import CLIP_MEAN, CLIP_STD  # noqa: E402
+from victor_jax.ops.losses import IGNORE  # noqa: E402
+from victor_jax.sharding.mesh import make_mesh  # noqa: E402
+from victor_jax.training import settings, setup  # noqa: E402
+
+STEPS, ROWS, RATE = 20, 4, 3e-3
+CONFIG = tiny.config("llama_gqa")
+REGISTERS = 3
+
+
+def rows_of(step):
+    """Four rows of a batch: ids, and the first supervised position; text before and after one image."""
+    rng = np.random.default_rng(step)
+    rows = []
+    for row in range(ROWS):
+        before, after = rng.integers(1, 5), rng.integers(4, 12)
+        ids = tiny.prompt(CONFIG, [before, after], seed=1000 * step + row)[0]
+        rows.append((ids, len(ids) - after + rng.integers(0, 3)))
+    pixels = rng.integers(0, 255, (ROWS, 1, 3, 12, 12), np.uint8)
+    return rows, pixels
+
+
+def as_floats(pixels):
+    return (pixels.astype(np.float32) / 255 - CLIP_MEAN.reshape(3, 1, 1)) / CLIP_STD.reshape(3, 1, 1)
+
+
+def our_batch(step, registers):
+    rows, pixels = rows_of(step)
+    longest = max(len(ids) for ids, _ in rows)
+    ids, mask = np.zeros((2, ROWS, longest), np.int64)
+    for i, (row, _) in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    sequence = lay_out(ids, mask, image_token=tiny.IMAGE_TOKEN, tokens_per_image=9, registers=registers)
+    targets = np.full(sequence.kinds.shape, IGNORE, np.int32)
+    for i, (row, first) in enumerate(rows):
+        for position in range(first, len(row)):
+            targets[i, position + registers - 1] = row[position]  # the position before it must predict it
+    return Batch(sequence, targets, pixels)
+
+
+def our_losses(folder, recipe, compression):
+    config = recipe.get_config("full")
+    config.init_from, config.compression = str(folder), compression
+    config.batch_size, config.dtype, config.optimizer.learning_rate = ROWS, "float32", RATE
+    config.optimizer.warmup_ratio = 0.2
+    run_settings = settings.read(config)
+    start = setup.open_start(run_settings)
+    run = setup.make_run(run_settings, start.config, make_mesh(devices=jax.devices()[:1]), STEPS)
+    train, frozen, _ = setup.start_params(run, start)
+    registers = np.asarray(train["registers"]) if "registers" in train else None
+    state, losses = setup.start_state(run, train), []
+    with jax.set_mesh(run.mesh):
+        for step in range(STEPS):
+            batch = our_batch(step, run.module.compression.registers)
+            lengths = run.module.compression.plan.lengths(np.asarray(batch.sequence.kinds))
+            state, metrics = run.step(state, frozen, setup.on_mesh(batch, run.mesh), np.int32(step), lengths=lengths)
+            losses.append(float(metrics["loss"]))
+    return losses, registers
+
+
+def torch_losses(recipe, method, row_loss):
+    net = tiny.model(CONFIG)
+    trained = list(net.model.multi_modal_projector.parameters())
+    if recipe is finetune:
+        trained += [*net.model.language_model.parameters(), *net.lm_head.parameters()]
+    if method.registers is not None:
+        method.registers = torch.nn.Parameter(torch.tensor(method.registers))
+        trained.append(method.registers)
+    for weight in net.parameters():
+        weight.requires_grad_(any(weight is one for one in trained))
+    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    warmup = math.ceil(0.2 * STEPS)
+
+    def rate(step):
+        if step < warmup:
+            return step / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (STEPS - warmup)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    losses = []
+    for step in range(STEPS):
+        rows, pixels = rows_of(step)
+        parts = [
+            row_loss(net, ids, first, as_floats(image), method)
+            for (ids, first), image in zip(rows, pixels, strict=True)
+        ]
+        loss = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def summed(logits, ids, first):
+    """Loss of the tokens from `first` on, each predicted by the position before it, which is text here."""
+    wanted = torch.tensor(ids[first:])
+    return torch.nn.functional.cross_entropy(logits[-len(wanted) - 1 : -1], wanted, reduction="sum"), len(wanted)
+
+
+def hugging_face(net, ids, first, image, method):
+    logits = net(input_ids=torch.tensor(ids)[None], pixel_values=torch.tensor(image)).logits[0]
+    return summed(logits, ids, first)
+
+
+def layer_by_layer(net, ids, first, image, method):
+    logits, _ = slow.top_logits(net, ids, image, method)
+    return summed(logits, ids, first)
+
+
+@pytest.mark.parametrize("recipe", [pretrain, finetune], ids=["stage 1", "stage 2"])
+@pytest.mark.parametrize(
+    ("compression", "layer", "row_loss"),
+    [("full", None, hugging_face), (f"victor:registers={REGISTERS},layer=2", 2, layer_by_layer)],
+    ids=["full", "victor"],
+)
+def test_twenty_steps_equal_torch(tmp_path, recipe, compression, layer, row_loss):
+    tiny.model(CONFIG).save_pretrained(tmp_path)
+    if layer is None:
+        ours, registers = our_losses(tmp_path, recipe, compression)
+    else:
+        with pytest.warns(UserWarning, match="untrained"):
+            ours, registers = our_losses(tmp_path, recipe, compression)
+    theirs = torch_losses(recipe, slow.Method(layer=layer, registers=registers), row_loss)
+    assert len(set(ours)) == STEPS
+    assert max(abs(a - b) for a, b in zip(ours[1:], ours, strict=False)) > 1e-2, "the loss moves"
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
