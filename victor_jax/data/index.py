@@ -174,7 +174,7 @@ def index_key(reader: Reader, path: Path) -> str:
 def _read(file: Path, rows: int) -> Index | None:
     """None where there is none, or one that was cut off."""
     try:
-        with np.load(file) as arrays:
+        with file.open("rb") as stream, np.load(stream) as arrays:
             bad = [(row, reason) for row, reason in json.loads(arrays["bad"].tobytes())]
             index = Index(arrays["text_lengths"], arrays["image_counts"], bad)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

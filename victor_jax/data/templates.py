@@ -40,13 +40,15 @@ def _plain(turns: Sequence[Turn]) -> Iterator[Span]:
     yield Span("\n", learnt=True, markup=True)
 
 
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
 def _vicuna_v1(turns: Sequence[Turn]) -> Iterator[Span]:
     """haotian-liu/LLaVA, conversation.py, conv_vicuna_v1: no space between `</s>` and the next `USER`."""
-    yield Span(
-        "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
-        markup=True,
-    )
+    yield Span(VICUNA_SYSTEM, markup=True)
     for turn in turns:
         if turn.speaker == "human":
             yield Span("USER: ", markup=True)

@@ -5,7 +5,9 @@ and `meta`. A step's number is the count of steps done. Names of leaves are path
 """
 
 import os
+import secrets
 import signal
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,9 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -23,6 +27,7 @@ from victor_jax.training.step import State
 from victor_jax.weights.names import flatten, nest
 
 SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
+ERROR_LENGTH = 200  # of tensorstore's part in a message of ours
 Leaves = dict[str, Any]  # by path
 
 
@@ -36,6 +41,7 @@ class Checkpoints:
         """
         self.directory = str(directory) if "://" in str(directory) else os.path.abspath(directory)
         self._every = every
+        _check_shared(self.directory)
         kept: list[Any] = [checkpoint_managers.LatestN(keep_last or None)]
         if keep_every:
             kept.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -44,6 +50,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,  # what a killed save left
+                lightweight_initialize=True,  # else it warns of what a killed deletion left; the next save removes it
                 async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS),
             ),
             item_handlers={
@@ -67,7 +74,7 @@ class Checkpoints:
 
     def is_due(self, step: int) -> bool:
         """Whether `save` will write this step by itself."""
-        return bool(self._every and step % self._every == 0) or self.reached_preemption(step)
+        return self.reached_preemption(step) or bool(self._every and step % self._every == 0)
 
     def save(self, step: int, state: State, meta: dict[str, Any], force: bool = False) -> bool:
         """Begins to write the step where it is due; returns whether it did. The state may be donated afterwards."""
@@ -128,6 +135,7 @@ class Checkpoints:
         return {item: flatten(found[item]) for item in wanted}
 
     def _checked(self, step: int, read: Callable[[], Any]) -> Any:
+        self.wait()  # a step that is being written is none yet
         try:
             return read()
         except (ValueError, KeyError, OSError) as error:
@@ -180,6 +188,29 @@ class _Preemption:
             self._restore()
 
 
+def _check_shared(directory: str) -> None:
+    """Orbax hangs or saves halves where each host has a folder of its own."""
+    if jax.process_count() == 1:
+        return
+    folder = epath.Path(directory)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    number = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
+    probe = folder / f".shared-{number}"
+    if jax.process_index() == 0:
+        probe.write_text("")
+    multihost_utils.sync_global_devices("probe written")
+    sees = np.asarray(multihost_utils.process_allgather(np.bool_(probe.exists())))
+    if jax.process_index() == 0:
+        probe.unlink()
+    if not sees.all():
+        blind = [str(process) for process in np.flatnonzero(~sees)]
+        raise UserError(
+            f"{directory} is not one folder for all hosts: process {some(blind)} does not see what process 0 writes "
+            f"there; use a bucket or a shared file system"
+        )
+
+
 def _all_but_params(state: State) -> dict[str, Any]:
     return {"optimizer": state.optimizer, "loss_average": state.loss_average}
 
@@ -214,4 +245,4 @@ def _differences(wanted: Leaves, have: Leaves, is_same_dtype: bool) -> list[str]
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return textwrap.shorten((str(error) or type(error).__name__).splitlines()[0], ERROR_LENGTH)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -198,7 +199,7 @@ def _wandb_run(workdir: Path, config: dict[str, Any] | None) -> Any:
     wandb = importlib.import_module("wandb")
     name = workdir / "wandb_run.txt"
     if not name.exists():
-        name.write_text(wandb.util.generate_id(), encoding="utf-8")
+        name.write_text(secrets.token_hex(4), encoding="utf-8")
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", "victor_jax"),
         name=workdir.name,

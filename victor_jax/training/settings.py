@@ -11,8 +11,8 @@ from victor_jax.errors import UserError
 @dataclass(frozen=True)
 class MeshSettings:
     data: int
-    fsdp: int  # -1: all devices that data and tensor leave
-    tensor: int
+    fsdp: int  # -1: as many devices as the rows of a part divide over
+    tensor: int  # -1: all that data and fsdp leave
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Settings:
     total_steps: int  # 0: as many as `epochs` take
     epochs: int
     batch_size: int
-    micro_batches: int
+    micro_batches: int  # parts of the batch, one after the other, each with a length of its own
     seed: int
     dtype: str  # of the computation and of what is frozen
     param_dtype: str  # of what is trained
@@ -170,3 +170,11 @@ def _at(settings: Settings, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name)
     return value
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found

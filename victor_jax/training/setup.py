@@ -3,7 +3,9 @@
 Abstract first: shapes and shardings are known before a byte is read, so nothing is ever held twice.
 """
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,24 +16,26 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from victor_jax.compression.spec import parse
+from victor_jax.data.shapes import Shape, shape_lengths
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.layers import Lora
-from victor_jax.models.sequence import Batch, Sequence
+from victor_jax.models.sequence import Batch
+from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule
-from victor_jax.sharding.mesh import BATCH
+from victor_jax.sharding.mesh import BATCH, make_mesh
 from victor_jax.sharding.rules import sharding_of
 from victor_jax.training import lora
 from victor_jax.training.optimizer import OptimizerSettings, Params, in_float32, make_optimizer, schedule
 from victor_jax.training.settings import Settings
-from victor_jax.training.step import State, StepSettings, make_step, row_losses
+from victor_jax.training.step import Lengths, State, StepSettings, make_step, row_losses
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint, abstract_params
 from victor_jax.weights.names import flatten
-from victor_jax.weights.place import place, put, spare
+from victor_jax.weights.place import place, put
 from victor_jax.weights.read import open_checkpoint
-from victor_jax.weights.tensors import Tensor, cast, from_array
+from victor_jax.weights.tensors import cast, from_array
 
 Abstract = dict[str, jax.ShapeDtypeStruct]
 
@@ -103,7 +107,7 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int
         module,
         optimizer,
         schedule(chosen.learning_rate, total_steps, chosen.warmup_ratio),
-        StepSettings(settings.micro_batches, settings.loss_chunk, settings.bad_step.spike_factor, settings.seed),
+        StepSettings(settings.loss_chunk, settings.bad_step.spike_factor, settings.seed),
     )
 
     def evaluate(train: Params, frozen: Params, batch: Batch, *, lengths: tuple[int, ...]) -> Any:
@@ -125,6 +129,17 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int
         ),
         jax.jit(evaluate, static_argnames="lengths", out_shardings=whole),
     )
+
+
+def mesh_of(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of the settings, where -1 stands for as many devices as there is work for."""
+    wanted = settings.mesh
+    left, rows = len(devices) // max(wanted.data, 1), settings.batch_size // settings.micro_batches
+    fsdp = wanted.fsdp
+    if fsdp == -1:
+        fsdp = math.gcd(left // max(wanted.tensor, 1), max(rows // max(wanted.data, 1), 1))
+    tensor = left // fsdp if wanted.tensor == -1 else wanted.tensor
+    return make_mesh(wanted.data, fsdp, tensor, devices)
 
 
 def check_batch(settings: Settings, mesh: Mesh) -> None:
@@ -158,16 +173,16 @@ def abstract_state(optimizer: optax.GradientTransformation, train: Abstract, mes
     return State(train, moments, jax.ShapeDtypeStruct((), jnp.float32, sharding=whole))  # type: ignore[arg-type]
 
 
-def start_params(run: Run, start: Checkpoint) -> tuple[Params, Params, dict[str, Tensor]]:
-    """Trained and frozen parameters on their devices, and the checkpoint's tensors that no layer runs."""
-    tensors = fresh.with_registers(start, run.module.compression, run.settings.seed)
+def start_params(run: Run, start: Checkpoint) -> tuple[Params, Params]:
+    """Trained and frozen parameters on their devices."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that registers are untrained: they are about to be
+        tensors = fresh.with_registers(start, run.module.compression, run.settings.seed)
     adapters = {path: leaf for path, leaf in run.train.items() if lora.is_adapter(path)}
     drawn = lora.initial(adapters, run.settings.seed)
     train = {path: put(cast(from_array(drawn[path]), leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
     train |= place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
-    frozen = place(run.frozen, tensors, run.module)
-    plain = [path for path in run.train | run.frozen if path not in adapters]
-    return train, frozen, spare(tensors, plain, run.module)
+    return train, place(run.frozen, tensors, run.module)
 
 
 def start_state(run: Run, train: Params) -> State:
@@ -177,20 +192,28 @@ def start_state(run: Run, train: Params) -> State:
     return State(train, moments, average)
 
 
-def abstract_batch(run: Run, lengths: tuple[int, ...], images: int) -> Batch:
-    """The global batch of one shape, with shardings: what the step is compiled for."""
-    rows, size = run.settings.batch_size, run.module.config.vision.image_size
+def abstract_part(run: Run, shape: Shape) -> Batch:
+    """One part of the global batch, with shardings: what the step is compiled for."""
+    config, registers = run.module.config, run.module.compression.registers
+    rows, size = run.settings.batch_size // run.settings.micro_batches, config.vision.image_size
     over_rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
     def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=over_rows)
 
-    line = of((lengths[0],), jnp.int32)
-    pixels = of((images, 3, size, size), jnp.uint8) if images else None
-    return Batch(Sequence(line, line, line), line, pixels)
+    length = shape_lengths(shape, run.module.compression.plan, config.tokens_per_image, registers)[0]
+    line = of((length,), jnp.int32)
+    pixels = of((shape.images, 3, size, size), jnp.uint8) if shape.images else None
+    return Batch(Positions(line, line, line), line, pixels)
 
 
-def on_mesh(batch: Batch, mesh: Mesh) -> Batch:
+def lengths_of(run: Run, parts: tuple[Shape, ...]) -> Lengths:
+    module = run.module
+    per_image, registers = module.config.tokens_per_image, module.compression.registers
+    return tuple(shape_lengths(part, module.compression.plan, per_image, registers) for part in parts)
+
+
+def on_mesh(batch: Any, mesh: Mesh) -> Any:
     """This host's rows of a global batch -> global arrays."""
     over_rows = NamedSharding(mesh, PartitionSpec(BATCH))
     return jax.tree.map(lambda part: jax.make_array_from_process_local_data(over_rows, np.asarray(part)), batch)

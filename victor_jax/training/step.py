@@ -27,9 +27,11 @@ class State:
     loss_average: jax.Array  # float32: of recent good steps, 0 before the first
 
 
+Lengths = tuple[tuple[int, ...], ...]  # of each part: the static length of each stage
+
+
 @dataclass(frozen=True)
 class StepSettings:
-    micro_batches: int  # the batch passes in this many parts, their gradients added up
     loss_chunk: int  # positions whose logits live at a time
     spike_factor: float  # a loss above this many times the recent average is a bad step; 0: never
     seed: int  # of dropout
@@ -38,17 +40,20 @@ class StepSettings:
 def make_step(
     module: VLMModule, optimizer: optax.GradientTransformation, rate: Callable, settings: StepSettings
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """step(state, frozen, batch, number, lengths=…) -> the next state and its metrics; to be compiled.
+    """step(state, frozen, parts, number, lengths=…) -> the next state and its metrics; to be compiled.
+
+    The batch comes in parts of equally many rows, each of one length; their gradients are added up. The loss is the
+    mean over all supervised positions of the batch, whatever part they are in.
 
     A bad step (a loss or a gradient that is not finite, or a spike) leaves the state as it was and says so in
     `bad`: nothing broken ever reaches the parameters.
     """
 
     def step(
-        state: State, frozen: Params, batch: Batch, number: jax.Array, *, lengths: tuple[int, ...]
+        state: State, frozen: Params, parts: tuple[Batch, ...], number: jax.Array, *, lengths: Lengths
     ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        grads, row_loss, row_count = gradients(module, state.train, frozen, batch, key, lengths, settings)
+        grads, row_loss, row_count = gradients(module, state.train, frozen, parts, key, lengths, settings.loss_chunk)
         count = jnp.maximum(row_count.sum(), 1)
         grads = {path: grad / count.astype(grad.dtype) for path, grad in grads.items()}
         loss, norm = row_loss.sum() / count, optax.tree.norm(grads)
@@ -76,34 +81,31 @@ def gradients(
     module: VLMModule,
     train: Params,
     frozen: Params,
-    batch: Batch,
+    parts: tuple[Batch, ...],
     key: jax.Array,
-    lengths: tuple[int, ...],
-    settings: StepSettings,
+    lengths: Lengths,
+    chunk: int,
 ) -> tuple[Params, jax.Array, jax.Array]:
-    """Gradients of the summed loss, float32 [B] summed loss and int32 [B] supervised positions of each row."""
+    """Gradients of the summed loss; float32 [B] summed loss and int32 [B] supervised positions of each row."""
 
-    def of(part: Batch, part_key: jax.Array) -> tuple[Params, jax.Array, jax.Array]:
+    def of(part: Batch, part_key: jax.Array, part_lengths: tuple[int, ...]) -> tuple[Params, jax.Array, jax.Array]:
         def summed(train: Params) -> tuple[jax.Array, Any]:
-            loss, count = row_losses(module, frozen | train, part, part_key, lengths, settings.loss_chunk)
+            loss, count = row_losses(module, frozen | train, part, part_key, part_lengths, chunk)
             return loss.sum(), (loss, count)
 
         grads, (loss, count) = jax.grad(summed, has_aux=True)(train)
         return grads, loss, count
 
-    parts = settings.micro_batches
-    if parts == 1:
-        return of(batch, key)
-    # Part i takes rows i, i + parts, …: every device keeps the rows it has.
-    split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
-
-    def add(total: Params, part: tuple[Batch, jax.Array]) -> tuple[Params, Any]:
-        grads, loss, count = of(part[0], jax.random.fold_in(key, part[1]))
-        return {path: total[path] + grads[path].astype(jnp.float32) for path in total}, (loss, count)
-
-    zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in train.items()}
-    total, (loss, count) = jax.lax.scan(add, zeros, (split, jnp.arange(parts)))
-    return total, loss.swapaxes(0, 1).reshape(-1), count.swapaxes(0, 1).reshape(-1)
+    total, loss, count = of(parts[0], key, lengths[0])
+    losses, counts = [loss], [count]
+    for number, (part, part_lengths) in enumerate(zip(parts[1:], lengths[1:], strict=True), start=1):
+        # The barrier keeps parts one after the other: side by side they would need the memory of all.
+        total, part = jax.lax.optimization_barrier((total, part))
+        grads, loss, count = of(part, jax.random.fold_in(key, number), part_lengths)
+        total = {path: total[path].astype(jnp.float32) + grads[path].astype(jnp.float32) for path in total}
+        losses.append(loss)
+        counts.append(count)
+    return total, jnp.concatenate(losses), jnp.concatenate(counts)
 
 
 def row_losses(

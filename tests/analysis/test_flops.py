@@ -1,0 +1,231 @@
+"""The closed forms against the program itself: every matrix product in the traced module, at 7B shapes, no memory."""
+
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from victor_jax.analysis import flops
+from victor_jax.analysis.flops import Training, Work
+from victor_jax.compression.plan import Plan
+from victor_jax.compression.spec import parse
+from victor_jax.models.layers import Lora
+from victor_jax.models.sequence import Sequence
+from victor_jax.models.sizes import SIZES
+from victor_jax.models.vlm import VLMModule
+from victor_jax.weights.checkpoint import abstract_params
+from victor_jax.weights.names import flatten, nest
+
+CONFIG = SIZES["7b"]
+VISUAL = CONFIG.tokens_per_image
+TEXT, ROWS, CHUNK = 128, 2, 64
+SPECS = ["full", "victor:registers=8,layer=3", "victor:registers=64,layer=0", "vtw:layer=16"]
+
+
+def matmul_flops(jaxpr, times=1):
+    """Of a jaxpr; the body of a scan counts as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            total += 2 * times * math.prod(out.shape) * math.prod(left.shape[i] for i in contracted)
+        assert equation.primitive.name != "while", "a loop of unknown length"
+        inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        for value in equation.params.values():
+            for part in value if isinstance(value, list | tuple) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    total += matmul_flops(part, inner)
+    return total
+
+
+def traced(function, *arguments):
+    return matmul_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def module(spec, config=CONFIG, **fields):
+    return VLMModule(config, parse(spec, config.language.depth), jnp.bfloat16, **fields)
+
+
+def params(net):
+    return flatten(abstract_params(net))
+
+
+def ints(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def shapes(net, images=1):
+    """The lengths of each stage, and abstract arguments: sequence and pixels."""
+    registers, plan = net.compression.registers, net.compression.plan
+    length = TEXT + images * (VISUAL + registers)
+    lengths = tuple([length, TEXT + images * registers][: len(plan.stages)])
+    size = net.config.vision.image_size
+    pixels = jax.ShapeDtypeStruct((ROWS * images, 3, size, size), jnp.float32) if images else None
+    return lengths, Sequence(*[ints(ROWS, length)] * 3), pixels
+
+
+def work(net, images=1, head=None):
+    lengths, *_ = shapes(net, images)
+    return Work(ROWS, lengths, ROWS * images, lengths[-1] if head is None else head)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_forward_equals_the_traced_module(spec):
+    net = module(spec)
+    lengths, sequence, pixels = shapes(net)
+
+    def run(params, sequence, pixels):
+        return net.apply({"params": nest(params)}, sequence, pixels, None, lengths, TEXT)
+
+    counted = flops.forward(CONFIG, net.compression.plan, work(net, head=TEXT)).total.flops
+    assert counted == pytest.approx(traced(run, params(net), sequence, pixels), rel=0.01)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_prefill_and_decode_equal_the_traced_module(spec):
+    net, room = module(spec), 32
+    lengths, sequence, pixels = shapes(net)
+
+    def prefill(params, sequence, pixels):
+        return net.apply({"params": nest(params)}, sequence, pixels, None, lengths, room, method=VLMModule.prefill)
+
+    def decode(params, token, caches):
+        return net.apply({"params": nest(params)}, token, caches, jnp.int32(0), method=VLMModule.decode)
+
+    plan = net.compression.plan
+    counted = flops.prefill(CONFIG, plan, work(net)).total.flops
+    assert counted == pytest.approx(traced(prefill, params(net), sequence, pixels), rel=0.01)
+    _, caches = jax.eval_shape(prefill, params(net), sequence, pixels)
+    counted = flops.decode(CONFIG, plan, ROWS, tuple(n + room for n in lengths)).total.flops
+    assert counted == pytest.approx(traced(decode, params(net), ints(ROWS), caches), rel=0.01)
+
+
+STEPS = {
+    "stage 1": (("projector", "registers"), 0),
+    "stage 2": (("projector", "registers", "language"), 0),
+    "adapters": (("projector", "registers"), 128),
+}
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("stage", STEPS)
+@pytest.mark.parametrize("spec", SPECS[:2])
+def test_training_step_equals_the_traced_gradient(spec, stage, remat):
+    trained, rank = STEPS[stage]
+    net = module(spec, remat=remat, lora=Lora(rank, 256.0) if rank else None)
+    counted = step_cost(net, trained, rank, remat)
+    assert counted.parts.total.flops == pytest.approx(traced_gradient(net, trained), rel=0.01)
+
+
+def test_text_only_rows_leave_the_vision_tower_out():
+    net = module("victor:registers=8,layer=3", remat="full")
+    trained, rank = STEPS["stage 2"]
+    counted = step_cost(net, trained, rank, "full", images=0)
+    assert counted.parts.total.flops == pytest.approx(traced_gradient(net, trained, images=0), rel=0.01)
+    assert counted.parts.vision.flops == 0
+
+
+def test_grouped_heads_and_joined_feature_levels_are_counted():
+    language = replace(CONFIG.language, kv_heads=8)
+    config = replace(CONFIG, language=language, feature_levels=(10, 23), keep_class_token=True)
+    net = module("full", config)
+    length = TEXT + config.tokens_per_image
+    _, _, pixels = shapes(net)
+
+    def run(params, sequence, pixels):
+        return net.apply({"params": nest(params)}, sequence, pixels, None, (length,), TEXT)
+
+    counted = flops.forward(config, net.compression.plan, Work(ROWS, (length,), ROWS, TEXT)).total.flops
+    assert counted == pytest.approx(traced(run, params(net), Sequence(*[ints(ROWS, length)] * 3), pixels), rel=0.01)
+
+
+def step_cost(net, trained, rank, remat, images=1):
+    training = Training(trained, net.compression.registers, remat, rank)
+    lengths, *_ = shapes(net, images)
+    head = -(-lengths[-1] // CHUNK) * CHUNK
+    return flops.training_step(CONFIG, net.compression.plan, work(net, images, head), training)
+
+
+def traced_gradient(net, trained, images=1):
+    lengths, sequence, pixels = shapes(net, images)
+    every = params(net)
+    learns = {path: leaf for path, leaf in every.items() if path.split("/")[0] in trained or "/lora_" in path}
+    frozen = {path: leaf for path, leaf in every.items() if path not in learns}
+
+    def loss(learns, frozen, sequence, pixels, targets):
+        params = {"params": nest(learns | frozen)}
+        rows, _ = net.apply(params, sequence, pixels, targets, lengths, CHUNK, method=VLMModule.loss)
+        return rows.sum()
+
+    return traced(jax.grad(loss), learns, frozen, sequence, pixels, ints(ROWS, lengths[0]))
+
+
+@pytest.mark.parametrize("size", ["7b", "13b", "small"])
+def test_parameter_counts_equal_the_module(size):
+    config = SIZES[size]
+    held = {}
+    for path, leaf in params(module("full", config)).items():
+        held[path.split("/")[0]] = held.get(path.split("/")[0], 0) + math.prod(leaf.shape)
+    counted = flops.parameters(config)
+    assert held == {"vision": counted.vision, "projector": counted.projector, "language": counted.language}
+
+
+def test_caches_hold_what_the_paper_saves():
+    """methods.md 1.3, 7B in bfloat16, 35 + 29 text tokens: 320 MiB in full, 67 MiB for Victor with 16 registers."""
+
+    def mebibytes(spec, lengths):
+        plan = parse(spec, 32).plan
+        return (
+            sum(flops.cache_bytes(CONFIG, n, 1, slots) for n, slots in zip(plan.stages, lengths, strict=True)) / 2**20
+        )
+
+    assert mebibytes("full", [640]) == 320
+    assert round(mebibytes("victor:registers=16,layer=3", [656, 80])) == 67
+
+
+# methods.md 1.7: share of the full prefill's FLOPs for 64 text tokens, by FastV's formula for one layer.
+RATIOS = {256: 57.9, 128: 37.9, 64: 28.0, 32: 23.1, 16: 20.6, 8: 19.4}
+
+
+def fastv_formula(n, width=4096, mlp_width=11008):
+    """Two matrices in the feed-forward part, where Llama has three."""
+    return 4 * n * width**2 + 2 * n**2 * width + 2 * n * width * mlp_width
+
+
+@pytest.mark.parametrize("registers", RATIOS)
+def test_savings_agree_with_the_formula_that_papers_use(registers):
+    plan = parse(f"victor:registers={registers},layer=3", 32).plan
+    lengths = (64 + 576 + registers, 64 + registers)
+    papers = sum(n * fastv_formula(t) for n, t in zip(plan.stages, lengths, strict=True)) / (32 * fastv_formula(640))
+    assert round(100 * papers, 1) == RATIOS[registers]
+
+    def stages(plan, lengths):
+        return sum(stage.flops for stage in flops.forward(CONFIG, plan, Work(1, lengths, 1, 1)).stages)
+
+    ours = stages(plan, lengths) / stages(Plan((32,), ()), (640,))
+    assert 100 * ours == pytest.approx(RATIOS[registers], abs=0.25)
+
+
+def test_half_counts_the_triangle_only():
+    plan, one = Plan((32,), ()), Work(1, (640,), 1, 1)
+    full, half = (flops.forward(CONFIG, plan, one, causal=causal).stages[0].flops for causal in ("full", "half"))
+    assert full - half == 32 * 4 * 4096 * (640 * 639 // 2)
+
+
+def test_decode_reads_every_weight_and_every_cached_key():
+    plan = parse("victor:registers=8,layer=3", 32).plan
+    parts = flops.decode(CONFIG, plan, 16, (712, 136))
+    weights = 2 * (flops.parameters(CONFIG).language - 32064 * 4096 - 65 * 4096)  # no embedding, no norms
+    cache = flops.cache_bytes(CONFIG, 3, 16, 713) + flops.cache_bytes(CONFIG, 29, 16, 137)
+    assert parts.total.bytes == weights + cache
+
+
+def test_recomputation_is_left_out_of_the_model_flops():
+    net, (trained, rank) = module("full"), STEPS["stage 2"]
+    none, full = (step_cost(net, trained, rank, remat) for remat in ("none", "full"))
+    assert full.model_flops == none.model_flops
+    assert full.parts.total.flops > 1.2 * none.parts.total.flops

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+from llava_folder import SIZE, TOKENS_PER_IMAGE, image_row, opened, rows_of_every_kind, text_row
+
+from victor_jax.compression.plan import Kind
+from victor_jax.data.batches import BatchSource, build_batch
+from victor_jax.data.images import preprocess
+from victor_jax.data.labels import IGNORE, IMAGE, Example
+from victor_jax.data.schedule import FILLER, Schedule
+from victor_jax.data.shapes import Shape
+from victor_jax.errors import UserError
+from victor_jax.models.sequence import lay_out
+
+T, V, R, P = Kind.TEXT, Kind.VISUAL, Kind.REGISTER, Kind.PADDING
+X = IGNORE
+
+
+def example(ids, learnt, images=()):
+    ids = np.array(ids, np.int32)
+    return Example(ids, np.where(learnt, ids, X).astype(np.int32), images)
+
+
+def batch_of(*examples, text=8, images=0, registers=2, per_image=3):
+    pixels = [np.full((len(e.images), 3, 4, 4), 7 + i, np.uint8) if e else None for i, e in enumerate(examples)]
+    return build_batch(examples, pixels, Shape(text, images), per_image, registers, image_size=4)
+
+
+def test_a_caption_is_predicted_from_the_last_register_on():
+    # Template plain: BOS, image, caption, newline.
+    batch = batch_of(example([1, IMAGE, 5, 6, 13], [0, 0, 1, 1, 1], ("a",)), text=4, images=1)
+    assert batch.sequence.kinds.tolist() == [[T, V, V, V, R, R, T, T, T, P, P, P, P, P, P, P]]
+    assert batch.sequence.index[0, :9].tolist() == [1, 0, 1, 2, 0, 1, 5, 6, 13]
+    assert batch.targets[0].tolist() == [X, X, X, X, X, 5, 6, 13, X, X, X, X, X, X, X, X]
+    assert batch.sequence.positions.tolist() == [list(range(16))]
+
+
+def test_without_registers_it_is_the_last_visual_token():
+    batch = batch_of(example([1, IMAGE, 5, 6], [0, 0, 1, 1], ("a",)), text=5, images=1, registers=0)
+    assert batch.sequence.kinds.tolist() == [[T, V, V, V, T, T, P, P]]
+    assert batch.targets.tolist() == [[X, X, X, 5, 6, X, X, X]]
+
+
+def test_what_stands_before_an_image_predicts_nothing():
+    batch = batch_of(example([1, 5, IMAGE, 6, 7], [0, 1, 0, 0, 1], ("a",)), text=4, images=1, registers=1)
+    assert batch.sequence.kinds[0].tolist() == [T, T, V, V, V, R, T, T]
+    assert batch.targets[0].tolist() == [5, X, X, X, X, X, 7, X]
+
+
+def test_a_row_of_text_only_has_no_images():
+    batch = batch_of(example([1, 5, 6], [0, 0, 1]), text=8)
+    assert batch.pixels is None
+    assert batch.sequence.kinds.tolist() == [[T, T, T, P, P, P, P, P]]
+    assert batch.targets.tolist() == [[X, 6, X, X, X, X, X, X]]
+
+
+def test_a_row_that_fills_its_shape():
+    batch = batch_of(example([1, IMAGE, 5, 6], [0, 0, 1, 1], ("a",)), text=3, images=1)
+    assert (batch.sequence.kinds != P).all()
+    assert batch.targets[0].tolist() == [X, X, X, X, X, 5, 6, X]
+
+
+def test_a_filler_row_is_nothing_at_all():
+    batch = batch_of(None, example([IMAGE, 5], [0, 1], ("a",)), text=3, images=1)
+    assert (batch.sequence.kinds[0] == P).all()
+    assert (batch.targets[0] == X).all()
+    assert (batch.pixels[0] == 0).all()
+    assert (batch.pixels[1] == 8).all()
+
+
+def test_image_places_that_a_row_leaves_empty_are_black():
+    batch = batch_of(example([IMAGE, 5], [0, 1], ("a",)), text=6, images=2)
+    assert batch.pixels.shape == (1, 2, 3, 4, 4)
+    assert (batch.pixels[0, 0] == 7).all()
+    assert (batch.pixels[0, 1] == 0).all()
+
+
+def test_the_sequence_is_that_of_the_model_for_the_same_tokens():
+    ids = [1, IMAGE, 5, IMAGE, IMAGE, 6, 7]
+    ours = batch_of(example(ids, [0, 0, 1, 0, 0, 1, 1], ("a", "b", "c")), text=5, images=3).sequence
+    spelt = np.repeat(np.where(np.array(ids) == IMAGE, 99, ids), np.where(np.array(ids) == IMAGE, 3, 1))[None]
+    theirs = lay_out(spelt, np.ones_like(spelt), image_token=99, tokens_per_image=3, registers=2)
+    for name in ("kinds", "index", "positions"):
+        found, expected = getattr(ours, name), getattr(theirs, name)
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found[:, : expected.shape[1]], expected)
+        assert name == "positions" or (found[:, expected.shape[1] :] == 0).all()
+
+
+def source_of(folder, rows, batch=4, parts=1, **more):
+    reader, images, index = opened(folder, rows)
+    schedule = Schedule(index, batch, 0, TOKENS_PER_IMAGE + 2, parts)
+    return BatchSource(reader, images, schedule, registers=2, image_size=SIZE, aspect="pad", **more)
+
+
+def test_each_part_of_a_batch_has_the_rows_and_pixels_of_its_step(tmp_path):
+    source = source_of(tmp_path, rows_of_every_kind(), parts=2)
+    for step in range(source.schedule.steps_per_epoch):
+        found, (layout, rows) = source[step], source.schedule.at(step)
+        np.testing.assert_array_equal(found.rows, rows)
+        for part, shape, of_part in zip(found.parts, layout.parts, rows, strict=True):
+            assert (part.sequence.kinds == V).sum(axis=1).max() <= shape.images * TOKENS_PER_IMAGE
+            for at, row in enumerate(of_part):
+                if row == FILLER:
+                    continue
+                its = source.reader[row]
+                assert (part.targets[at] != X).sum() == (its.targets[1:] != X).sum()
+                for place, path in enumerate(its.images):
+                    pixels = preprocess(source.images.open(path), SIZE, "pad")
+                    np.testing.assert_array_equal(part.pixels[at, place], pixels)
+
+
+def test_a_row_with_an_unreadable_image_becomes_a_filler_and_is_named(tmp_path):
+    rows = [image_row(f"{i}.png", 5) for i in range(4)]
+    rows[2]["image"] = "nowhere.jpg"
+    source = source_of(tmp_path, rows)
+    (part,), found, bad = source[0]
+    assert [row for row, _ in bad] == [2]
+    assert "nowhere.jpg" in bad[0][1]
+    (at,) = np.flatnonzero(found[0] == FILLER)
+    assert (part.sequence.kinds[at] == P).all()
+    assert (part.targets[at] == X).all()
+    assert sorted(found[0].tolist()) == [FILLER, 0, 1, 3]
+
+
+def test_hosts_must_divide_the_rows_of_each_part(tmp_path):
+    with pytest.raises(UserError, match="batch_size=4 in 2 parts does not divide over 4 hosts: choose a multiple of 8"):
+        source_of(tmp_path, rows_of_every_kind(), parts=2, hosts=4)
+
+
+def test_data_that_grew_after_it_was_indexed_is_an_error(tmp_path):
+    source = source_of(tmp_path, [text_row(3)], batch=1)
+    longer, _, _ = opened(tmp_path, [text_row(90)])
+    grown = BatchSource(longer, source.images, source.schedule, registers=2, image_size=SIZE, aspect="pad")
+    with pytest.raises(UserError, match=r"row 0 .* longer than when the data was indexed"):
+        grown[0]

@@ -1,0 +1,141 @@
+import io
+
+import pytest
+from llava_folder import image_row, opened, rows_of_every_kind, text_row, turns, write
+from tokenizers_tiny import write_sentencepiece
+
+from victor_jax.check_data import CheckSettings, check, decoded, main
+from victor_jax.compression.spec import parse
+
+# Of ml_collections, which loads recipes so.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def checked(folder, rows, out=None, **changes):
+    """What is printed, and the bad rows."""
+    reader, images, _ = opened(folder, rows)
+    out = out or io.StringIO()
+    settings = CheckSettings(parse("victor:registers=2,layer=1", 4), 8, 2, 0, 0, **changes)
+    bad = check(reader, images, settings, out, progress=False)
+    return out.getvalue(), bad
+
+
+def broken_rows():
+    rows = rows_of_every_kind(24)
+    rows[4]["image"] = "nowhere.jpg"
+    rows[5]["conversations"][1]["value"] = ""
+    rows[6]["image"] = "text.jpg"
+    return rows
+
+
+def test_counts_by_modality_and_lengths(tmp_path):
+    printed, bad = checked(tmp_path, [text_row(5), text_row(9), *(image_row("0.png", n) for n in range(1, 12))])
+    assert bad == []
+    assert "13 rows, 13 of them good" in printed
+    table = [line.split() for line in printed.splitlines()]
+    assert ["text", "only", "2"] in [line[:3] for line in table]
+    assert ["1", "image", "11"] in [line[:3] for line in table]
+
+
+def test_every_bad_row_is_named_with_its_reason(tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
+    printed, bad = checked(tmp_path, broken_rows())
+    assert [row for row, _ in bad] == [4, 5, 6]
+    assert "24 rows, 21 of them good" in printed
+    assert "3 bad rows, 2 of them for missing or unreadable images" in printed
+    for row, reason in bad:
+        assert f"row {row} (byte" in printed
+        assert reason in printed
+
+
+def test_images_may_be_left_unread(tmp_path):
+    printed, bad = checked(tmp_path, broken_rows(), read_images=False)
+    assert [row for row, _ in bad] == [5]
+    assert "images were not read" in printed
+
+
+def test_the_shapes_of_batches_with_their_steps_and_padding(tmp_path):
+    printed, _ = checked(tmp_path, [image_row("0.png", 3)] * 16)
+    assert "2 steps per epoch, 8 rows each in 2 parts; 1 program;" in printed
+    assert "of the text positions are padding" in printed
+    assert " -> " in printed
+
+
+def test_nothing_but_bad_rows_is_reported_and_no_crash(tmp_path):
+    printed, bad = checked(tmp_path, [{"conversations": turns("Why?", "")}] * 3)
+    assert len(bad) == 3
+    assert "3 rows, 0 of them good" in printed
+
+
+def test_what_is_learnt_stands_in_brackets_where_there_is_no_terminal(tmp_path):
+    rows = [{"image": "0.png", "conversations": turns("<image>\nA cat?", "Yes, it is.", "Red?", "No.")}]
+    printed, _ = checked(tmp_path, rows)
+    assert "USER: <image: 0.png>\nA cat? ASSISTANT:[[ Yes, it is.</s>]]USER: Red? ASSISTANT:[[ No.</s>]]" in printed
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_and_in_colour_on_a_terminal_that_wants_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\033[32m yes</s>\033[0m" in checked(tmp_path, [text_row(1)], Terminal())[0].replace(" </s>", "</s>")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033" not in checked(tmp_path, [text_row(1)], Terminal())[0]
+
+
+def test_the_runs_of_a_row_are_its_whole_text(tmp_path):
+    reader, _, _ = opened(tmp_path, [{"conversations": turns("Grüße?", "naïve ☂ 雨")}])
+    runs = list(decoded(reader, 0))
+    assert [learnt for _, learnt in runs] == [False, True]
+    assert runs[1][0] == " naïve ☂ 雨</s>"
+
+
+@pytest.fixture
+def command(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    write_sentencepiece(tmp_path / "tokenizer", False)
+
+    def run(rows, *more):
+        return main(
+            [
+                "--config=configs/finetune.py:registers=2,layer=1,runlocal",
+                f"--config.data.path={write(tmp_path, rows)}",
+                f"--config.data.images={tmp_path}",
+                f"--config.data.tokenizer={tmp_path / 'tokenizer'}",
+                "--config.data.max_length=400",
+                *more,
+            ]
+        )
+
+    return run
+
+
+def test_the_command_reads_a_recipe(command, capsys):
+    assert command(rows_of_every_kind(24)) == 0
+    assert "24 rows, 24 of them good" in capsys.readouterr().out
+
+
+def test_the_command_fails_where_the_recipe_allows_fewer_bad_rows(command, capsys):
+    assert command(broken_rows(), "--config.data.max_bad_rows=3") == 0
+    assert command(broken_rows(), "--config.data.max_bad_rows=2") == 1
+    assert "3 bad rows are more than data.max_bad_rows=2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config=FILE"),
+        (["--config=configs/nowhere.py"], "nowhere.py"),
+        (["--config=configs/finetune.py:registers"], "'registers' is no argument"),
+        (["--config=configs/finetune.py", "--config.data.pth=x"], "pth"),
+        (["--config=configs/finetune.py"], "config.data.path is empty"),
+        (["--config=configs/finetune.py", "--config.data.path=/nowhere.json"], "/nowhere.json does not exist"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error

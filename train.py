@@ -1,0 +1,215 @@
+"""Trains a model: python train.py --config=configs/finetune.py:registers=8,layer=3 --workdir=DIR [--config.key=value …]
+
+The same command goes on where it stopped, on any number of devices, hosts and data workers.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from victor_jax.data.loader import Loader
+from victor_jax.errors import UserError
+from victor_jax.sharding import distributed
+from victor_jax.training import command, records
+from victor_jax.training.cache import use_compile_cache
+from victor_jax.training.checkpoints import Checkpoints
+from victor_jax.training.clock import Clock
+from victor_jax.training.evaluate import held_out_loss
+from victor_jax.training.export import export
+from victor_jax.training.inputs import open_inputs
+from victor_jax.training.metrics import Late, Metrics, device_memory
+from victor_jax.training.settings import Settings, read
+from victor_jax.training.setup import (
+    lengths_of,
+    make_module,
+    make_run,
+    mesh_of,
+    on_mesh,
+    open_start,
+    start_params,
+    start_state,
+)
+from victor_jax.training.usage import Usage
+
+
+def main(config: ConfigDict, workdir: str | Path) -> None:
+    # --- set-up -----------------------------------------------------------------------------------------------------
+    workdir, clock, is_first = Path(workdir), Clock(), jax.process_index() == 0
+    settings = read(config)
+    mesh = mesh_of(settings, jax.devices())
+    use_compile_cache()
+    records.keep_config(config.to_dict(), workdir, write=is_first)
+
+    # --- data -------------------------------------------------------------------------------------------------------
+    start = open_start(settings)
+    method = make_module(settings, start.config).compression
+    inputs = open_inputs(settings, start.config, method, workdir)
+    schedule = inputs.train.schedule
+    total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
+    say(
+        f"{len(inputs.index.text_lengths)} rows, {len(inputs.index.bad)} of them bad; {schedule.steps_per_epoch} steps "
+        f"per epoch in {len(schedule.layouts)} programs, {schedule.padding_share:.1%} of text positions are padding"
+    )
+
+    # --- model, optimizer, resume -----------------------------------------------------------------------------------
+    run = make_run(settings, start.config, mesh, total_steps)
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(
+            workdir / "checkpoints",
+            settings.checkpoint.every,
+            settings.checkpoint.keep_last,
+            settings.checkpoint.keep_every,
+        ) as checkpoints,
+    ):
+        train, frozen = start_params(run, start)
+        first_step = checkpoints.latest() or 0
+        if first_step:
+            state = checkpoints.restore(first_step, run.state)
+            check_meta(checkpoints.meta(first_step), schedule.digest(), workdir)
+        else:
+            state = start_state(run, train)
+        del train
+        drawn = method.registers and not start.registers
+        registers = f" with registers drawn from seed {settings.seed}" if drawn else ""
+        say(
+            f"{start.format} checkpoint {start.folder}, {method.spec}{registers}; step {first_step} of {total_steps}; "
+            f"{sum(leaf.size for leaf in state.train.values()) / 1e6:.1f} M parameters trained, "
+            f"{sum(leaf.size for leaf in frozen.values()) / 1e6:.1f} M frozen; mesh {dict(mesh.shape)}"
+        )
+
+        # --- loop ---------------------------------------------------------------------------------------------------
+        meta = {"data": schedule.digest(), "compression": method.spec}
+        finished = first_step >= total_steps
+        with (
+            Metrics(workdir, total_steps, is_first, first_step, settings.wandb, config.to_dict()) as metrics,
+            Loader(
+                inputs.train,
+                first_step,
+                total_steps,
+                settings.data.workers,
+                inputs.index.bad,
+                settings.data.max_bad_rows,
+            ) as loader,
+        ):
+            late = Late(Watch(settings, schedule, metrics))
+            usage, compiled = Usage(run), set()
+            for step in range(first_step, total_steps):
+                with clock.measure("data"):
+                    _, parts, _ = next(loader)
+                layout, _ = schedule.at(step)
+                if step == 0 and is_first:
+                    records.show_batch(parts, inputs.tokenizer, workdir / "first_batch")
+                with clock.measure("step" if layout in compiled else "compile"):
+                    lengths = lengths_of(run, layout.parts)
+                    state, result = run.step(state, frozen, on_mesh(parts, mesh), np.int32(step), lengths=lengths)
+                    late.push(step, result)
+                    if layout not in compiled:
+                        jax.block_until_ready(result["loss"])
+                compiled.add(layout)
+                late.amend(usage.of_step(parts, layout, clock.lap()) | memory())
+                done = step + 1
+                leaving = checkpoints.reached_preemption(done)
+                if checkpoints.is_due(done) or done == total_steps:
+                    with clock.measure("checkpoint"):
+                        late.flush()  # a bad step must be known before what follows it is kept
+                        checkpoints.save(done, state, {**meta, "step": done}, force=done == total_steps)
+                if leaving and done < total_steps:
+                    checkpoints.wait()
+                    say(f"told to stop: step {done} is saved, the same command goes on from there")
+                    break
+                if inputs.held_out and (done % settings.evaluation.every == 0 or done == total_steps):
+                    with clock.measure("evaluation"):
+                        late.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
+                finished = done == total_steps
+            late.flush()
+            bad = loader.bad_rows
+        checkpoints.wait()
+
+        # --- end ----------------------------------------------------------------------------------------------------
+        if is_first and bad:
+            records.list_bad_rows(bad, workdir / "bad_rows.jsonl")
+            say(f"{len(bad)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
+        if finished and not (workdir / "model").exists():
+            export(run, state.train, start, inputs.tokenizer_folder, workdir / "model")
+        if finished:
+            say(
+                f"done: the model is in {workdir / 'model'}; time went to "
+                + ", ".join(
+                    f"{name} {share:.0%}" for name, share in sorted(clock.shares().items(), key=lambda item: -item[1])
+                )
+            )
+
+
+class Watch:
+    """Receives each step's values one step late: logs them, and stops or counts where a step was bad."""
+
+    def __init__(self, settings: Settings, schedule: Any, metrics: Metrics) -> None:
+        self._settings, self._schedule, self._metrics, self._skipped = settings, schedule, metrics, 0
+        self._before = time.perf_counter()
+
+    def __call__(self, step: int, values: dict[str, Any]) -> None:
+        row_loss = np.asarray(values.pop("row_loss"))
+        # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
+        self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
+        values |= {"step_time": seconds, "tokens_per_second": values["tokens"] / seconds}
+        if step % self._settings.log_every == 0 or values["bad"]:
+            self._metrics.log(step, values)
+        if not values["bad"]:
+            return
+        self._skipped += 1
+        rows = self._schedule.at(step)[1].reshape(-1)
+        worst = np.argsort(-np.where(np.isfinite(row_loss), row_loss, np.inf))[:8]
+        said = (
+            f"step {step} is bad (loss {values['loss']}, gradient norm {values['grad_norm']}); its rows of highest "
+            f"loss are {', '.join(f'{rows[at]} ({row_loss[at]:.3g})' for at in worst if rows[at] >= 0)}"
+        )
+        action = self._settings.bad_step
+        if action.action == "stop" or self._skipped > action.most:
+            raise UserError(f"{said}; mend the data, lower the learning rate, or set config.bad_step.action=skip")
+        self._metrics.say(f"skipped: {said}")
+
+
+def check_meta(meta: dict[str, Any], data: str, workdir: Path) -> None:
+    if meta.get("data") != data:
+        raise UserError(
+            f"the data of the run in {workdir} has changed since its checkpoint: rows, lengths or shapes are not the "
+            "same; put the old data back, or give another --workdir"
+        )
+
+
+def memory() -> dict[str, int]:
+    used = device_memory()
+    return {} if used is None else {"memory": used}
+
+
+def say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def command_line() -> None:
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "the folder of this run", flag_values=values)
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where it is not found", flag_values=values)
+        flags.DEFINE_integer("processes", None, "how many processes there are", flag_values=values)
+        flags.DEFINE_integer("process_id", None, "which of them this is, from 0", flag_values=values)
+        flags.DEFINE_integer("start_timeout", 300, "seconds to wait for the other processes", flag_values=values)
+
+    given = command.parse("train.py", define)
+    if not given.workdir:
+        raise UserError("--workdir=DIR is missing")
+    logging.set_verbosity(logging.ERROR)
+    read(given.config)  # before anything touches a device
+    distributed.start(given.coordinator, given.processes, given.process_id, given.start_timeout)
+    main(given.config, given.workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(command_line))

@@ -1,0 +1,33 @@
+"""The end of a run: the trained model as a checkpoint that `load` and `convert` take."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from victor_jax.sharding.mesh import fetch
+from victor_jax.training.lora import merged
+from victor_jax.training.optimizer import Params
+from victor_jax.training.setup import Run
+from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.place import layers_of
+from victor_jax.weights.write import write_checkpoint
+
+
+def export(run: Run, train: Params, start: Checkpoint, companions: Path, destination: Path) -> None:
+    """What was trained in the type it was trained in, all else bit by bit from where the run started.
+
+    Every process takes part in collecting; the first one writes.
+    """
+    if jax.process_count() > 1:
+        train = {path: fetch(leaf) for path, leaf in train.items()}  # type: ignore[misc]  # arrays all the same
+    if jax.process_index() == 0:
+        tensors = dict(start.tensors) | layers_of(train, run.module)
+        if run.module.lora:
+            tensors = merged(tensors, run.module.lora)
+        spec = run.module.compression.spec
+        checkpoint = replace(start, folder=companions, tensors=tensors, compression=spec)
+        write_checkpoint(checkpoint, destination, "orbax", lambda _: None)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("model written")

@@ -1,0 +1,94 @@
+"""The data of a run: from settings to schedules and sources of batches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from victor_jax.compression.plan import Compression
+from victor_jax.data.batches import BatchSource
+from victor_jax.data.images import open_images
+from victor_jax.data.index import Index, Reader, open_index
+from victor_jax.data.records import open_records
+from victor_jax.data.sample import write_sample
+from victor_jax.data.schedule import Schedule
+from victor_jax.data.templates import TEMPLATES
+from victor_jax.errors import UserError
+from victor_jax.models.config import VLMConfig
+from victor_jax.training.settings import Settings
+
+SAMPLE = "sample"  # as data.path: made up, for smoke tests
+
+
+@dataclass(frozen=True)
+class Inputs:
+    index: Index
+    train: BatchSource
+    held_out: BatchSource | None
+    tokenizer: Any
+    tokenizer_folder: Path
+
+
+def open_inputs(settings: Settings, config: VLMConfig, method: Compression, workdir: Path) -> Inputs:
+    """Everything is checked and indexed here, before any weight is read."""
+    data, paths = settings.data, _paths(settings, workdir)
+    if not data.path:
+        raise UserError("config.data.path is empty: name a JSON or JSONL file, or a packed folder")
+    records = open_records(paths["data"])
+    images = open_images(records, paths["images"])
+    tokenizer = _open_tokenizer(paths["tokenizer"])
+    reader = Reader(records, TEMPLATES[data.template], tokenizer, config.tokens_per_image, data.max_length)
+    index = open_index(
+        reader, paths["data"], workdir / "index", data.workers, data.max_bad_rows, jax.process_index() == 0
+    )
+    good = np.flatnonzero(index.text_lengths)
+    held = settings.evaluation.rows if settings.evaluation.every else 0
+    if held >= len(good):
+        raise UserError(f"config.evaluation.rows={held} holds out all of the {len(good)} rows that can be used")
+    chosen = np.random.default_rng(settings.seed).permutation(good)[:held]
+
+    def source(rows: np.ndarray) -> BatchSource:
+        schedule = Schedule(
+            index,
+            settings.batch_size,
+            settings.seed,
+            config.tokens_per_image + method.registers,
+            settings.micro_batches,
+            rows=rows,
+        )
+        size, host, hosts = config.vision.image_size, jax.process_index(), jax.process_count()
+        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, host, hosts)  # type: ignore[arg-type]
+
+    held_out = source(chosen) if held else None
+    return Inputs(index, source(np.setdiff1d(good, chosen)), held_out, tokenizer, Path(paths["tokenizer"]))
+
+
+def _paths(settings: Settings, workdir: Path) -> dict[str, str]:
+    data = settings.data
+    if data.path == SAMPLE:
+        folder = workdir / SAMPLE
+        if jax.process_index() == 0:
+            write_sample(folder)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("sample written")
+        return {
+            "data": str(folder / "data.json"),
+            "images": str(folder / "images"),
+            "tokenizer": str(folder / "tokenizer"),
+        }
+    return {"data": data.path, "images": data.images, "tokenizer": data.tokenizer or settings.init_from}
+
+
+def _open_tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    if not Path(folder).is_dir():
+        raise UserError(f"config.data.tokenizer: {folder} is no folder; give the folder of the model's tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer could be read from {folder} ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,77 @@
+"""What a run leaves in its work folder besides checkpoints and metrics: its config, its first batch, its bad rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from victor_jax.compression.plan import Kind
+from victor_jax.errors import UserError
+from victor_jax.models.sequence import Batch
+from victor_jax.ops.losses import IGNORE
+from victor_jax.training.settings import flat
+
+# What may change between a run and its resumption: where it runs and what it says, not what it computes.
+FREE = (
+    "mesh.",
+    "checkpoint.",
+    "data.workers",
+    "data.max_bad_rows",
+    "log_every",
+    "wandb",
+    "bad_step.",
+    "evaluation.every",
+)
+SHOWN = 16  # rows of the first batch
+
+
+def keep_config(config: dict[str, Any], workdir: Path, write: bool) -> None:
+    """Writes config.json at the first start; later, refuses a config that is another run's."""
+    file = workdir / "config.json"
+    now = flat(json.loads(json.dumps(config)))
+    if file.exists():
+        before = flat(json.loads(file.read_text()))
+        for key in sorted(before.keys() | now.keys()):
+            if not key.startswith(FREE) and before.get(key) != now.get(key):
+                raise UserError(
+                    f"{workdir} holds a run with config.{key}={before.get(key)!r}, now it is {now.get(key)!r}: go on "
+                    "with the old value, or give another --workdir"
+                )
+    elif write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def show_batch(parts: tuple[Batch, ...], tokenizer: Any, folder: Path) -> None:
+    """The first rows as the model gets them, for human eyes: PNG images, and text with [[what is learnt]]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for part in parts:
+        for row in range(min(SHOWN - len(lines), len(part.targets))):
+            number = len(lines)
+            lines.append(f"{number}: {_text(part, row, tokenizer)}")
+            for at, image in enumerate(() if part.pixels is None else part.pixels[row]):
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number}-{at}.png")
+    (folder / "text.txt").write_text("\n\n".join(lines) + "\n")
+
+
+def _text(part: Batch, row: int, tokenizer: Any) -> str:
+    kinds, index = np.asarray(part.sequence.kinds[row]), np.asarray(part.sequence.index[row])
+    learnt = np.concatenate([[False], np.asarray(part.targets[row])[:-1] != IGNORE])
+    real = kinds != Kind.PADDING
+    kinds, index, learnt = kinds[real], index[real], learnt[real]
+    edges = np.flatnonzero((np.diff(kinds) != 0) | (np.diff(learnt.astype(int)) != 0)) + 1
+    said = []
+    for run in np.split(np.arange(len(kinds)), edges):
+        if not len(run):
+            continue
+        kind = kinds[run[0]]
+        text = tokenizer.decode(index[run]) if kind == Kind.TEXT else f"<{len(run)} {Kind(kind).name.lower()}>"
+        said.append(f"[[{text}]]" if learnt[run[0]] else text)
+    return "".join(said)
+
+
+def list_bad_rows(bad: list[tuple[int, str]], file: Path) -> None:
+    file.write_text("".join(json.dumps({"row": row, "reason": reason}) + "\n" for row, reason in bad))
