@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint
+.PHONY: setup test lint soak
 
 setup: $(VENV)/ready
 
@@ -27,3 +27,7 @@ lint: setup
 
 test: lint .transformers4/ready
 	$(BIN)/pytest --numprocesses 2 --dist loadscope
+
+# Kills a run at twenty random moments and compares its end with an undisturbed one: some minutes.
+soak: setup
+	$(BIN)/python -m benchmarks.soak

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from victor_jax.data.loader import Loader
+from victor_jax.data.schedule import Schedule
 from victor_jax.errors import UserError
 from victor_jax.sharding import distributed
 from victor_jax.training import command, records
@@ -32,6 +34,7 @@ from victor_jax.training.setup import (
     mesh_of,
     on_mesh,
     open_start,
+    row_shares,
     start_params,
     start_state,
 )
@@ -40,7 +43,7 @@ from victor_jax.training.usage import Usage
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
     # --- set-up -----------------------------------------------------------------------------------------------------
-    workdir, clock, is_first = Path(workdir), Clock(), jax.process_index() == 0
+    workdir, clock, is_first = records.open_workdir(workdir), Clock(), jax.process_index() == 0
     settings = read(config)
     mesh = mesh_of(settings, jax.devices())
     use_compile_cache()
@@ -49,7 +52,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     # --- data -------------------------------------------------------------------------------------------------------
     start = open_start(settings)
     method = make_module(settings, start.config).compression
-    inputs = open_inputs(settings, start.config, method, workdir)
+    inputs = open_inputs(settings, start.config, method, mesh, workdir)
     schedule = inputs.train.schedule
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
@@ -68,14 +71,21 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
             settings.checkpoint.keep_every,
         ) as checkpoints,
     ):
+        first_step, known_bad = checkpoints.latest() or 0, inputs.index.bad
         train, frozen = start_params(run, start)
-        first_step = checkpoints.latest() or 0
         if first_step:
+            train = {}  # its memory is needed
+            saved = checkpoints.meta(first_step)
+            check_data(saved, schedule.digest(), workdir)
+            known_bad = [(row, reason) for row, reason in saved["bad_rows"]]
             state = checkpoints.restore(first_step, run.state)
-            check_meta(checkpoints.meta(first_step), schedule.digest(), workdir)
+        elif (workdir / "model").exists():
+            raise UserError(
+                f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir"
+            )
         else:
             state = start_state(run, train)
-        del train
+            train = {}
         drawn = method.registers and not start.registers
         registers = f" with registers drawn from seed {settings.seed}" if drawn else ""
         say(
@@ -94,16 +104,16 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 first_step,
                 total_steps,
                 settings.data.workers,
-                inputs.index.bad,
+                known_bad,
                 settings.data.max_bad_rows,
             ) as loader,
         ):
-            late = Late(Watch(settings, schedule, metrics))
-            usage, compiled = Usage(run), set()
+            late = Late(Watch(settings, schedule, mesh, metrics, total_steps))
+            usage, compiled = Usage(run, inputs.index), set()
             for step in range(first_step, total_steps):
                 with clock.measure("data"):
                     _, parts, _ = next(loader)
-                layout, _ = schedule.at(step)
+                layout, rows = schedule.at(step)
                 if step == 0 and is_first:
                     records.show_batch(parts, inputs.tokenizer, workdir / "first_batch")
                 with clock.measure("step" if layout in compiled else "compile"):
@@ -113,23 +123,24 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                     if layout not in compiled:
                         jax.block_until_ready(result["loss"])
                 compiled.add(layout)
-                late.amend(usage.of_step(parts, layout, clock.lap()) | memory())
+                late.amend(usage.of_step(rows, layout, clock.lap()) | memory())
                 done = step + 1
-                leaving = checkpoints.reached_preemption(done)
-                if checkpoints.is_due(done) or done == total_steps:
+                finished = done == total_steps
+                leaving = checkpoints.reached_preemption(done) and not finished
+                if inputs.held_out and not leaving and (finished or done % settings.evaluation.every == 0):
+                    with clock.measure("evaluation"):
+                        late.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
+                if checkpoints.is_due(done) or finished:
                     with clock.measure("checkpoint"):
                         late.flush()  # a bad step must be known before what follows it is kept
-                        checkpoints.save(done, state, {**meta, "step": done}, force=done == total_steps)
-                if leaving and done < total_steps:
+                        kept = {**meta, "step": done, "bad_rows": records.gathered(loader.bad_rows)}
+                        checkpoints.save(done, state, kept, force=finished)
+                if leaving:
                     checkpoints.wait()
                     say(f"told to stop: step {done} is saved, the same command goes on from there")
                     break
-                if inputs.held_out and (done % settings.evaluation.every == 0 or done == total_steps):
-                    with clock.measure("evaluation"):
-                        late.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
-                finished = done == total_steps
             late.flush()
-            bad = loader.bad_rows
+            bad = records.gathered(loader.bad_rows)
         checkpoints.wait()
 
         # --- end ----------------------------------------------------------------------------------------------------
@@ -150,21 +161,25 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
 class Watch:
     """Receives each step's values one step late: logs them, and stops or counts where a step was bad."""
 
-    def __init__(self, settings: Settings, schedule: Any, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, schedule: Schedule, mesh: Mesh, metrics: Metrics, total_steps: int) -> None:
         self._settings, self._schedule, self._metrics, self._skipped = settings, schedule, metrics, 0
-        self._before = time.perf_counter()
+        self._last, self._before = total_steps - 1, time.perf_counter()
+        shares = row_shares(mesh, settings.batch_size // settings.micro_batches)
+        # On the devices, the rows of a part stand in this order.
+        self._order = np.argsort(np.concatenate([places for _, places in shares]))
 
     def __call__(self, step: int, values: dict[str, Any]) -> None:
         row_loss = np.asarray(values.pop("row_loss"))
         # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
         self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
         values |= {"step_time": seconds, "tokens_per_second": values["tokens"] / seconds}
-        if step % self._settings.log_every == 0 or values["bad"]:
+        is_special = values["bad"] or "held_out_loss" in values or step == self._last
+        if step % self._settings.log_every == 0 or is_special:
             self._metrics.log(step, values)
         if not values["bad"]:
             return
         self._skipped += 1
-        rows = self._schedule.at(step)[1].reshape(-1)
+        rows = self._schedule.at(step)[1][:, self._order].reshape(-1)
         worst = np.argsort(-np.where(np.isfinite(row_loss), row_loss, np.inf))[:8]
         said = (
             f"step {step} is bad (loss {values['loss']}, gradient norm {values['grad_norm']}); its rows of highest "
@@ -172,11 +187,14 @@ class Watch:
         )
         action = self._settings.bad_step
         if action.action == "stop" or self._skipped > action.most:
-            raise UserError(f"{said}; mend the data, lower the learning rate, or set config.bad_step.action=skip")
+            raise UserError(
+                f"{said}; go on without such steps by config.bad_step.action=skip, or start anew in another --workdir, "
+                "with the data mended or a lower learning rate"
+            )
         self._metrics.say(f"skipped: {said}")
 
 
-def check_meta(meta: dict[str, Any], data: str, workdir: Path) -> None:
+def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
     if meta.get("data") != data:
         raise UserError(
             f"the data of the run in {workdir} has changed since its checkpoint: rows, lengths or shapes are not the "

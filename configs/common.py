@@ -104,6 +104,9 @@ def _parse(argument: str) -> dict[str, str]:
 
 def _compression(given: dict[str, str]) -> str:
     method = given.get("method", "victor")
+    for key in ("registers", "layer", "positions"):
+        if key in given and (method == "full" or (method, key) == ("vtw", "registers")):
+            raise ValueError(f"{key}={given[key]} says nothing to the method {method}: leave it out")
     if method == "full":
         return "full"
     fields = {"registers": given.get("registers", "8")} if method == "victor" else {}

@@ -1,4 +1,7 @@
-"""The closed forms against the program itself: every matrix product in the traced module, at 7B shapes, no memory."""
+"""The closed forms against the program itself: every matrix product in the traced module, at 7B shapes, no memory.
+
+The two agree to the last product, so the tests ask for that, not for a margin that would hide a forgotten one.
+"""
 
 import math
 from dataclasses import replace
@@ -14,8 +17,7 @@ from victor_jax.compression.spec import parse
 from victor_jax.models.layers import Lora
 from victor_jax.models.sequence import Sequence
 from victor_jax.models.sizes import SIZES
-from victor_jax.models.vlm import VLMModule
-from victor_jax.weights.checkpoint import abstract_params
+from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.weights.names import flatten, nest
 
 CONFIG = SIZES["7b"]
@@ -82,7 +84,7 @@ def test_forward_equals_the_traced_module(spec):
         return net.apply({"params": nest(params)}, sequence, pixels, None, lengths, TEXT)
 
     counted = flops.forward(CONFIG, net.compression.plan, work(net, head=TEXT)).total.flops
-    assert counted == pytest.approx(traced(run, params(net), sequence, pixels), rel=0.01)
+    assert counted == traced(run, params(net), sequence, pixels)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -98,10 +100,10 @@ def test_prefill_and_decode_equal_the_traced_module(spec):
 
     plan = net.compression.plan
     counted = flops.prefill(CONFIG, plan, work(net)).total.flops
-    assert counted == pytest.approx(traced(prefill, params(net), sequence, pixels), rel=0.01)
+    assert counted == traced(prefill, params(net), sequence, pixels)
     _, caches = jax.eval_shape(prefill, params(net), sequence, pixels)
     counted = flops.decode(CONFIG, plan, ROWS, tuple(n + room for n in lengths)).total.flops
-    assert counted == pytest.approx(traced(decode, params(net), ints(ROWS), caches), rel=0.01)
+    assert counted == traced(decode, params(net), ints(ROWS), caches)
 
 
 STEPS = {
@@ -118,14 +120,14 @@ def test_training_step_equals_the_traced_gradient(spec, stage, remat):
     trained, rank = STEPS[stage]
     net = module(spec, remat=remat, lora=Lora(rank, 256.0) if rank else None)
     counted = step_cost(net, trained, rank, remat)
-    assert counted.parts.total.flops == pytest.approx(traced_gradient(net, trained), rel=0.01)
+    assert counted.parts.total.flops == traced_gradient(net, trained)
 
 
 def test_text_only_rows_leave_the_vision_tower_out():
     net = module("victor:registers=8,layer=3", remat="full")
     trained, rank = STEPS["stage 2"]
     counted = step_cost(net, trained, rank, "full", images=0)
-    assert counted.parts.total.flops == pytest.approx(traced_gradient(net, trained, images=0), rel=0.01)
+    assert counted.parts.total.flops == traced_gradient(net, trained, images=0)
     assert counted.parts.vision.flops == 0
 
 
@@ -140,14 +142,14 @@ def test_grouped_heads_and_joined_feature_levels_are_counted():
         return net.apply({"params": nest(params)}, sequence, pixels, None, (length,), TEXT)
 
     counted = flops.forward(config, net.compression.plan, Work(ROWS, (length,), ROWS, TEXT)).total.flops
-    assert counted == pytest.approx(traced(run, params(net), Sequence(*[ints(ROWS, length)] * 3), pixels), rel=0.01)
+    assert counted == traced(run, params(net), Sequence(*[ints(ROWS, length)] * 3), pixels)
 
 
 def step_cost(net, trained, rank, remat, images=1):
     training = Training(trained, net.compression.registers, remat, rank)
     lengths, *_ = shapes(net, images)
-    head = -(-lengths[-1] // CHUNK) * CHUNK
-    return flops.training_step(CONFIG, net.compression.plan, work(net, images, head), training)
+    batch = Work.of_loss(ROWS, lengths, ROWS * images, CHUNK)
+    return flops.training_step(CONFIG, net.compression.plan, batch, training)
 
 
 def traced_gradient(net, trained, images=1):

@@ -47,9 +47,7 @@ def pixels():
 
 def test_a_batch_gives_each_row_its_own_result(vlm, rows, pixels):
     single = [vlm.logits(row, image if len(image) else None) for row, image in zip(rows, pixels, strict=True)]
-    tokens = [
-        vlm.generate_ids(rows[i], pixels[i] if len(pixels[i]) else None, max_new_tokens=8) for i in ANSWERED
-    ]
+    tokens = [vlm.generate_ids(rows[i], pixels[i] if len(pixels[i]) else None, max_new_tokens=8) for i in ANSWERED]
     for side in ("right", "left"):
         ids, mask = padded(rows, side)
         together = vlm.logits(ids, np.concatenate(pixels), mask)

@@ -54,6 +54,12 @@ class Work:
     images: int  # of all rows; 0: text only, and the vision tower does not run
     head: int  # positions per row whose logits are computed
 
+    @classmethod
+    def of_loss(cls, rows: int, lengths: tuple[int, ...], images: int, chunk: int) -> "Work":
+        """Of a training batch: logits of every position at the top, in whole chunks."""
+        chunk = min(chunk, lengths[-1])
+        return cls(rows, lengths, images, head=-(-lengths[-1] // chunk) * chunk)
+
 
 @dataclass(frozen=True)
 class Bytes:

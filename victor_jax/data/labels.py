@@ -58,6 +58,17 @@ def encode(record: Record, template: Template, tokenizer: Any, max_length: int |
     return Example(input_ids, targets, record.images[: int((input_ids == IMAGE).sum())])
 
 
+def encode_prompt(record: Record, template: Template, tokenizer: Any) -> np.ndarray:
+    """A conversation that ends with a question -> int32 [T]: what training sees before it learns the answer."""
+    if template.captions:
+        raise ValueError(f"{template.name} has no open prompt: it throws the words of the question away")
+    answered = replace(record, turns=(*record.turns, Turn("assistant", "x")))
+    example = encode(answered, template, tokenizer)
+    learnt = example.targets != IGNORE
+    begins = learnt & ~np.concatenate([[False], learnt[:-1]])
+    return example.input_ids[: np.flatnonzero(begins)[-1]]
+
+
 def _place_images(record: Record) -> list[Turn]:
     turns = list(record.turns)
     if len(record.images) == 1:

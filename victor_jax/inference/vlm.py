@@ -1,6 +1,8 @@
 """The model as users hold it: load a folder, ask it, save it."""
 
 import contextlib
+import functools
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,17 @@ import numpy as np
 from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, round_up
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
-from victor_jax.inference import generate
+from victor_jax.inference import generate, score
+from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Sequence, image_slots, images_per_row, lay_out
-from victor_jax.models.vlm import VLMModule
+from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.attention import Implementation, check_implementation
 from victor_jax.sharding.mesh import fetch
 from victor_jax.sharding.mesh import rows as row_sharding
 from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import fresh
-from victor_jax.weights.checkpoint import Checkpoint, abstract_params
+from victor_jax.weights.checkpoint import Checkpoint, Prompt
 from victor_jax.weights.names import REGISTERS, flatten, nest
 from victor_jax.weights.place import layers_of, place, spare
 from victor_jax.weights.read import open_checkpoint
@@ -63,7 +66,7 @@ def load(
         for path, leaf in flatten(abstract_params(module)).items()
     }
     params = place(abstract, tensors, module)
-    return VLM(module, params, mesh, spare(tensors, params, module), checkpoint.folder)
+    return VLM(module, params, mesh, spare(tensors, params, module), checkpoint.folder, checkpoint.prompt)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class VLM:
     mesh: jax.sharding.Mesh | None
     spare: dict[str, Tensor]  # tensors of the checkpoint that no layer runs: kept to be saved again
     folder: Path  # where tokenizer and processor lie
+    prompt: Prompt  # how it was taught to be asked
 
     @property
     def config(self) -> VLMConfig:
@@ -96,6 +100,48 @@ class VLM:
     def registers(self) -> np.ndarray | None:
         """[M, width], or None."""
         return fetch(self.params[REGISTERS]) if REGISTERS in self.params else None
+
+    @functools.cached_property
+    def prompter(self) -> Prompter:
+        """Between text and pictures and what the model reads; needs the tokenizer files in `folder`."""
+        return open_prompter(self.folder, self.prompt, self.config)
+
+    def generate(
+        self,
+        prompts: Rows[str],
+        images: Rows[Pictures] | None = None,
+        max_new_tokens: int = 128,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """The greedy answer to each prompt. With each goes a picture (PIL or a path), a list of them, or None.
+
+        A prompt is the question alone: the chat template is the checkpoint's. `<image>` stands for each picture; a
+        single one may be left out and comes first.
+        """
+        asked = self.prompter.ask(prompts, images)
+        answers: list[str] = []
+        for rows in batches_of(asked, batch_size):
+            arrays = self.prompter.arrays(rows)
+            batch = self._batch(arrays.input_ids, arrays.pixel_values, arrays.attention_mask)
+            tokens = self._new_tokens(batch, max_new_tokens, 0.0, 0, self.prompter.end_tokens)
+            answers += [self.prompter.text(row) for row in tokens]
+        return answers[: len(asked)]
+
+    def score(
+        self,
+        prompts: Rows[str],
+        images: Rows[Pictures] | None,
+        answers: Rows[str],
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """float32 [prompts]: the log-probability of each answer with its end token, summed: minus training's loss."""
+        asked = self.prompter.answer(prompts, images, answers)
+        scores = [np.zeros(0, np.float32)]
+        for rows in batches_of(asked, batch_size):
+            batch = self.prompter.batch(rows, self.module.compression.registers)
+            lengths = self.module.compression.plan.lengths(batch.sequence.kinds)
+            scores.append(fetch(self.call(score.log_probabilities, (batch,), lengths)))
+        return np.concatenate(scores)[: len(asked)]
 
     def logits(
         self,
@@ -126,11 +172,26 @@ class VLM:
         seed: int = 0,
     ) -> np.ndarray:
         """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end. Greedy at temperature 0."""
+        batch = self._batch(input_ids, pixel_values, attention_mask)
+        return self._new_tokens(batch, max_new_tokens, temperature, seed, self.config.end_tokens)
+
+    def save(self, path: str | Path, format: str = "hf") -> None:
+        """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
+        tensors = self.spare | layers_of(self.params, self.module)
+        write_checkpoint(
+            Checkpoint("memory", self.folder, self.config, tensors, self.compression, prompt=self.prompt),
+            path,
+            format,
+            progress=lambda _: None,
+        )
+
+    def _new_tokens(
+        self, batch: _Batch, max_new_tokens: int, temperature: float, seed: int, end_tokens: tuple[int, ...]
+    ) -> np.ndarray:
         if max_new_tokens < 1 or temperature < 0:
             raise UserError(
                 f"max_new_tokens={max_new_tokens} must be at least 1 and temperature={temperature} at least 0"
             )
-        batch = self._batch(input_ids, pixel_values, attention_mask)
         logits, caches = self._run(generate.prefill, batch, room=max_new_tokens)
         tokens, _ = generate.decode(
             nest(self.params),
@@ -140,21 +201,11 @@ class VLM:
             jax.random.key(seed),
             module=self.module,
             max_new_tokens=max_new_tokens,
-            end_tokens=self.config.end_tokens,
+            end_tokens=end_tokens,
             pad_token=self.config.pad_token,
             greedy=temperature == 0,
         )
         return fetch(tokens)
-
-    def save(self, path: str | Path, format: str = "hf") -> None:
-        """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
-        tensors = self.spare | layers_of(self.params, self.module)
-        write_checkpoint(
-            Checkpoint("memory", self.folder, self.config, tensors, self.compression),
-            path,
-            format,
-            progress=lambda _: None,
-        )
 
     def _batch(
         self, input_ids: np.ndarray, pixel_values: np.ndarray | None, attention_mask: np.ndarray | None
@@ -173,12 +224,15 @@ class VLM:
         return _Batch(sequence, pixels, slots, self.module.compression.plan.lengths(sequence.kinds))
 
     def _run(self, program: Any, batch: _Batch, **static: int) -> Any:
-        arrays = (batch.sequence, batch.pixels, batch.slots)
+        return self.call(program, (batch.sequence, batch.pixels, batch.slots), batch.lengths, **static)
+
+    def call(self, program: Any, arrays: tuple[Any, ...], lengths: tuple[int, ...], **static: int) -> Any:
+        """program(params, *arrays, module=…, lengths=…, **static), its rows over the mesh if there is one."""
         with contextlib.ExitStack() as stack:
             if (mesh := self.mesh) is not None:
                 stack.enter_context(jax.set_mesh(mesh))
                 arrays = jax.tree.map(lambda a: jax.device_put(a, row_sharding(mesh, len(a))), arrays)
-            return program(nest(self.params), *arrays, module=self.module, lengths=batch.lengths, **static)
+            return program(nest(self.params), *arrays, module=self.module, lengths=lengths, **static)
 
 
 def check_text(input_ids: np.ndarray, attention_mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

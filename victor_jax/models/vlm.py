@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from victor_jax.compression import cut
 from victor_jax.compression.plan import Compression, Kind
@@ -135,3 +136,19 @@ class VLMModule(nn.Module):
         """token int32 [B], the new token number `step` -> float32 [B, W] logits after it, and the caches."""
         x, caches = self.language.decode(self.language.embed(token[:, None]), caches, step)
         return self.language.logits(x)[:, 0], caches
+
+
+def abstract_params(module: VLMModule) -> dict:
+    """The parameter tree as shapes, float32; nothing is computed."""
+    config = module.config
+    pixels = jax.ShapeDtypeStruct((1, 3, config.vision.image_size, config.vision.image_size), np.float32)
+    kinds = np.full((1, 8), Kind.TEXT, np.int32)
+    lengths = module.compression.plan.lengths(kinds)
+    one = jax.ShapeDtypeStruct((1, 8), np.int32)
+    slots = jax.ShapeDtypeStruct((1, 1), np.int32)
+    return jax.eval_shape(
+        lambda pixels, sequence, slots: module.init(jax.random.key(0), sequence, pixels, slots, lengths, text_length=8),
+        pixels,
+        Sequence(one, one, one),
+        slots,
+    )["params"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from victor_jax.errors import UserError
@@ -20,7 +20,12 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
             f"a mesh of data={data}, fsdp={fsdp}, tensor={tensor} needs {data * fsdp * tensor} devices, "
             f"there are {at_hand}"
         )
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    shape, kinds = (data, fsdp, tensor), (AxisType.Auto,) * 3
+    here = list(devices if devices is not None else jax.devices())
+    if here[0].platform == "tpu":  # an axis of ours may be a part of a torus axis, which jax.make_mesh refuses on some
+        grid = mesh_utils.create_device_mesh(shape, here, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=kinds)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=here)
 
 
 def rows(mesh: Mesh, count: int) -> NamedSharding:
@@ -29,6 +34,7 @@ def rows(mesh: Mesh, count: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH) if count % parts == 0 else PartitionSpec())
 
 
-def fetch(array: jax.Array) -> np.ndarray:
+def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
     """The whole array on this host. Where other processes hold parts of it, all of them must ask."""
-    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
+    is_here = isinstance(array, np.ndarray) or array.is_fully_addressable
+    return np.asarray(array if is_here else multihost_utils.process_allgather(array, tiled=True))

@@ -120,8 +120,8 @@ class Checkpoints:
         self.close()
 
     def _read(self, step: int, wanted: dict[str, Leaves], is_same_dtype: bool) -> dict[str, Leaves]:
-        stored = self._checked(step, lambda: self._manager.item_metadata(step))
-        have = {item: flatten(stored[item].tree) for item in wanted if stored[item] is not None}
+        stored = dict(self._checked(step, lambda: self._manager.item_metadata(step)).items())
+        have = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
         if have.keys() != wanted.keys():
             raise self._unreadable(step, f"{some(sorted(wanted.keys() - have.keys()))} is missing")
         problems = [line for item in wanted for line in _differences(wanted[item], have[item], is_same_dtype)]

@@ -1,5 +1,6 @@
 """The command line of everything that takes a recipe: --config=FILE[:args] --config.some.key=value."""
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +19,15 @@ def parse(name: str, define: Callable[[flags.FlagValues], None]) -> flags.FlagVa
     define(given)
     try:
         rest = given([name, *sys.argv[1:]])[1:]
+        if given["config"].value is not None:
+            given["config"].value.to_dict()  # fails where the file could not be read
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"unknown flag --{error.flagname}{_suggest(error.flagname, given)}") from None
-    except (flags.Error, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(str(error).strip().splitlines()[-1]) from None
+    except OSError as error:
+        raise UserError(f"the config file cannot be read: {_last_line(error)}") from None
+    except Exception as error:  # of absl, of ml_collections, and whatever a user's recipe raises
+        _check_keys()
+        raise UserError(_last_line(error)) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
     if given["config"].value is None:
@@ -30,10 +36,28 @@ def parse(name: str, define: Callable[[flags.FlagValues], None]) -> flags.FlagVa
 
 
 def _suggest(flag: str, given: flags.FlagValues) -> str:
-    config = given["config"].value
-    if flag.startswith("config.") and config is not None:
-        return nearest_key(flag.removeprefix("config."), list(flat(config.to_dict())))
     return nearest_key(flag, [name for name in given if not name.startswith("config.")])
+
+
+def _check_keys() -> None:
+    """An override of a key that the recipe does not have."""
+    recipe = [argument for argument in sys.argv[1:] if argument.startswith("--config=")]
+    alone = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=alone, sys_argv=[])
+    try:
+        alone(["", *recipe])
+        known = list(flat(alone["config"].value.to_dict()))
+    except Exception:  # the recipe itself fails: it is no matter of keys
+        return
+    for argument in sys.argv[1:]:
+        key = argument.removeprefix("--config.").partition("=")[0]
+        if argument.startswith("--config.") and key not in known:
+            raise UserError(f"unknown config key config.{key}{nearest_key(key, known)}")
+
+
+def _last_line(error: Exception) -> str:
+    """Without the name of the exception, which a traceback within the text brings along."""
+    return re.sub(r"^\w+(Error|Exception): ", "", str(error).strip().splitlines()[-1].strip())
 
 
 def run(command: Callable[[], Any]) -> int:

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from victor_jax.compression.plan import Compression
 from victor_jax.data.batches import BatchSource
-from victor_jax.data.images import open_images
+from victor_jax.data.images import BadImage, ImageSource, open_images
 from victor_jax.data.index import Index, Reader, open_index
 from victor_jax.data.records import open_records
 from victor_jax.data.sample import write_sample
@@ -18,8 +20,10 @@ from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.training.settings import Settings
+from victor_jax.training.setup import row_shares
 
 SAMPLE = "sample"  # as data.path: made up, for smoke tests
+TRIED = 16  # rows whose image is opened before the start, until one is there
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,29 @@ class Inputs:
     tokenizer_folder: Path
 
 
-def open_inputs(settings: Settings, config: VLMConfig, method: Compression, workdir: Path) -> Inputs:
+def open_inputs(settings: Settings, config: VLMConfig, method: Compression, mesh: Mesh, workdir: Path) -> Inputs:
     """Everything is checked and indexed here, before any weight is read."""
     data, paths = settings.data, _paths(settings, workdir)
     if not data.path:
         raise UserError("config.data.path is empty: name a JSON or JSONL file, or a packed folder")
     records = open_records(paths["data"])
     images = open_images(records, paths["images"])
-    tokenizer = _open_tokenizer(paths["tokenizer"])
+    tokenizer = _open_tokenizer(paths["tokenizer"], config.language.vocabulary)
     reader = Reader(records, TEMPLATES[data.template], tokenizer, config.tokens_per_image, data.max_length)
     index = open_index(
         reader, paths["data"], workdir / "index", data.workers, data.max_bad_rows, jax.process_index() == 0
     )
     good = np.flatnonzero(index.text_lengths)
-    held = settings.evaluation.rows if settings.evaluation.every else 0
+    if not len(good):
+        why = f", the first: {index.bad[0][1]}" if index.bad else ""
+        raise UserError(f"none of the {len(reader)} rows of {paths['data']} can be used{why}")
+    _check_images(reader, images, good[index.image_counts[good] > 0])
+    held = settings.evaluation.rows
     if held >= len(good):
         raise UserError(f"config.evaluation.rows={held} holds out all of the {len(good)} rows that can be used")
     chosen = np.random.default_rng(settings.seed).permutation(good)[:held]
+    shares = row_shares(mesh, settings.batch_size // settings.micro_batches)
+    mine = next(number for number, (hosts, _) in enumerate(shares) if jax.process_index() in hosts)
 
     def source(rows: np.ndarray) -> BatchSource:
         schedule = Schedule(
@@ -58,10 +68,10 @@ def open_inputs(settings: Settings, config: VLMConfig, method: Compression, work
             settings.micro_batches,
             rows=rows,
         )
-        size, host, hosts = config.vision.image_size, jax.process_index(), jax.process_count()
-        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, host, hosts)  # type: ignore[arg-type]
+        size = config.vision.image_size
+        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, mine, len(shares))  # type: ignore[arg-type]
 
-    held_out = source(chosen) if held else None
+    held_out = source(chosen) if held and settings.evaluation.every else None
     return Inputs(index, source(np.setdiff1d(good, chosen)), held_out, tokenizer, Path(paths["tokenizer"]))
 
 
@@ -72,8 +82,6 @@ def _paths(settings: Settings, workdir: Path) -> dict[str, str]:
         if jax.process_index() == 0:
             write_sample(folder)
         if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
             multihost_utils.sync_global_devices("sample written")
         return {
             "data": str(folder / "data.json"),
@@ -83,12 +91,31 @@ def _paths(settings: Settings, workdir: Path) -> dict[str, str]:
     return {"data": data.path, "images": data.images, "tokenizer": data.tokenizer or settings.init_from}
 
 
-def _open_tokenizer(folder: str) -> Any:
+def _check_images(reader: Reader, images: ImageSource, rows: np.ndarray) -> None:
+    """Where not one of the first images is there, the folder is another one."""
+    failed: list[BadImage] = []
+    for row in rows[:TRIED].tolist():
+        try:
+            images.open(reader[row].images[0])
+            return
+        except BadImage as error:
+            failed.append(error)
+    if failed:
+        raise UserError(f"config.data.images is not the folder of these rows: of the first, {failed[0]}")
+
+
+def _open_tokenizer(folder: str, vocabulary: int) -> Any:
     from transformers import AutoTokenizer
 
     if not Path(folder).is_dir():
         raise UserError(f"config.data.tokenizer: {folder} is no folder; give the folder of the model's tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer could be read from {folder} ({str(error).splitlines()[0]})") from None
+    if tokenizer.vocab_size > vocabulary:
+        raise UserError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model {vocabulary}: they do not belong "
+            "together"
+        )
+    return tokenizer

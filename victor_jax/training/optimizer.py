@@ -38,20 +38,17 @@ def schedule(peak: float, total_steps: int, warmup_ratio: float) -> Callable[[ja
 def make_optimizer(settings: OptimizerSettings, total_steps: int, params: Params) -> optax.GradientTransformation:
     """Decays matrices only, never registers; projector and registers may have a rate of their own."""
     decays = {path: leaf.ndim > 1 and _is_matrix(path) for path, leaf in params.items()}
-
-    def adamw(peak: float) -> optax.GradientTransformation:
-        rate = schedule(peak, total_steps, settings.warmup_ratio)
-        return optax.chain(
-            optax.scale_by_adam(settings.b1, settings.b2, settings.eps),
-            optax.add_decayed_weights(settings.weight_decay, mask=lambda tree: {path: decays[path] for path in tree}),
-            optax.scale_by_learning_rate(rate),
-        )
-
-    if settings.projector_learning_rate is None:
-        return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw(settings.learning_rate))
-    groups = {"tower": adamw(settings.learning_rate), "projector": adamw(settings.projector_learning_rate)}
-    label = {path: "projector" if path.startswith(("projector/", "registers")) else "tower" for path in params}
-    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.partition(groups, lambda _: label))
+    own = settings.projector_learning_rate
+    # Both rates follow one schedule, so that their ratio is a constant.
+    ratio = 1.0 if own is None else own / settings.learning_rate
+    ratios = {path: ratio if path.startswith(("projector/", "registers")) else 1.0 for path in params}
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.scale_by_adam(settings.b1, settings.b2, settings.eps),
+        optax.add_decayed_weights(settings.weight_decay, mask=decays),
+        optax.stateless(lambda changes, _: {path: ratios[path] * change for path, change in changes.items()}),
+        optax.scale_by_learning_rate(schedule(settings.learning_rate, total_steps, settings.warmup_ratio)),
+    )
 
 
 def _is_matrix(path: str) -> bool:

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from PIL import Image
 
 from victor_jax.compression.plan import Kind
+from victor_jax.data.index import Bad
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import Batch
 from victor_jax.ops.losses import IGNORE
@@ -27,11 +30,21 @@ FREE = (
 SHOWN = 16  # rows of the first batch
 
 
+def open_workdir(workdir: str | Path) -> Path:
+    if "://" in str(workdir):
+        raise UserError(f"--workdir={workdir} is no folder: mount the bucket on every host and name the mounted folder")
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}): give another") from None
+    return Path(workdir)
+
+
 def keep_config(config: dict[str, Any], workdir: Path, write: bool) -> None:
-    """Writes config.json at the first start; later, refuses a config that is another run's."""
+    """Writes config.json; once the run has saved a step, refuses a config that is another run's."""
     file = workdir / "config.json"
     now = flat(json.loads(json.dumps(config)))
-    if file.exists():
+    if file.exists() and any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*")):
         before = flat(json.loads(file.read_text()))
         for key in sorted(before.keys() | now.keys()):
             if not key.startswith(FREE) and before.get(key) != now.get(key):
@@ -40,7 +53,6 @@ def keep_config(config: dict[str, Any], workdir: Path, write: bool) -> None:
                     "with the old value, or give another --workdir"
                 )
     elif write:
-        workdir.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -73,5 +85,15 @@ def _text(part: Batch, row: int, tokenizer: Any) -> str:
     return "".join(said)
 
 
-def list_bad_rows(bad: list[tuple[int, str]], file: Path) -> None:
+def gathered(bad: list[Bad]) -> list[Bad]:
+    """The bad rows that any host met. To be called on all of them."""
+    if jax.process_count() == 1:
+        return bad
+    text = np.frombuffer(json.dumps(bad).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
+    return sorted({row: reason for one in texts for row, reason in json.loads(one.tobytes())}.items())
+
+
+def list_bad_rows(bad: list[Bad], file: Path) -> None:
     file.write_text("".join(json.dumps({"row": row, "reason": reason}) + "\n" for row, reason in bad))

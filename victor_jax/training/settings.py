@@ -105,8 +105,43 @@ CHOICES = {
     "attention": ("xla", "cudnn", "splash"),
     "bad_step.action": ("stop", "skip"),
 }
-POSITIVE = ("epochs", "batch_size", "micro_batches", "loss_chunk", "log_every", "data.max_length", "checkpoint.every")
+POSITIVE = (
+    "epochs",
+    "batch_size",
+    "micro_batches",
+    "loss_chunk",
+    "log_every",
+    "mesh.data",
+    "data.max_length",
+    "optimizer.clip_norm",
+    "checkpoint.every",
+)
+NOT_NEGATIVE = (
+    "total_steps",
+    "seed",
+    "data.workers",
+    "data.max_bad_rows",
+    "optimizer.learning_rate",
+    "optimizer.projector_learning_rate",
+    "optimizer.weight_decay",
+    "lora.rank",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
+    "evaluation.every",
+    "evaluation.rows",
+    "bad_step.spike_factor",
+    "bad_step.most",
+)
+SHARES = ("optimizer.warmup_ratio", "optimizer.b1", "optimizer.b2", "lora.dropout")  # from 0 to below 1
+REST_OF_MESH = ("mesh.fsdp", "mesh.tensor")  # -1, or a number of devices
 PARTS = ("projector", "registers", "language")
+TYPES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    tuple[str, ...]: "a list of texts",
+}
 
 
 def read(config: Mapping[str, Any]) -> Settings:
@@ -116,9 +151,18 @@ def read(config: Mapping[str, Any]) -> Settings:
         value = _at(settings, key)
         if value not in allowed:
             raise UserError(f"config.{key}={value!r} must be one of {', '.join(allowed)}")
-    for key in POSITIVE:
-        if _at(settings, key) < 1:
-            raise UserError(f"config.{key}={_at(settings, key)} must be at least 1")
+    limits = (
+        (POSITIVE, "above 0", lambda value: value > 0),
+        (NOT_NEGATIVE, "at least 0", lambda value: value >= 0),
+        (SHARES, "from 0 to below 1", lambda value: 0 <= value < 1),
+        (REST_OF_MESH, "a number of devices, or -1 for the rest", lambda value: value > 0 or value == -1),
+    )
+    for keys, what, is_allowed in limits:
+        for key in keys:
+            if not is_allowed(_at(settings, key)):
+                raise UserError(f"config.{key}={_at(settings, key)} must be {what}")
+    if settings.evaluation.every and not settings.evaluation.rows:
+        raise UserError(f"config.evaluation.every={settings.evaluation.every} needs config.evaluation.rows to hold out")
     if unknown := [part for part in settings.trainable if part not in PARTS]:
         raise UserError(f"config.trainable names {unknown[0]!r}: known are {', '.join(PARTS)}")
     if settings.batch_size % settings.micro_batches:
@@ -162,7 +206,7 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
         return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise UserError(f"config.{key}={value!r} must be {'text' if hint is str else getattr(hint, '__name__', hint)}")
+    raise UserError(f"config.{key}={value!r} must be {TYPES.get(hint, hint)}")
 
 
 def _at(settings: Settings, key: str) -> Any:

@@ -23,7 +23,8 @@ from victor_jax.models.layers import Lora
 from victor_jax.models.sequence import Batch
 from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
-from victor_jax.models.vlm import VLMModule
+from victor_jax.models.vlm import VLMModule, abstract_params
+from victor_jax.ops.attention import check_implementation
 from victor_jax.sharding.mesh import BATCH, make_mesh
 from victor_jax.sharding.rules import sharding_of
 from victor_jax.training import lora
@@ -31,11 +32,11 @@ from victor_jax.training.optimizer import OptimizerSettings, Params, in_float32,
 from victor_jax.training.settings import Settings
 from victor_jax.training.step import Lengths, State, StepSettings, make_step, row_losses
 from victor_jax.weights import fresh
-from victor_jax.weights.checkpoint import Checkpoint, abstract_params
+from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.names import flatten
 from victor_jax.weights.place import place, put
 from victor_jax.weights.read import open_checkpoint
-from victor_jax.weights.tensors import cast, from_array
+from victor_jax.weights.tensors import Tensor, cast, from_array
 
 Abstract = dict[str, jax.ShapeDtypeStruct]
 
@@ -89,6 +90,8 @@ class Run:
 
 def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int) -> Run:
     check_batch(settings, mesh)
+    platform = mesh.devices.flat[0].platform
+    check_implementation(settings.attention, platform=platform, dtype=jnp.dtype(settings.dtype))
     module = make_module(settings, config)
     train: Abstract = {}
     frozen: Abstract = {}
@@ -139,7 +142,9 @@ def mesh_of(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
     if fsdp == -1:
         fsdp = math.gcd(left // max(wanted.tensor, 1), max(rows // max(wanted.data, 1), 1))
     tensor = left // fsdp if wanted.tensor == -1 else wanted.tensor
-    return make_mesh(wanted.data, fsdp, tensor, devices)
+    mesh = make_mesh(wanted.data, fsdp, tensor, devices)
+    check_batch(settings, mesh)
+    return mesh
 
 
 def check_batch(settings: Settings, mesh: Mesh) -> None:
@@ -163,21 +168,25 @@ def abstract_state(optimizer: optax.GradientTransformation, train: Abstract, mes
     masters = {
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding) for path, leaf in train.items()
     }
-    moments = optax.tree.map_params(
-        optimizer,
-        lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
-        jax.eval_shape(optimizer.init, masters),
-        masters,
-        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-    )
+
+    def placed(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        like = train.get(getattr(path[-1], "key", ""))  # a moment stands under its parameter's path
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole if like is None else like.sharding)
+
+    moments = jax.tree.map_with_path(placed, jax.eval_shape(optimizer.init, masters))
     return State(train, moments, jax.ShapeDtypeStruct((), jnp.float32, sharding=whole))  # type: ignore[arg-type]
+
+
+def start_tensors(run: Run, start: Checkpoint) -> dict[str, Tensor]:
+    """The checkpoint's, with the registers of this run: its own, or drawn ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that they are untrained: they are about to be
+        return fresh.with_registers(start, run.module.compression, run.settings.seed)
 
 
 def start_params(run: Run, start: Checkpoint) -> tuple[Params, Params]:
     """Trained and frozen parameters on their devices."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that registers are untrained: they are about to be
-        tensors = fresh.with_registers(start, run.module.compression, run.settings.seed)
+    tensors = start_tensors(run, start)
     adapters = {path: leaf for path, leaf in run.train.items() if lora.is_adapter(path)}
     drawn = lora.initial(adapters, run.settings.seed)
     train = {path: put(cast(from_array(drawn[path]), leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
@@ -211,6 +220,23 @@ def lengths_of(run: Run, parts: tuple[Shape, ...]) -> Lengths:
     module = run.module
     per_image, registers = module.config.tokens_per_image, module.compression.registers
     return tuple(shape_lengths(part, module.compression.plan, per_image, registers) for part in parts)
+
+
+def row_shares(mesh: Mesh, rows: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Which hosts hold which of `rows`: each share once. A tensor axis over several hosts gives them one share."""
+    held: dict[int, set[int]] = {}
+    places: Any = NamedSharding(mesh, PartitionSpec(BATCH)).devices_indices_map((rows,))
+    for device, (cut,) in places.items():
+        held.setdefault(device.process_index, set()).update(range(*cut.indices(rows)))
+    shares: dict[tuple[int, ...], list[int]] = {}
+    for host, its in held.items():
+        shares.setdefault(tuple(sorted(its)), []).append(host)
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != rows:
+        raise UserError(
+            f"a mesh of {dict(mesh.shape)} cuts the rows unevenly over the hosts: choose other config.mesh.data, "
+            "fsdp and tensor"
+        )
+    return [(tuple(hosts), share) for share, hosts in sorted(shares.items())]
 
 
 def on_mesh(batch: Any, mesh: Mesh) -> Any:

@@ -1,19 +1,20 @@
 """What a step works on, as far as the host knows when it is dispatched."""
 
-import jax
 import numpy as np
 
-from victor_jax.compression.plan import Kind
+from victor_jax.data.index import Index
+from victor_jax.data.schedule import FILLER
 from victor_jax.data.shapes import Layout
-from victor_jax.models.sequence import Batch
 from victor_jax.training.setup import Run
 
 
 class Usage:
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, index: Index) -> None:
+        self._index = index
+        self._per_image = run.module.config.tokens_per_image + run.module.compression.registers
 
-    def of_step(self, parts: tuple[Batch, ...], layout: Layout, times: dict[str, float]) -> dict[str, float]:
-        """`times` are those of the clock since the step before."""
-        here = sum(int((np.asarray(part.sequence.kinds) != Kind.PADDING).sum()) for part in parts)
-        return {"data_wait": times.get("data", 0.0), "tokens": here * jax.process_count()}
+    def of_step(self, rows: np.ndarray, layout: Layout, times: dict[str, float]) -> dict[str, float]:
+        """`rows` are those of the whole batch, `times` those of the clock since the step before."""
+        rows = rows[rows != FILLER]
+        tokens = self._index.text_lengths[rows].sum() + self._index.image_counts[rows].sum() * self._per_image
+        return {"data_wait": times.get("data", 0.0), "tokens": int(tokens)}

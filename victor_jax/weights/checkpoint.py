@@ -3,19 +3,38 @@
 import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import jax
-import numpy as np
-
-from victor_jax.compression.plan import Compression, Kind, Plan
+from victor_jax.compression.plan import Compression, Plan
+from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError, some
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.sequence import Sequence
-from victor_jax.models.vlm import VLMModule
+from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.weights.names import REGISTERS, flatten
 from victor_jax.weights.tensors import Tensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How the model was taught to be asked: the chat template, and how a picture becomes a square."""
+
+    template: str = "vicuna_v1"
+    aspect: str = "pad"
+
+
+KNOWN = {"template": tuple(TEMPLATES), "aspect": ("square", "pad")}
+
+
+def prompt_from_json(written: Any, file: Path) -> Prompt:
+    """What a file of ours says of the prompt, or one error; what it leaves out is the default."""
+    if not isinstance(written, dict) or not written.keys() <= KNOWN.keys():
+        raise UserError(f"{file} describes the prompt as {written!r}: expected the keys {' and '.join(KNOWN)}")
+    for key, value in written.items():
+        if value not in KNOWN[key]:
+            raise UserError(f"{file} has the prompt {key} {value!r}: known are {', '.join(KNOWN[key])}")
+    return Prompt(**written)
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # by our per-layer names
     compression: str = "full"  # the written form of what it was trained with
     skipped: tuple[str, ...] = field(default=(), repr=False)  # keys known to carry nothing we need
+    prompt: Prompt = Prompt()
 
     @property
     def registers(self) -> int:
@@ -88,19 +108,3 @@ def expected_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
     for leaf_name in ("scale", "bias"):
         shapes[f"vision/post_norm/{leaf_name}"] = (config.vision.width,)
     return shapes
-
-
-def abstract_params(module: VLMModule) -> dict:
-    """The parameter tree as shapes, float32; nothing is computed."""
-    config = module.config
-    pixels = jax.ShapeDtypeStruct((1, 3, config.vision.image_size, config.vision.image_size), np.float32)
-    kinds = np.full((1, 8), Kind.TEXT, np.int32)
-    lengths = module.compression.plan.lengths(kinds)
-    one = jax.ShapeDtypeStruct((1, 8), np.int32)
-    slots = jax.ShapeDtypeStruct((1, 1), np.int32)
-    return jax.eval_shape(
-        lambda pixels, sequence, slots: module.init(jax.random.key(0), sequence, pixels, slots, lengths, text_length=8),
-        pixels,
-        Sequence(one, one, one),
-        slots,
-    )["params"]

@@ -18,6 +18,7 @@ from orbax.checkpoint import type_handlers
 from victor_jax.errors import UserError
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
+from victor_jax.weights.checkpoint import Prompt, prompt_from_json
 from victor_jax.weights.names import nest
 from victor_jax.weights.tensors import Index, Tensor
 
@@ -46,9 +47,13 @@ def write_params(folder: Path, tensors: dict[str, Tensor], progress: Any) -> Non
     registry = type_handlers.create_type_handler_registry(
         (Tensor, _LazyHandler(progress)), (jax.Array, type_handlers.ArrayHandler())
     )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    me = jax.process_index()  # alone: the other processes of a run have no part in this
+    alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"write_{me}")
+    handler = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=registry, use_compression=False, multiprocessing_options=alone
+    )
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
-    with ocp.Checkpointer(handler) as checkpointer:
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(folder.absolute() / "params", ocp.args.PyTreeSave(tree, save_args=chunks))
 
 
@@ -91,18 +96,19 @@ def _lazy(params: Path, keys: list[str], leaf: Any, context: ts.Context) -> Tens
     return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), read, str(params))
 
 
-def config_json(config: VLMConfig, compression: str) -> str:
+def config_json(config: VLMConfig, compression: str, prompt: Prompt) -> str:
     described = {
         "model_type": MODEL_TYPE,
         "version": VERSION,
         "compression": compression,
+        "prompt": dataclasses.asdict(prompt),
         "architecture": dataclasses.asdict(config),
     }
     return json.dumps(described, indent=2) + "\n"
 
 
-def config_from_json(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str]:
-    """config.json of our format -> the architecture and the written compression."""
+def config_from_json(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str, Prompt]:
+    """config.json of our format -> the architecture, the written compression and the prompt."""
     if raw.get("version") != VERSION:
         raise UserError(f"{file} has version {raw.get('version')}, this release reads version {VERSION}")
     try:
@@ -117,7 +123,7 @@ def config_from_json(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str]:
             end_tokens=tuple(written["end_tokens"]),
             **{key: written[key] for key in ("keep_class_token", "image_token", "pad_token")},
         )
-        return config, raw["compression"]
+        return config, raw["compression"], prompt_from_json(raw.get("prompt", {}), file)
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} does not describe a model of ours ({error}): convert again") from None
 

@@ -7,14 +7,14 @@ from typing import Any
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
 from victor_jax.weights import orbax_format
-from victor_jax.weights.checkpoint import Checkpoint, check
+from victor_jax.weights.checkpoint import Checkpoint, check, prompt_from_json
 from victor_jax.weights.folder import read_folder, read_json, read_safetensors
 from victor_jax.weights.hf_config import LANGUAGE_DEFAULTS, ORIGINAL_TYPES, vlm_config
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.original import open_language_model, open_original
 from victor_jax.weights.tables import by_our_names
 
-SIDE_CONFIG = "victor.json"  # beside a layout of others: the compression that it was trained with
+SIDE_CONFIG = "victor.json"  # beside a layout of others: the compression and the prompt that it was trained with
 SIDE_WEIGHTS = "victor.safetensors"  # and its registers
 
 
@@ -37,7 +37,7 @@ def open_checkpoint(
                 raise UserError(f"{folder} brings its own {name}: leave {value} out")
         checkpoint = _open_ours(folder, raw) if model_type == orbax_format.MODEL_TYPE else _open_hf(folder, raw)
     elif model_type in ORIGINAL_TYPES or "mm_vision_tower" in raw:
-        checkpoint = open_original(folder, raw, tower, projector_file)
+        checkpoint = _with_its_aspect(open_original(folder, raw, tower, projector_file), raw)
     elif model_type in LANGUAGE_DEFAULTS:
         checkpoint = open_language_model(folder, raw, tower, projector_file, seed)
     elif model_type in ("clip", "clip_vision_model"):
@@ -54,8 +54,16 @@ def open_checkpoint(
 
 
 def _open_ours(folder: Path, raw: dict[str, Any]) -> Checkpoint:
-    config, compression = orbax_format.config_from_json(raw, folder / "config.json")
-    return Checkpoint("orbax", folder, config, orbax_format.read_params(folder), compression)
+    config, compression, prompt = orbax_format.config_from_json(raw, folder / "config.json")
+    return Checkpoint("orbax", folder, config, orbax_format.read_params(folder), compression, prompt=prompt)
+
+
+def _with_its_aspect(checkpoint: Checkpoint, raw: dict[str, Any]) -> Checkpoint:
+    """The one part of the prompt that the original layout writes."""
+    aspect = raw.get("image_aspect_ratio")
+    if aspect not in ("square", "pad"):  # another preparation, or none is named
+        return checkpoint
+    return replace(checkpoint, prompt=replace(checkpoint.prompt, aspect=aspect))
 
 
 def _open_hf(folder: Path, raw: dict[str, Any]) -> Checkpoint:
@@ -69,13 +77,15 @@ def _with_side_files(checkpoint: Checkpoint) -> Checkpoint:
     file = checkpoint.folder / SIDE_CONFIG
     if not file.exists():
         return checkpoint
-    compression = read_json(file).get("compression")
+    written = read_json(file)
+    compression = written.get("compression")
     if not isinstance(compression, str):
         raise UserError(f"{file} names no compression: expected a text such as victor:registers=8,layer=3")
     tensors = dict(checkpoint.tensors)
     if (weights := checkpoint.folder / SIDE_WEIGHTS).exists():
         tensors |= read_safetensors(weights)
-    return replace(checkpoint, tensors=tensors, compression=compression)
+    prompt = prompt_from_json(written["prompt"], file) if "prompt" in written else checkpoint.prompt
+    return replace(checkpoint, tensors=tensors, compression=compression, prompt=prompt)
 
 
 def _check_compression(checkpoint: Checkpoint) -> None:

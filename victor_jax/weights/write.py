@@ -5,7 +5,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from victor_jax.compression.plan import round_up
 from victor_jax.errors import UserError
 from victor_jax.files import new_folder
 from victor_jax.weights import orbax_format
-from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.checkpoint import Checkpoint, Prompt
 from victor_jax.weights.hf_config_writer import hf_config, llava_config
 from victor_jax.weights.names import HEAD, REGISTERS, is_transposed, theirs
 from victor_jax.weights.processor import IMAGE_TOKEN, tokenizer_with_image_token, write_processor
@@ -54,7 +54,7 @@ def write_checkpoint(checkpoint: Checkpoint, destination: str | Path, to: str, p
         if tokenizer is not None:
             write_processor(folder, tokenizer, checkpoint.config)
         if to == "orbax":
-            text = orbax_format.config_json(checkpoint.config, checkpoint.compression)
+            text = orbax_format.config_json(checkpoint.config, checkpoint.compression, checkpoint.prompt)
             _write_params(folder, checkpoint.tensors, progress)
         else:
             text = _write_layout(checkpoint, folder, to, progress)
@@ -92,13 +92,20 @@ def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progr
         if name != REGISTERS
     }
     write_shards(folder, tensors, progress)
-    if checkpoint.compression != "full":
-        side = {"compression": checkpoint.compression, "registers": checkpoint.registers}
+    if checkpoint.compression != "full" or checkpoint.prompt != Prompt():
+        side = {
+            "compression": checkpoint.compression,
+            "registers": checkpoint.registers,
+            "prompt": asdict(checkpoint.prompt),
+        }
         (folder / SIDE_CONFIG).write_text(json.dumps(side, indent=2) + "\n")
     if checkpoint.registers:
         write_file(folder / SIDE_WEIGHTS, {REGISTERS: checkpoint.tensors[REGISTERS]}, progress)
     describe = hf_config if to == "hf" else llava_config
-    return json.dumps(describe(checkpoint.config, checkpoint.dtype), indent=2) + "\n"
+    described = describe(checkpoint.config, checkpoint.dtype)
+    if to == "llava":
+        described["image_aspect_ratio"] = checkpoint.prompt.aspect
+    return json.dumps(described, indent=2) + "\n"
 
 
 def _in_their_layout(name: str, tensor: Tensor, checkpoint: Checkpoint) -> Tensor:

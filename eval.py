@@ -1,0 +1,75 @@
+"""Evaluates a model: python eval.py --model=DIR --benchmark=digits --questions=FILE --images=DIR --out=DIR
+
+The same command goes on where it stopped. OUT/answers.jsonl holds every prompt and answer, OUT/result.json the score
+with the settings that it was measured under.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import victor_jax
+from victor_jax.errors import UserError
+from victor_jax.evaluation import BENCHMARKS
+from victor_jax.evaluation.runner import open_task, report, run
+from victor_jax.training.cache import use_compile_cache
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    given = parse(arguments)
+    task = open_task(
+        BENCHMARKS[given.benchmark],
+        given.questions,
+        given.images,
+        blind=given.blind,
+        batch_size=given.batch_size,
+        max_new_tokens=given.max_new_tokens,
+    )
+    use_compile_cache()
+    print(f"{len(task.questions)} questions; reading {given.model}", flush=True)
+    vlm = victor_jax.load(given.model, given.compression, given.dtype, attention=given.attention)
+    result = run(vlm, task, given.out, model=given.model)
+    print(report(result))
+    print(f"answers and settings are in {given.out}")
+    return result
+
+
+def parse(arguments: Sequence[str] | None) -> Any:
+    parser = argparse.ArgumentParser(
+        prog="python eval.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, help="a checkpoint folder of any known format, with its tokenizer")
+    parser.add_argument("--benchmark", required=True, choices=sorted(BENCHMARKS))
+    parser.add_argument("--questions", required=True, metavar="FILE")
+    parser.add_argument("--images", metavar="DIR", help="the folder that the questions' images are in")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--compression", help="instead of the one that the model was trained with")
+    parser.add_argument("--blind", action="store_true", help="ask without the images: the floor of a score")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--max_new_tokens", type=int, help="instead of the benchmark's own")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--attention", default="xla")
+    return parser.parse_args(arguments)
+
+
+def command_line() -> int:
+    """The exit status: a user's mistake is one line on stderr, and 2."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())

@@ -1,0 +1,159 @@
+"""The planning command: its arithmetic on a mesh of virtual devices, its messages, and the whole of it with libtpu."""
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from configs import finetune
+from victor_jax import plan
+from victor_jax.analysis import topology
+from victor_jax.analysis.memory import of_failure
+from victor_jax.data.shapes import Shape
+from victor_jax.errors import UserError
+from victor_jax.sharding.mesh import make_mesh
+from victor_jax.training.lowering import lower_step
+from victor_jax.training.settings import read
+
+ROOT = Path(__file__).parents[2]
+RECIPE = "registers=2,layer=1,runlocal"
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+SLICE = topology.parse("v5e:2x4")
+EXHAUSTED = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds "
+    "available HBM (15.75G)."
+)
+
+
+def settings(**changes):
+    config = finetune.get_config(RECIPE)
+    config.update_from_flattened_dict(changes)
+    return read(config.to_dict())
+
+
+@pytest.fixture(scope="module")
+def step():
+    return lower_step(settings(), make_mesh(fsdp=8), (Shape(text=32, images=1),))
+
+
+@pytest.fixture(scope="module")
+def planned(step):
+    """The virtual devices stand in for the chips: what is read from the program is of the same kind."""
+    return plan.plan(step, "usual")
+
+
+def test_the_kinds_of_memory_add_up_to_what_the_program_takes(planned):
+    taken = planned.step.lowered.compile().memory_analysis().argument_size_in_bytes
+    held = sum(planned.memory.arguments.values())
+    assert held == pytest.approx(taken, rel=0.001)  # the number of the step and the running loss are of no kind
+
+
+def test_moments_take_twice_what_the_parameters_take(planned):
+    held = planned.memory.arguments
+    assert held["optimizer"] == pytest.approx(2 * held["trained parameters"], rel=0.001)
+
+
+def test_every_layer_is_gathered_over_all_devices(planned):
+    gathers = [one for one in planned.collectives if one.kind == "all-gather" and one.times > 1]
+    assert {one.devices for one in gathers} == {8}
+    assert any("stages_1" in one.source for one in gathers)
+
+
+def test_a_step_is_bound_by_its_slowest_resource(planned):
+    slow_links = replace(SLICE, chip=replace(SLICE.chip, links=1.0))
+    bound = plan.times(planned, slow_links)
+    assert bound.overlapped == bound.links == sum(one.wire_bytes for one in planned.collectives)
+    flops = sum(one.parts.total.flops for one in planned.costs)
+    assert plan.times(planned, SLICE).arithmetic == pytest.approx(flops / 8 / 197e12)
+
+
+def test_parts_of_a_batch_do_the_work_of_the_whole(planned):
+    in_parts = lower_step(settings(micro_batches=2, batch_size=16), make_mesh(fsdp=8), (Shape(32, 1),) * 2)
+    assert sum(one.model_flops for one in plan.costs(in_parts)) == 2 * planned.costs[0].model_flops
+
+
+def test_the_report_says_whether_it_fits_and_what_it_assumes(planned):
+    lines = said([planned])
+    assert any(line.startswith("fits") and line.endswith("yes") for line in lines)
+    assert any("rented as v5litepod-8" in line for line in lines)
+    assert any(line.startswith("assumed:") and "197 TFLOP/s" in line for line in lines)
+
+
+def test_a_program_that_does_not_fit_says_what_takes_the_memory_and_what_to_change(step, planned):
+    failed = replace(planned, memory=of_failure(EXHAUSTED, plan.arguments(step)), collectives=[])
+    assert failed.memory.total == int(20.5 * 2**30)
+    lines = said([failed])
+    assert any(line.startswith("fits") and line.endswith("no") for line in lines)
+    assert "20.50 GiB of 15.75" in lines[-1]
+    assert "config.remat=full" in lines[-1]
+
+
+def test_advice_leaves_out_what_is_done_already(step, planned):
+    run = replace(step.run, settings=replace(step.run.settings, remat="full", attention="splash"))
+    done = replace(planned, step=replace(step, run=run), memory=of_failure(EXHAUSTED, plan.arguments(step)))
+    assert not {"remat", "splash", "micro_batches"} & set(plan.advice(done, SLICE).replace("=", ".").split("."))
+
+
+def test_other_failures_of_the_compiler_are_not_taken_for_lack_of_memory(step):
+    assert of_failure("INTERNAL: something else (20.50G)", plan.arguments(step)) is None
+
+
+def test_rows_of_images_alone_are_refused():
+    with pytest.raises(UserError, match=r"data\.max_length"):
+        plan.shapes_of(settings(**{"data.max_length": 16}), text=512, images=1)
+
+
+def said(planned):
+    lines = []
+    plan.report(planned, SLICE, lines.append)
+    return "\n".join(lines).splitlines()
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "victor_jax.plan", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--config"),
+        ([f"--config=configs/finetune.py:{RECIPE}"], "--topology"),
+        ([f"--config=configs/finetune.py:{RECIPE}", "--topology=v5e:8x8x8"], "v5e has 2 axes"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, said):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(LIBTPU, reason="libtpu is installed")
+def test_without_libtpu_one_line_says_what_to_install():
+    done = command(f"--config=configs/finetune.py:{RECIPE}", "--topology=v5e:2x4")
+    assert done.returncode == 2
+    assert "requirements-tpu.txt" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not LIBTPU, reason="libtpu is not installed (requirements-tpu.txt)")
+@pytest.mark.parametrize("slice_", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x1", "v6e:2x4"])
+def test_the_step_compiles_for_every_kind_of_tpu(slice_):
+    done = command(f"--config=configs/finetune.py:{RECIPE}", f"--topology={slice_}")
+    assert done.returncode == 0, done.stderr
+    assert any(line.split() == ["fits", "yes", "yes"] for line in done.stdout.splitlines())
+    assert "all-gather" in done.stdout
+
+
+def test_the_command_leaves_jax_alone_until_the_environment_is_ready():
+    """libtpu reads its environment when jax is imported."""
+    code = "import sys, victor_jax.plan; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

@@ -1,0 +1,73 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from victor_jax.analysis import topology
+from victor_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (requirements-tpu.txt)"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "chips", "rented"),
+    [
+        ("v5e:8x8", 64, "v5litepod-64"),
+        ("v5e:16x16", 256, "v5litepod-256"),
+        ("v6e:2x4", 8, "v6e-8"),
+        ("v5p:4x4x8", 128, "v5p-256"),
+        ("v4:4x4x4", 64, "v4-128"),
+        ("v5e", 64, "v5litepod-64"),
+    ],
+)
+def test_a_slice_is_known_by_both_its_names(text, chips, rented):
+    slice_ = topology.parse(text)
+    assert (slice_.chips, slice_.accelerator_type) == (chips, rented)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("v3:8x8", "unknown TPU 'v3'"),
+        ("v5e:8x8x8", "2 axes"),
+        ("v5p:8x8", "3 axes"),
+        ("v5e:8by8", "v5e:8x8"),
+        ("v5e:0x8", "v5e:8x8"),
+        ("v5e:32x32", "16 chips"),
+    ],
+)
+def test_a_slice_that_nobody_rents_is_refused(text, said):
+    with pytest.raises(UserError, match=said):
+        topology.parse(text)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("text", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x1", "v6e:1x1", "v5e:16x16"])
+def test_there_is_a_device_for_each_chip(text):
+    slice_ = topology.parse(text)
+    found = in_new_process(f"from victor_jax.analysis import topology as t; s = t.parse({text!r}); "
+                           "t.prepare_environment(s); print(len(t.devices(s)))")  # fmt: skip
+    assert int(found) == slice_.chips
+
+
+def test_without_libtpu_the_message_says_what_to_install():
+    if importlib.util.find_spec("libtpu") is not None:
+        pytest.skip("libtpu is installed")
+    with pytest.raises(UserError, match=r"requirements-tpu\.txt"):
+        topology.devices(topology.parse("v5e:2x2"))
+
+
+def in_new_process(code):
+    """libtpu reads its environment once, when jax is imported."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

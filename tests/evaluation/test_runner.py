@@ -1,0 +1,243 @@
+"""An evaluation can be stopped anywhere, goes on by itself, and never mixes what does not belong together."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import talking
+
+import eval as eval_script
+import victor_jax
+from victor_jax.errors import UserError
+from victor_jax.evaluation.digits import DIGITS
+from victor_jax.evaluation.runner import open_task, run
+
+TEXTS = ["What is in the picture?", "How many cats?", "Which is red?", "Is it?", "Is the light on?"]
+QUESTIONS = 11
+SIZE = 4  # of a batch: the last of three is not full
+
+
+def write_questions(folder, answers, name="questions.jsonl"):
+    rows = [
+        {
+            "question_id": 100 + number,
+            "image": f"{number}.png" if number != 5 else None,
+            "text": TEXTS[number % len(TEXTS)],
+            "category": ("place", "count")[number % 2],
+            "answer": answer,
+        }
+        for number, answer in enumerate(answers)
+    ]
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A model, images, and questions of which the model answers those of even number right."""
+    folder = tmp_path_factory.mktemp("data")
+    talking.saved(folder / "model", "victor:registers=3,layer=2")
+    (folder / "images").mkdir()
+    for number in range(QUESTIONS):
+        talking.picture(number).save(folder / "images" / f"{number}.png")
+    vlm = victor_jax.load(folder / "model", dtype="float32")
+    images = [folder / "images" / f"{number}.png" if number != 5 else None for number in range(QUESTIONS)]
+    said = vlm.generate([TEXTS[i % len(TEXTS)] for i in range(QUESTIONS)], images, 8, batch_size=SIZE)
+    write_questions(folder, [text if i % 2 == 0 else "wrong" for i, text in enumerate(said)])
+    return folder, vlm, said
+
+
+def task(folder, **changes):
+    options = {"batch_size": SIZE, **changes}
+    return open_task(DIGITS, folder / "questions.jsonl", folder / "images", **options)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    folder, vlm, _ = data
+    out = tmp_path_factory.mktemp("finished") / "out"
+    return out, run(vlm, task(folder), out, model="the model")
+
+
+def stopped(data, out, after):
+    """A run that was interrupted while it judged question number `after`."""
+    folder, vlm, _ = data
+    judged = []
+
+    def judge(question, text):
+        judged.append(question)
+        if len(judged) > after:
+            raise KeyboardInterrupt
+        return DIGITS.judge(question, text)
+
+    interrupted = replace(task(folder), benchmark=replace(DIGITS, judge=judge))
+    with pytest.raises(KeyboardInterrupt):
+        run(vlm, interrupted, out)
+
+
+def test_every_answer_is_what_the_model_says_and_the_score_is_their_share(data, finished):
+    _, _, said = data
+    out, result = finished
+    assert [line["text"] for line in lines(out)] == said
+    assert [line["question_id"] for line in lines(out)] == list(range(100, 100 + QUESTIONS))
+    assert [line["correct"] for line in lines(out)] == [number % 2 == 0 for number in range(QUESTIONS)]
+    assert lines(out)[1]["prompt"] == "How many cats?"
+    assert result["score"] == pytest.approx(6 / 11)
+    assert result["by_category"] == {"place": 1.0, "count": 0.0}
+    assert json.loads((out / "result.json").read_text()) == result
+
+
+def test_the_settings_stand_beside_the_score(finished):
+    _, result = finished
+    settings = result["settings"]
+    assert result["questions"] == QUESTIONS
+    expected = {
+        "model": "the model",
+        "compression": "victor:registers=3,layer=2",
+        "registers": 3,
+        "template": "vicuna_v1",
+        "aspect": "pad",
+        "dtype": "float32",
+        "decoding": {"method": "greedy", "max_new_tokens": 8},
+        "with_images": True,
+        "batch_size": SIZE,
+        "answered": QUESTIONS,
+    }
+    assert settings | expected == settings
+    assert settings["versions"].keys() >= {"python", "jax", "transformers"}
+    assert settings["seconds"] > 0
+    assert settings["images_per_second"] > 0
+    assert len(settings["questions_sha256"]) == 64
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0, 0), (SIZE + 1, SIZE)], ids=["first batch", "second batch"])
+def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not_stopped(data, finished, tmp_path, after, kept):
+    folder, vlm, _ = data
+    out, result = finished
+    stopped(data, tmp_path, after)
+    assert (tmp_path / "answers.jsonl").exists() == bool(kept)
+    assert not kept or len(lines(tmp_path)) == kept
+    resumed = run(vlm, task(folder), tmp_path, model="the model")
+    assert (tmp_path / "answers.jsonl").read_bytes() == (out / "answers.jsonl").read_bytes()
+    assert (resumed["score"], resumed["by_category"]) == (result["score"], result["by_category"])
+    assert resumed["settings"]["answered"] == QUESTIONS - kept
+
+
+@pytest.mark.parametrize("kept", [1, 60, 700], ids=["nothing whole", "still nothing", "some lines"])
+def test_a_line_that_was_cut_short_is_answered_again(data, finished, tmp_path, kept):
+    folder, vlm, _ = data
+    out, _ = finished
+    whole = (out / "answers.jsonl").read_bytes()
+    (tmp_path / "settings.json").write_bytes((out / "settings.json").read_bytes())
+    (tmp_path / "answers.jsonl").write_bytes(whole[:kept])
+    run(vlm, task(folder), tmp_path)
+    assert (tmp_path / "answers.jsonl").read_bytes() == whole
+
+
+def test_a_finished_run_is_only_read_again(data, finished):
+    folder, vlm, _ = data
+    out, result = finished
+
+    def judge(question, text):
+        raise AssertionError("nothing is left to judge")
+
+    again = run(vlm, replace(task(folder), benchmark=replace(DIGITS, judge=judge)), out, model="the model")
+    assert again == result
+
+
+def changed(sentence):
+    return pytest.raises(UserError, match=f"holds answers under other settings: .*{sentence}")
+
+
+def test_answers_under_other_settings_are_not_mixed(data, finished):
+    folder, vlm, _ = data
+    out, _ = finished
+    before = (out / "answers.jsonl").read_bytes()
+    with changed("decoding.max_new_tokens was 8 and is 9"):
+        run(vlm, task(folder, max_new_tokens=9), out)
+    with changed("with_images was True and is False"):
+        run(vlm, task(folder, blind=True), out)
+    with changed("aspect was 'pad' and is 'square'"):
+        run(replace(vlm, prompt=replace(vlm.prompt, aspect="square")), task(folder), out)
+    with changed("questions_sha256 was"):
+        run(vlm, replace(task(folder), digest="another"), out)
+    assert (out / "answers.jsonl").read_bytes() == before
+
+
+def test_a_model_that_was_trained_again_is_another_one(data, finished):
+    folder, vlm, _ = data
+    out, _ = finished
+    file = folder / "model" / "config.json"
+    stat = file.stat()
+    try:
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        with changed("model_files was"):
+            run(vlm, task(folder), out)
+    finally:
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_folder_with_other_answers_is_refused(data, finished, tmp_path):
+    folder, vlm, _ = data
+    out, _ = finished
+    whole = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(whole))
+    with pytest.raises(UserError, match="answers without the settings"):
+        run(vlm, task(folder), tmp_path)
+    (tmp_path / "settings.json").write_bytes((out / "settings.json").read_bytes())
+    for wrong in ([whole[1]], [whole[0], b"{}\n"], [whole[0], b"\xff\n"]):
+        (tmp_path / "answers.jsonl").write_bytes(b"".join(wrong))
+        with pytest.raises(UserError, match=f"line {len(wrong)}, is not the answer to question"):
+            run(vlm, task(folder), tmp_path)
+    (tmp_path / "answers.jsonl").write_bytes(b"".join([*whole, whole[0]]))
+    with pytest.raises(UserError, match="12 answers to 11 questions"):
+        run(vlm, task(folder), tmp_path)
+
+
+def test_what_is_missing_is_said_before_a_model_is_read(data, tmp_path):
+    folder, _, _ = data
+    with pytest.raises(UserError, match=r"the image folder .* does not exist"):
+        open_task(DIGITS, folder / "questions.jsonl", tmp_path / "nowhere")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"lacks 10 of 10 images: 0.png"):
+        open_task(DIGITS, folder / "questions.jsonl", tmp_path / "images")
+    with pytest.raises(UserError, match="give their folder, or ask without them"):
+        open_task(DIGITS, folder / "questions.jsonl", None)
+    with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
+        task(folder, batch_size=0)
+    assert len(open_task(DIGITS, folder / "questions.jsonl", None, blind=True).questions) == QUESTIONS
+
+
+def test_an_image_that_cannot_be_read_stops_with_its_question(data, tmp_path):
+    _, vlm, _ = data
+    write_questions(tmp_path, ["x"])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"question 100: image 0.png: not an image that can be read"):
+        run(vlm, task(tmp_path), tmp_path / "out")
+
+
+def test_the_command_answers_blind_and_prints_its_settings(data, tmp_path, capsys, monkeypatch):
+    folder, _, said = data
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    write_questions(tmp_path, said[:3])
+    flags = {"model": folder / "model", "questions": tmp_path / "questions.jsonl", "out": tmp_path / "out"}
+    command = [f"--{name}={value}" for name, value in flags.items()]
+    command += ["--benchmark=digits", "--blind", "--dtype=float32", "--max_new_tokens=4", "--compression=vtw:layer=1"]
+    result = eval_script.main(command)
+    printed = capsys.readouterr().out
+    assert "digits, 3 questions" in printed
+    assert "vtw:layer=1, without images; vicuna_v1, pad, float32, greedy, at most 4 tokens" in printed
+    assert result["settings"]["compression"] == "vtw:layer=1"
+    assert result["settings"]["registers"] == 0
+    assert len(lines(tmp_path / "out")) == 3
+
+
+def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["eval.py", "--model=x", "--benchmark=digits", "--questions=no", "--out=o"])
+    assert eval_script.command_line() == 2
+    assert capsys.readouterr().err == "error: the questions no cannot be read: No such file or directory\n"

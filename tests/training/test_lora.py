@@ -1,0 +1,133 @@
+"""Low-rank adapters: what trains, what dropout does, and that the merged export is the trained model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+from small_run import metrics, overrides, run_here
+
+from benchmarks.soak import saved
+from victor_jax.models.layers import Lora
+from victor_jax.sharding.mesh import make_mesh
+from victor_jax.training import settings
+from victor_jax.training.inputs import open_inputs
+from victor_jax.training.lora import is_adapter, merged
+from victor_jax.training.setup import lengths_of, make_run, on_mesh, open_start, start_params
+from victor_jax.training.step import row_losses
+from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.place import layers_of
+from victor_jax.weights.read import open_checkpoint
+
+STEPS = 3
+LINEAR = ("attention/q", "attention/k", "attention/v", "attention/o", "mlp/gate", "mlp/up", "mlp/down")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory):
+    small_run.share_compile_cache(tmp_path_factory.mktemp("compiled"))
+    yield
+    small_run.forget_compile_cache()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return small_run.write_start(tmp_path_factory.mktemp("start"))
+
+
+@pytest.fixture(scope="module")
+def changes(tmp_path_factory, start):
+    data = small_run.write_data(tmp_path_factory.mktemp("rows") / "data")
+    return overrides(
+        start, data, total_steps=STEPS, checkpoint__every=1, checkpoint__keep_last=0, lora__alpha=8.0, lora__dropout=0.5
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, changes):
+    """A work folder with the checkpoints of steps 1 to 3."""
+    workdir = tmp_path_factory.mktemp("lora") / "run"
+    run_here(workdir, changes, recipe="finetune_lora")
+    return workdir
+
+
+def losses_of(changes, workdir, params, key=None, step=1):
+    """Mean loss of each row of a step's batch, under these parameters in place of those that the run starts from.
+
+    All rows have as many positions to learn.
+    """
+    parsed = settings.read(small_run.config_of(changes, "finetune_lora"))
+    begin: Checkpoint = open_start(parsed)
+    mesh = make_mesh(fsdp=8)
+    run = make_run(parsed, begin.config, mesh, STEPS)
+    train, frozen = start_params(run, begin)
+    inputs = open_inputs(parsed, begin.config, run.module.compression, mesh, workdir)
+    layout, _ = inputs.train.schedule.at(step)
+    (part,), (lengths,) = on_mesh(inputs.train[step].parts, mesh), lengths_of(run, layout.parts)
+    with jax.set_mesh(mesh):
+        loss, count = jax.jit(row_losses, static_argnums=(0, 4, 5))(
+            run.module, frozen | train | params, part, key, lengths, 64
+        )
+    return np.asarray(loss / count), train
+
+
+def params_of(workdir, step):
+    leaves = saved(workdir, step)
+    return {path.removeprefix("params/"): leaf for path, leaf in leaves.items() if path.startswith("params/")}
+
+
+def test_adapters_projector_and_registers_train_and_nothing_else(trained):
+    before, after = params_of(trained, 1), params_of(trained, STEPS)
+    expected = {f"language/stages_{stage}/{name}/lora_{half}" for stage in (0, 1) for name in LINEAR for half in "ab"}
+    expected |= {f"projector/linear_{n}/{leaf}" for n in (1, 2) for leaf in ("kernel", "bias")} | {"registers"}
+    assert after.keys() == expected
+    for path, leaf in after.items():
+        assert not np.array_equal(leaf, before[path]), path
+
+
+def test_the_merged_export_answers_as_the_adapters_did(trained, changes):
+    """Losses of the run's own forward with adapters, and of a plain one on the exported model."""
+    adapted, _ = losses_of(changes, trained, params_of(trained, STEPS))
+    untrained, _ = losses_of(changes, trained, {})
+    exported = {"init_from": str(trained / "model"), "lora.rank": 0}
+    plain, train = losses_of(changes | exported, trained, {})
+    assert not any(is_adapter(path) for path in train)
+    np.testing.assert_allclose(plain, adapted, rtol=1e-5)
+    assert np.abs(adapted - untrained).max() > 1e-2, "training has moved them"
+
+
+def test_the_export_changes_kernels_and_keeps_all_else(trained, start):
+    given, merged = open_checkpoint(start).tensors, open_checkpoint(trained / "model").tensors
+    assert merged.keys() == given.keys() | {"registers"}
+    for name, tensor in given.items():
+        is_adapted = name.startswith("language/layers/") and name.endswith("/kernel")
+        same = np.array_equal(merged[name].load(), tensor.load())
+        assert same != (is_adapted or name.startswith("projector/")), name
+
+
+def test_an_untrained_adapter_leaves_every_bit(trained, start):
+    """Step 0 has the learning rate 0, so after it b is zero still and a is as it was drawn."""
+    adapters = {path: jnp.asarray(leaf) for path, leaf in params_of(trained, 1).items() if is_adapter(path)}
+    module = small_run.small_run({"lora.rank": 4}, recipe="finetune_lora").module
+    given = open_checkpoint(start).tensors
+    plain = merged(given | layers_of(adapters, module), Lora(rank=4, alpha=8.0))
+    assert plain.keys() == given.keys()
+    for name, tensor in given.items():
+        np.testing.assert_array_equal(plain[name].load(), tensor.load(), err_msg=name)
+
+
+def test_dropout_is_on_where_a_key_is_given_and_only_there(trained, changes):
+    params = params_of(trained, STEPS)
+    quiet, again = (losses_of(changes, trained, params)[0] for _ in range(2))
+    noisy, other, same = (losses_of(changes, trained, params, jax.random.key(seed))[0] for seed in (1, 2, 1))
+    np.testing.assert_array_equal(quiet, again)
+    np.testing.assert_array_equal(noisy, same)
+    assert not np.isclose(noisy, quiet, rtol=1e-6).any()
+    assert not np.isclose(noisy, other, rtol=1e-6).any()
+
+
+def test_training_drops_out_by_seed_and_step(trained, changes):
+    """The logged loss of a step is that of the parameters before it, under the dropout of that step."""
+    key = jax.random.fold_in(jax.random.key(42), 2)
+    noisy, _ = losses_of(changes, trained, params_of(trained, 2), key, step=2)
+    assert metrics(trained)[2]["loss"] == pytest.approx(noisy.mean(), rel=1e-5)

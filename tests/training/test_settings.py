@@ -1,0 +1,194 @@
+"""Whatever is wrong with a command, its config or what it names: one line, exit status 2, before anything compiles."""
+
+import json
+import sys
+
+import jax
+import pytest
+import small_run
+import transformers
+from small_run import config_of, overrides
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+import train
+from victor_jax.errors import UserError
+from victor_jax.training import command, settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return small_run.write_start(tmp_path_factory.mktemp("start"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_run.write_data(tmp_path_factory.mktemp("rows") / "data")
+
+
+@pytest.fixture
+def compiled():
+    """Names of what jax compiles during the test."""
+    names = []
+
+    def note(event, duration, **about):
+        if event.endswith("backend_compile_duration"):
+            names.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.fixture
+def said(monkeypatch, capsys, compiled):
+    """Arguments of train.py -> its one line on stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        assert command.run(train.command_line) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("reading rows")]
+        assert len(lines) == 1, lines
+        assert not compiled
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+    return run
+
+
+FINETUNE = f"--config={small_run.ROOT / 'configs' / 'finetune.py'}"
+WORKDIR = "--workdir=never_made"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config=FILE[:args] is missing: configs/ holds the recipes"),
+        (["--config=configs/nothing.py"], "the config file cannot be read: [Errno 2] No such file or directory"),
+        ([FINETUNE], "--workdir=DIR is missing"),
+        ([f"{FINETUNE}:registers=8,leyer=3", WORKDIR], "'leyer=3' is no argument of a recipe: write registers=M"),
+        ([f"{FINETUNE}:size=8b", WORKDIR], "size=8b must be 7b or 13b"),
+        ([f"{FINETUNE}:full,registers=8", WORKDIR], "registers=8 says nothing to the method full: leave it out"),
+        (
+            [FINETUNE, WORKDIR, "--config.batch_sise=3"],
+            "unknown config key config.batch_sise: did you mean batch_size?",
+        ),
+        ([FINETUNE, WORKDIR, "--config.data.pth=x"], "unknown config key config.data.pth: did you mean data.path?"),
+        ([FINETUNE, WORKDIR, "--config.epoch=2"], "unknown config key config.epoch: did you mean epochs?"),
+        ([FINETUNE, WORKDIR, "--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal for int()"),
+        ([FINETUNE, WORKDIR, "--config.dtype=fp8"], "config.dtype='fp8' must be one of bfloat16, float32"),
+        ([FINETUNE, "--workdri=x"], "unknown flag --workdri: did you mean workdir?"),
+        ([FINETUNE, WORKDIR, "extra"], "unexpected argument 'extra': flags begin with --"),
+    ],
+)
+def test_a_wrong_command_is_one_line(said, arguments, message):
+    assert said(*arguments).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimiser", {}, "unknown config key config.optimiser: did you mean optimizer?"),
+        ("batch_size", "8", "config.batch_size='8' must be a whole number"),
+        ("batch_size", True, "config.batch_size=True must be a whole number"),
+        ("batch_size", 0, "config.batch_size=0 must be above 0"),
+        ("seed", -1, "config.seed=-1 must be at least 0"),
+        ("total_steps", -5, "config.total_steps=-5 must be at least 0"),
+        ("optimizer.learning_rate", "fast", "config.optimizer.learning_rate='fast' must be a number"),
+        ("optimizer.warmup_ratio", 3.0, "config.optimizer.warmup_ratio=3.0 must be from 0 to below 1"),
+        ("lora.dropout", 1.0, "config.lora.dropout=1.0 must be from 0 to below 1"),
+        ("mesh.fsdp", 0, "config.mesh.fsdp=0 must be a number of devices, or -1 for the rest"),
+        (
+            "trainable",
+            ("language", "vision"),
+            "config.trainable names 'vision': known are projector, registers, language",
+        ),
+        ("micro_batches", 3, "config.batch_size=8 does not divide into 3 micro_batches"),
+        ("bad_step.action", "ignore", "config.bad_step.action='ignore' must be one of stop, skip"),
+        ("evaluation.rows", 0, "config.evaluation.every=6 needs config.evaluation.rows to hold out"),
+    ],
+)
+def test_a_wrong_value_is_named(key, value, message):
+    nested = json.loads(json.dumps(config_of({}).to_dict()))
+    *sections, name = key.split(".")
+    place = nested
+    for section in sections:
+        place = place[section]
+    place[name] = value
+    with pytest.raises(UserError) as caught:
+        settings.read(nested)
+    assert str(caught.value) == message
+
+
+def test_every_recipe_is_read():
+    for recipe in ("pretrain", "finetune", "finetune_lora"):
+        for argument in ("", "registers=4,layer=2,size=13b,recipe=paper", "vtw", "full", "runlocal"):
+            assert settings.read(config_of({}, recipe, argument)).recipe in ("llava", "paper")
+
+
+def test_whole_numbers_pass_for_floats_and_lists_for_tuples():
+    read = settings.read(config_of({}).to_dict() | {"trainable": ["registers"]} | {"lora": {**LORA, "alpha": 8}})
+    assert read.trainable == ("registers",)
+    assert isinstance(read.lora.alpha, float)
+
+
+LORA = {"rank": 2, "alpha": 8.0, "dropout": 0.0}
+
+WRONG_WORLDS = {
+    "no init_from": ({"init_from": ""}, "config.init_from is empty: give a checkpoint folder"),
+    "init_from elsewhere": ({"init_from": "/nowhere"}, "/nowhere/config.json does not exist"),
+    "another architecture": ({"init_from": "{gpt}"}, "unknown model_type 'gpt2': known are"),
+    "no tokenizer": ({"init_from": "{bare}"}, "no tokenizer could be read from"),
+    "a tokenizer too large": ({"data.tokenizer": "{large}"}, "tokens, the model 512: they do not belong together"),
+    "no data": ({"data.path": ""}, "config.data.path is empty"),
+    "data elsewhere": ({"data.path": "/nowhere.json"}, "/nowhere.json does not exist: expected a .json or .jsonl"),
+    "not a list": ({"data.path": "{object}"}, "expected a JSON list, found '{'"),
+    "not LLaVA's": ({"data.path": "{captions}"}, "none of the 3 rows of * can be used, the first: it has no 'conv"),
+    "no images": ({"data.images": "/nowhere"}, "the image folder /nowhere does not exist"),
+    "images not named": (
+        {"data.images": ""},
+        "config.data.images is not the folder of these rows: of the first, image",
+    ),
+    "other images": ({"data.images": "{empty}"}, "there is no such file in"),
+    "too few devices": ({"mesh.data": 3}, "a mesh of data=3, fsdp=4, tensor=1 needs 12 devices, there are 8"),
+    "uneven batch": ({"batch_size": 12}, "config.batch_size=12 in 1 micro_batches gives 12 rows, which do not divide"),
+    "uneven width": ({"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 8, "init_from": "{odd}"}, "does not divide over"),
+    "layer too deep": ({"compression": "victor:registers=2,layer=9"}, "layer=9"),
+    "no such compression": ({"compression": "victro:layer=1"}, "unknown compression 'victro'"),
+    "no such attention": ({"attention": "cudnn"}, "cudnn"),
+    "all held out": ({"evaluation.rows": 40}, "config.evaluation.rows=40 holds out all of the 40 rows"),
+    "too many bad rows": ({"data.path": "{captions}", "data.max_bad_rows": 2}, "more than data.max_bad_rows=2 rows"),
+    "trains nothing": ({"trainable": ()}, "leaves nothing to train"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, start):
+    """Folders and files that are not what they should be."""
+    root = tmp_path_factory.mktemp("places")
+    for name in ("gpt", "bare", "empty", "large"):
+        (root / name).mkdir()
+    (root / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
+    for file in start.iterdir():
+        if not file.name.startswith(("tokenizer", "special")):
+            (root / "bare" / file.name).symlink_to(file)
+    words = {f"w{number}": number for number in range(600)}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")))
+    tokenizer.save_pretrained(root / "large")
+    small_run.write_start(root / "narrow", mlp_width=52)
+    (root / "odd").symlink_to(root / "narrow" / "start")
+    (root / "object.json").write_text('{"rows": []}')
+    (root / "captions.json").write_text(json.dumps([{"image": "0.png", "caption": "red"}] * 3))
+    names = {name: str(root / name) for name in ("gpt", "bare", "empty", "large", "odd")}
+    return names | {name: str(root / f"{name}.json") for name in ("object", "captions")}
+
+
+@pytest.mark.parametrize("case", WRONG_WORLDS)
+def test_what_a_config_names_is_checked_before_anything_compiles(said, tmp_path, start, data, places, case):
+    changes, message = WRONG_WORLDS[case]
+    changes = {key: value.format(**places) if isinstance(value, str) else value for key, value in changes.items()}
+    arguments = small_run.command(tmp_path / "run", overrides(start, data) | changes)[2:]
+    line = said(*arguments, "--processes=1")
+    assert all(part in line for part in message.split("*")), line

@@ -1,0 +1,283 @@
+"""train.py from end to end, on the eight virtual devices of this process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+from PIL import Image
+from small_run import conversation, image_row, losses, metrics, overrides, run_here
+
+import victor_jax
+from benchmarks.soak import saved
+from victor_jax import convert
+from victor_jax.data.images import normalise, preprocess
+from victor_jax.data.labels import IGNORE, IMAGE
+from victor_jax.errors import UserError
+from victor_jax.sharding.mesh import make_mesh
+from victor_jax.training import settings
+from victor_jax.training.inputs import open_inputs
+from victor_jax.training.setup import make_module, open_start
+from victor_jax.weights.names import REGISTERS
+from victor_jax.weights.read import open_checkpoint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory):
+    small_run.share_compile_cache(tmp_path_factory.mktemp("compiled"))
+    yield
+    small_run.forget_compile_cache()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return small_run.write_start(tmp_path_factory.mktemp("start"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_run.write_data(tmp_path_factory.mktemp("rows") / "data")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, start, data):
+    """Ten steps at once, with checkpoints of steps 5 and 10."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_here(workdir, overrides(start, data))
+    return workdir
+
+
+def interrupted(run: Path, folder: Path, step: int = 5) -> Path:
+    """The work folder of `run` as a kill after the checkpoint of `step` would have left it."""
+    workdir = shutil.copytree(run, folder / "interrupted")
+    for checkpoint in (workdir / "checkpoints").iterdir():
+        if checkpoint.name.isdigit() and int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(workdir / "model")
+    return workdir
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (4, 2, 1), (1, 2, 4)])
+def test_every_mesh_trains_alike(tmp_path, undisturbed, start, data, mesh):
+    layout = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    run_here(tmp_path / "run", overrides(start, data, **layout))
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(undisturbed), rtol=1e-5)
+
+
+def test_one_device_trains_like_eight(tmp_path, undisturbed, start, data):
+    small_run.run_process(tmp_path / "run", overrides(start, data, mesh__data=1, mesh__fsdp=1))
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(undisturbed), rtol=1e-5)
+
+
+def test_an_interrupted_run_ends_bit_identical(tmp_path, undisturbed, start, data):
+    workdir = interrupted(undisturbed, tmp_path)
+    run_here(workdir, overrides(start, data))
+    small_run.assert_identical(saved(workdir, 10), saved(undisturbed, 10))
+    assert losses(workdir) == losses(undisturbed)
+    assert len(losses(workdir)) == 10
+
+
+def test_a_finished_run_changes_nothing_and_says_where_the_model_is(undisturbed, start, data, capsys):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    run_here(undisturbed, overrides(start, data))
+    assert f"the model is in {undisturbed / 'model'}" in capsys.readouterr().out
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_model_without_checkpoints_is_not_trained_over(tmp_path, undisturbed, start, data):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(UserError, match="holds a finished model, and no checkpoint"):
+        run_here(workdir, overrides(start, data))
+
+
+def test_another_mesh_goes_on_with_the_same_data(tmp_path, undisturbed, start, data):
+    workdir = interrupted(undisturbed, tmp_path)
+    run_here(workdir, overrides(start, data, mesh__data=1, mesh__fsdp=2, mesh__tensor=4, checkpoint__every=7))
+    np.testing.assert_allclose(losses(workdir), losses(undisturbed), rtol=1e-5)
+    assert losses(workdir)[:5] == losses(undisturbed)[:5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer__learning_rate": 0.5}, r"config.optimizer.learning_rate=0.001, now it is 0.5"),
+        ({"compression": "full"}, r"config.compression='victor:registers=2,layer=1', now it is 'full'"),
+        ({"seed": 3}, r"config.seed=42, now it is 3"),
+    ],
+)
+def test_a_resumed_run_refuses_another_config(tmp_path, undisturbed, start, data, change, message):
+    with pytest.raises(UserError, match=message):
+        run_here(interrupted(undisturbed, tmp_path), overrides(start, data, **change))
+
+
+def test_a_resumed_run_refuses_other_data(tmp_path, start, data, undisturbed):
+    other = shutil.copytree(data, tmp_path / "data")
+    workdir = interrupted(undisturbed, tmp_path)
+    shutil.copy(workdir / "config.json", tmp_path / "kept.json")
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"] |= {"path": str(other / "data.json"), "images": str(other)}
+    (workdir / "config.json").write_text(json.dumps(config))
+    rows = json.loads((other / "data.json").read_text())
+    (other / "data.json").write_text(json.dumps([*rows, image_row(0)]))
+    with pytest.raises(UserError, match=r"the data of the run in .* has changed since its checkpoint"):
+        run_here(workdir, overrides(start, other))
+
+
+def test_a_failed_start_does_not_block_the_corrected_one(tmp_path, start, data):
+    wrong = overrides(start, data, optimizer__learning_rate=0.5) | {"data.images": str(data / "elsewhere")}
+    with pytest.raises(UserError, match="does not exist"):
+        run_here(tmp_path / "run", wrong)
+    run_here(tmp_path / "run", overrides(start, data))
+    assert len(losses(tmp_path / "run")) == 10
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
+
+
+def test_a_nan_stops_the_run_and_nothing_broken_is_saved(tmp_path, start, data):
+    broken = shutil.copytree(start, tmp_path / "broken")
+    checkpoint = open_checkpoint(start)
+    kernel = checkpoint.tensors["language/layers/2/mlp/down/kernel"].load()
+    kernel[0, 0] = np.nan
+    small_run.rewrite(checkpoint, broken, {"language/layers/2/mlp/down/kernel": kernel})
+    changes = overrides(broken, data, checkpoint__every=1)
+    with pytest.raises(UserError, match=r"step 0 is bad \(loss nan.*its rows of highest loss are \d+ \(nan\), \d+ "):
+        run_here(tmp_path / "run", changes)
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+    assert not (tmp_path / "run" / "model").exists()
+    assert metrics(tmp_path / "run")[0]["loss"] is None
+
+
+def test_skipped_steps_change_nothing_are_counted_and_stop_at_last(tmp_path, start, data, capsys):
+    changes = {"action": "skip", "spike_factor": 1e-3, "most": 2}  # every step after the first is a spike
+    changes = {f"bad_step__{key}": value for key, value in changes.items()}
+    with pytest.raises(UserError, match="step 3 is bad"):
+        run_here(
+            tmp_path / "run",
+            overrides(start, data, checkpoint__every=1, checkpoint__keep_last=0, **changes),
+        )
+    small_run.assert_identical(saved(tmp_path / "run", 3), saved(tmp_path / "run", 1))
+    assert [line["bad"] for line in metrics(tmp_path / "run")] == [False, True, True, True]
+    rows = {str(row) for row in range(40)}
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: step ")]
+    assert [line.split()[2] for line in said] == ["1", "2"]
+    assert set(said[0].split("highest loss are ")[1].split()[::2]) <= rows
+
+
+def test_held_out_loss_comes_at_its_steps_and_is_the_exported_models(tmp_path, start, data):
+    changes = overrides(
+        start, data, total_steps=6, evaluation__every=2, evaluation__rows=5, log_every=4, checkpoint__every=3
+    )
+    run_here(tmp_path / "run", changes)
+    logged = metrics(tmp_path / "run")
+    assert [line["step"] for line in logged] == [0, 1, 3, 4, 5], "each fourth, and those with an evaluation"
+    assert [line["step"] for line in logged if "held_out_loss" in line] == [1, 3, 5]
+
+    parsed = settings.read(small_run.config_of(changes))
+    checkpoint = open_start(parsed)
+    method = make_module(parsed, checkpoint.config).compression
+    inputs = open_inputs(parsed, checkpoint.config, method, make_mesh(data=2, fsdp=4), tmp_path / "run")
+    held = rows_of(inputs.held_out.schedule)
+    assert len(held) == 5
+    assert not held & rows_of(inputs.train.schedule)
+    assert len(held | rows_of(inputs.train.schedule)) == 40
+
+    model = victor_jax.load(tmp_path / "run" / "model", dtype="float32")
+    total, count = np.sum([loss_of_row(model, inputs.held_out, row) for row in held], axis=0)
+    np.testing.assert_allclose(logged[-1]["held_out_loss"], total / count, rtol=1e-4)
+
+
+def rows_of(schedule):
+    steps = (schedule.at(step)[1] for step in range(schedule.steps_per_epoch))
+    return {int(row) for rows in steps for row in rows.reshape(-1) if row >= 0}
+
+
+def loss_of_row(model, source, row):
+    """Summed loss and supervised tokens, by the public interface."""
+    example = source.reader[row]
+    text = [[token] if token != IMAGE else [model.config.image_token] * 4 for token in example.input_ids]
+    image = preprocess(source.images.open(example.images[0]), small_run.IMAGE_SIZE, "pad")
+    pixels = normalise(image)[None]
+    logits = model.logits(np.concatenate(text)[None], pixels)[0]
+    wanted = example.targets[example.input_ids != IMAGE]
+    learnt = np.flatnonzero(wanted[1:] != IGNORE) + 1
+    chosen = logits[learnt - 1]
+    likelihoods = np.log(np.exp(chosen - chosen.max(-1, keepdims=True)).sum(-1)) + chosen.max(-1)
+    return (likelihoods - chosen[np.arange(len(learnt)), wanted[learnt]]).sum(), len(learnt)
+
+
+def test_the_first_batch_is_there_to_be_looked_at(undisturbed):
+    text = (undisturbed / "first_batch" / "text.txt").read_text()
+    assert "USER: <4 visual><2 register>\nWhat colour is the shape? ASSISTANT:[[ " in text
+    assert text.count("</s>]]") == 8
+    with Image.open(undisturbed / "first_batch" / "0-0.png") as image:
+        assert image.size == (28, 28)
+
+
+def test_the_model_comes_up_under_its_compression_with_its_registers(undisturbed):
+    model = victor_jax.load(undisturbed / "model", dtype="float32")  # a warning would be an error here
+    assert model.compression == "victor:registers=2,layer=1"
+    np.testing.assert_array_equal(model.registers, saved(undisturbed, 10)[f"params/{REGISTERS}"])
+
+
+def test_a_model_with_registers_can_go_on_without_them(tmp_path, undisturbed, data):
+    changes = overrides(undisturbed / "model", data, total_steps=1)
+    run_here(tmp_path / "run", changes, argument="vtw,layer=1,runlocal")
+    assert victor_jax.load(tmp_path / "run" / "model").compression == "vtw:layer=1"
+
+
+def broken_rows():
+    """Fifty rows in LLaVA's own format; nine of them cannot be learnt from, six by their text, three by their image."""
+    rows = [image_row(number) for number in range(50)]
+    for number in (3, 13, 23):
+        rows[number] = {"conversations": conversation("Is the light on?", "yes")}
+    rows[5]["conversations"] = conversation("<image>\nWhat colour is the shape?", " ")
+    rows[11]["conversations"] = conversation("<image>\nWhat colour is the shape?", "What?", "red")[::2]
+    rows[17] = {"id": "17"}
+    rows[29]["conversations"] = conversation("<image>\n<image>\nTwo?")
+    rows[31]["conversations"][1]["from"] = "robot"
+    rows[37]["conversations"] = "What colour?"
+    return rows
+
+
+def test_both_stages_export_to_hugging_face(tmp_path, start):
+    folder = small_run.write_data(tmp_path / "data", broken_rows())
+    (folder / "41.png").unlink()
+    (folder / "43.png").write_bytes(b"no image")
+    (folder / "47.png").write_bytes((folder / "47.png").read_bytes()[:200])
+    bad = [5, 11, 17, 29, 31, 37, 41, 43, 47]
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_here(first, overrides(start, folder), recipe="pretrain")
+    run_here(second, overrides(first / "model", folder))
+
+    listed = [json.loads(line) for line in (second / "bad_rows.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in listed] == bad
+    assert "41.png: there is no such file" in listed[6]["reason"]
+    given, projected, trained = (open_checkpoint(path) for path in (start, first / "model", second / "model"))
+    for name, tensor in given.tensors.items():
+        after_one, after_two = projected.tensors[name].load(), trained.tensors[name].load()
+        part = name.split("/")[0]
+        assert np.array_equal(tensor.load(), after_one) == (part != "projector"), name
+        if part == "vision":
+            np.testing.assert_array_equal(tensor.load(), after_two, err_msg=name)
+        elif name.endswith("kernel"):
+            assert not np.array_equal(after_one, after_two), name
+
+    transformers = pytest.importorskip("transformers.models.llava.modeling_llava", reason="needs torch")
+    assert convert.main([str(second / "model"), str(tmp_path / "hf"), "--to=hf"]) == 0
+    _, found = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(found.values()), found
+
+
+def test_bad_images_found_before_an_interruption_are_listed_after_it(tmp_path, start):
+    folder = small_run.write_data(tmp_path / "data")
+    for number in range(1, 40, 6):
+        (folder / f"{number}.png").unlink()
+    run_here(tmp_path / "run", overrides(start, folder))
+    rows = (tmp_path / "run" / "bad_rows.jsonl").read_text()
+    assert rows.count("there is no such file") == 7
+    workdir = interrupted(tmp_path / "run", tmp_path)
+    (workdir / "bad_rows.jsonl").unlink()
+    run_here(workdir, overrides(start, folder))
+    assert (workdir / "bad_rows.jsonl").read_text() == rows

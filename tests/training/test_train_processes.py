@@ -1,0 +1,136 @@
+"""train.py in processes of its own: killed, told to stop, two at a time."""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+from small_run import losses, metrics, overrides, run_here
+
+import victor_jax
+from benchmarks.soak import kill_once, saved
+
+STEPS = 200
+KILLS = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory):
+    small_run.share_compile_cache(tmp_path_factory.mktemp("compiled"))
+    yield
+    small_run.forget_compile_cache()
+
+
+@pytest.fixture(scope="module")
+def changes(tmp_path_factory):
+    """Of a run on one device."""
+    start = small_run.write_start(tmp_path_factory.mktemp("start"))
+    data = small_run.write_data(tmp_path_factory.mktemp("rows") / "data")
+    return overrides(start, data, total_steps=STEPS, checkpoint__every=4, mesh__data=1, mesh__fsdp=1)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, changes):
+    """The undisturbed run of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    small_run.run_process(workdir, changes)
+    return workdir
+
+
+def wait_for_steps(workdir: Path, steps: int, child: subprocess.Popen) -> None:
+    limit = time.monotonic() + small_run.SECONDS
+    while not (workdir / "metrics.jsonl").exists() or (workdir / "metrics.jsonl").read_text().count("\n") < steps:
+        assert child.poll() is None, "it ended before"
+        assert time.monotonic() < limit, "it hangs"
+        time.sleep(0.01)
+
+
+def newest(workdir: Path) -> int:
+    return max(int(folder.name) for folder in (workdir / "checkpoints").glob("*") if folder.name.isdigit())
+
+
+def assert_same_end(workdir: Path, undisturbed: Path) -> None:
+    small_run.assert_identical(saved(workdir, STEPS), saved(undisturbed, STEPS))
+    assert losses(workdir) == losses(undisturbed)
+
+
+def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, monkeypatch, alone, changes):
+    for key, value in small_run.environment().items():
+        monkeypatch.setenv(key, value)
+    workdir, rng, steps = tmp_path / "run", random.Random(0), []
+    for _ in range(KILLS):
+        kill = kill_once(small_run.command(workdir, changes), workdir, tmp_path / "log", rng.uniform(0, 2))
+        assert kill is not None, "it ended before it was killed"
+        steps.append(kill.steps)
+    assert 0 < steps[0] < steps[-1]
+    small_run.run_process(workdir, changes)
+    assert_same_end(workdir, alone)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, alone, changes):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    rarely = changes | {"checkpoint.every": 1000}
+    child = small_run.begin(small_run.command(workdir, rarely), log)
+    wait_for_steps(workdir, 2, child)
+    child.send_signal(signal.SIGTERM)
+    small_run.finish([child], [log])
+    step = newest(workdir)
+    assert 2 <= step < STEPS
+    assert f"told to stop: step {step} is saved" in log.read_text()
+    assert len(losses(workdir)) == step
+    assert f"step {step} of {STEPS}" in small_run.run_process(workdir, rarely)
+    assert_same_end(workdir, alone)
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path, alone, changes):
+    """Each holds one device and reads its own half of the rows. The second start is told to stop as well."""
+    workdir, before = tmp_path / "run", 0
+    both = changes | {"checkpoint.every": 1000, "mesh.fsdp": 2}
+    for told in (1, 0):
+        children, logs = small_run.begin_two(workdir, both, devices=1)
+        try:
+            wait_for_steps(workdir, before + 2, children[0])
+        finally:
+            children[told].send_signal(signal.SIGTERM)
+            small_run.finish(children, logs)
+        step = newest(workdir)
+        assert before + 2 <= step < STEPS
+        assert len(losses(workdir)) == step
+        assert f"told to stop: step {step} is saved" in logs[0].read_text()
+        before = step
+    few = min(10, before)
+    np.testing.assert_allclose(losses(workdir)[:few], losses(alone)[:few], rtol=1e-5)
+
+
+def test_a_tensor_axis_over_two_processes_reads_the_same_rows_in_both(tmp_path, changes):
+    folder = shutil.copytree(changes["data.images"], tmp_path / "data")
+    (folder / "7.png").unlink()
+    one = changes | {"data.images": str(folder), "checkpoint.every": 5, "total_steps": 10}
+    small_run.finish(*small_run.begin_two(tmp_path / "run", one | {"mesh.tensor": 2}, devices=1))
+    small_run.run_process(tmp_path / "one", one)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "one"), rtol=1e-5)
+    assert victor_jax.load(tmp_path / "run" / "model").compression == "victor:registers=2,layer=1"
+    rows = (tmp_path / "run" / "bad_rows.jsonl").read_text()
+    assert rows == (tmp_path / "one" / "bad_rows.jsonl").read_text()
+    assert rows.startswith('{"row": 7, ')
+
+
+def test_eight_devices_and_workers_go_on_where_one_device_stopped(tmp_path, alone, changes):
+    workdir = shutil.copytree(alone, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    shutil.rmtree(workdir / "model")
+    run_here(workdir, changes | {"mesh.data": 2, "mesh.fsdp": 4, "data.workers": 2})
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
+    assert [line["tokens"] for line in metrics(workdir)] == [line["tokens"] for line in metrics(alone)]
+
+
+def test_a_mistake_is_one_line_and_exit_status_two(tmp_path, changes):
+    command = small_run.command(tmp_path / "run", changes | {"data.images": str(tmp_path / "elsewhere")})
+    done = subprocess.run(command, env=small_run.environment(), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: the image folder {tmp_path / 'elsewhere'} does not exist\n"

@@ -1,0 +1,107 @@
+"""TPU chips and the slices that are rented: what the datasheets promise, and devices to compile for without a TPU."""
+
+import importlib.util
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from victor_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    name: str
+    flops: float  # peak per second, dense bfloat16
+    memory: float  # bytes of HBM
+    usable: float  # bytes that the compiler gives to a program
+    bandwidth: float  # bytes per second between HBM and the cores
+    links: float  # bytes per second out of a chip, over all its links; as many come in
+    axes: int  # of the torus
+    longest: int  # chips along one axis
+    cores: int  # in the name of what is rented
+    rented: str  # its beginning
+    default: tuple[int, ...]
+
+
+# Peak, memory, bandwidth: the datasheets at docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Links: half of the
+# "bidirectional inter-chip interconnect bandwidth" there; for v4 the 6 links of 50 GB/s of arXiv 2304.01433, table 4.
+# Usable: what libtpu 0.0.42 says when a program does not fit.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 300e9, 3, 16, 2, "v4", (4, 4, 4)),
+        Chip("v5e", 197e12, 16 * GIB, 15.75 * GIB, 819e9, 200e9, 2, 16, 1, "v5litepod", (8, 8)),
+        Chip("v5p", 459e12, 95 * GIB, 95.74 * GIB, 2765e9, 600e9, 3, 24, 2, "v5p", (4, 4, 4)),
+        Chip("v6e", 918e12, 32 * GIB, 31.25 * GIB, 1638e9, 400e9, 2, 16, 1, "v6e", (8, 8)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def accelerator_type(self) -> str:
+        """Its name where TPU VMs are rented."""
+        return f"{self.chip.rented}-{self.chips * self.chip.cores}"
+
+
+def parse(text: str) -> Topology:
+    """`v5e:8x8`, or `v5e` for 64 chips."""
+    name, _, shape = text.partition(":")
+    if name not in CHIPS:
+        raise UserError(f"topology {text!r}: unknown TPU {name!r}, known are {', '.join(CHIPS)}; write v5e:8x8")
+    chip = CHIPS[name]
+    if not shape:
+        return Topology(chip, chip.default)
+    example = "x".join(map(str, chip.default))
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != chip.axes:
+        raise UserError(f"topology {text!r}: {name} has {chip.axes} axes, write for example {name}:{example}")
+    sizes = tuple(int(size) for size in shape.split("x"))
+    if max(sizes) > chip.longest:
+        raise UserError(f"topology {text!r}: the longest axis of {name} has {chip.longest} chips")
+    return Topology(chip, sizes)
+
+
+def prepare_environment(topology: Topology) -> None:
+    """For a process that compiles ahead of time; before jax is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # what little is computed here
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nobody to ask about this machine's TPUs: it has none
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", topology.accelerator_type)
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_LOG_DIR", "disabled")
+
+
+def devices(topology: Topology) -> list[Any]:
+    """Stand-ins for the chips: programs can be compiled for them, not run."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "compiling for a TPU needs libtpu: pip install -r requirements-tpu.txt, best in an environment of its own"
+        )
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {}
+    if topology.chip.name == "v4":
+        options["chip_config_name"] = "megacore"  # the two cores of a chip act as one device
+    if topology.chips == 1:
+        options["chips_per_host_bounds"] = (1,) * 3
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
+    except Exception as error:  # libtpu raises whatever it likes
+        raise UserError(f"topology {topology.name} is none that libtpu knows: {str(error).splitlines()[0]}") from None
+    return list(found.devices)

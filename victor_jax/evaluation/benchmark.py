@@ -1,0 +1,82 @@
+"""What a benchmark is, and what several of them share."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from victor_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Question:
+    id: int | str
+    image: str | None  # as the image folder knows it
+    text: str
+    category: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    question: Question
+    text: str  # what the model said
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    name: str
+    max_new_tokens: int
+    read: Callable[[Path], list[Question]]
+    prompt: Callable[[Question], str]  # what the model is asked, without the chat template
+    judge: Callable[[Question, str], bool]
+    summarise: Callable[[Sequence[Judged]], dict[str, Any]]  # `score`, `by_category`, and what else it reports
+
+
+def read_questions(file: Path) -> list[Question]:
+    """LLaVA's question files, one JSON object per line, with the answer beside the question."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the questions {file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    questions = [_question(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not questions:
+        raise UserError(f"{file} holds no questions")
+    seen: set[int | str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise UserError(f"{file} has two questions with question_id {question.id!r}: each needs its own")
+        seen.add(question.id)
+    return questions
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} holds a {type(row).__name__}, expected a JSON object")
+    if not isinstance(row.get("question_id"), (int, str)):
+        raise UserError(f"{where} has question_id={row.get('question_id')!r}: expected a number or a text")
+    for key in ("text", "category", "answer"):
+        if not isinstance(row.get(key), str):
+            raise UserError(f"{where} has {key}={row.get(key)!r}: expected a text")
+    image = row.get("image")
+    if image is not None and not isinstance(image, str):
+        raise UserError(f"{where} has image={image!r}: expected the name of one file")
+    return Question(row["question_id"], image, row["text"], row["category"], row["answer"])
+
+
+def accuracy(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Shares of correct answers, 0 to 1: of all questions, and of each category."""
+    of_category: dict[str, list[bool]] = defaultdict(list)
+    for one in judged:
+        of_category[one.question.category].append(one.correct)
+    return {
+        "score": sum(one.correct for one in judged) / len(judged),
+        "by_category": {name: sum(correct) / len(correct) for name, correct in of_category.items()},
+    }

@@ -1,0 +1,261 @@
+"""Runs a benchmark batch by batch. It can be stopped at any time; all that decides the score stands beside it.
+
+A folder of results holds settings.json, written before the first answer; answers.jsonl, which grows batch by batch;
+and result.json, written after the last.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image
+from tqdm import tqdm
+
+from victor_jax.data.images import BadImage, ImageFolder
+from victor_jax.errors import UserError, some
+from victor_jax.evaluation.benchmark import Benchmark, Judged, Question
+from victor_jax.inference.vlm import VLM
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "transformers")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything about an evaluation but the model."""
+
+    benchmark: Benchmark
+    questions: tuple[Question, ...]
+    digest: str  # of the question file
+    images: ImageFolder | None  # None: blind, the questions are asked without their images
+    batch_size: int
+    max_new_tokens: int
+
+
+def open_task(
+    benchmark: Benchmark,
+    questions: str | Path,
+    images: str | Path | None,
+    *,
+    blind: bool = False,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+) -> Task:
+    """Checks all of it, before any weight is read."""
+    asked = benchmark.read(Path(questions))
+    digest = hashlib.sha256(Path(questions).read_bytes()).hexdigest()
+    named = list(dict.fromkeys(question.image for question in asked if question.image))
+    folder = None
+    if named and not blind:
+        if images is None:
+            raise UserError(f"{questions} asks about images: give their folder, or ask without them (--blind)")
+        folder = ImageFolder(images)
+        if absent := [name for name in named if not (folder.folder / name).is_file()]:
+            raise UserError(f"{folder.folder} lacks {len(absent)} of {len(named)} images: {some(absent)}")
+    if max_new_tokens is None:
+        max_new_tokens = benchmark.max_new_tokens
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")
+    return Task(benchmark, tuple(asked), digest, folder, batch_size, max_new_tokens)
+
+
+def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any]:
+    """Answers what is not answered yet, and returns what result.json holds. `model`: its name in the report."""
+    out = Path(out)
+    settings = describe(vlm, task, model)
+    _keep_settings(settings, out)
+    answers = _Answers(out / "answers.jsonl", task.questions)
+    before = len(answers.judged)
+    seconds = _answer(vlm, task, answers)
+    timing = _timing(seconds, len(task.questions) - before, task, out)
+    result = {
+        "benchmark": task.benchmark.name,
+        **task.benchmark.summarise(answers.judged),
+        "questions": len(task.questions),
+        "settings": settings | {"batch_size": task.batch_size} | timing,
+    }
+    _write_json(out / "result.json", result)
+    return result
+
+
+def describe(vlm: VLM, task: Task, model: str) -> dict[str, Any]:
+    """All that decides the score. Where one of these has changed, old and new answers do not belong together."""
+    return {
+        "model": model,
+        "model_files": _stamp(vlm.folder),
+        "compression": vlm.compression,
+        "registers": vlm.module.compression.registers,
+        "template": vlm.prompter.template.name,
+        "aspect": vlm.prompter.aspect,
+        "dtype": vlm.module.dtype.name,
+        "attention": vlm.module.implementation,
+        "decoding": {"method": "greedy", "max_new_tokens": task.max_new_tokens},
+        "with_images": task.images is not None,
+        "benchmark": task.benchmark.name,
+        "questions_sha256": task.digest,
+        "device": jax.devices()[0].device_kind,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """For people: the score, by category, and how it was measured."""
+    settings = result["settings"]
+    shares = {"all": result["score"], **result["by_category"]}
+    width = max(map(len, shares))
+    lines = [f"{result['benchmark']}, {result['questions']} questions"]
+    lines += [f"  {name:<{width}}  {share:6.1%}" for name, share in shares.items()]
+    speed = f"{settings['images_per_second']:.1f} questions per second" if settings["images_per_second"] else "untimed"
+    lines.append(
+        f"{settings['model']}, {settings['compression']}{'' if settings['with_images'] else ', without images'}; "
+        f"{settings['template']}, {settings['aspect']}, {settings['dtype']}, {settings['decoding']['method']}, at most "
+        f"{settings['decoding']['max_new_tokens']} tokens; {speed} on {settings['device']}; jax "
+        f"{settings['versions']['jax']}; questions {settings['questions_sha256'][:12]}"
+    )
+    return "\n".join(lines)
+
+
+class _Answers:
+    """answers.jsonl: those that were there, and those that come. A line that was cut short is taken off."""
+
+    def __init__(self, file: Path, questions: Sequence[Question]):
+        self._file = file
+        self.judged: list[Judged] = []
+        if not file.exists():
+            return
+        written = file.read_bytes()
+        whole = written[: written.rfind(b"\n") + 1]
+        if whole != written:
+            with open(file, "r+b") as handle:
+                handle.truncate(len(whole))
+        lines = whole.splitlines()
+        for number, (line, question) in enumerate(zip(lines, questions, strict=False), 1):
+            try:
+                row = json.loads(line)
+                if row["question_id"] != question.id:
+                    raise ValueError
+                self.judged.append(Judged(question, row["text"], row["correct"]))
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{file}, line {number}, is not the answer to question {question.id}: give another --out"
+                ) from None
+        if len(lines) > len(questions):
+            raise UserError(f"{file} has {len(lines)} answers to {len(questions)} questions: give another --out")
+
+    def add(self, judged: Sequence[Judged], prompts: Sequence[str]) -> None:
+        rows = [
+            {
+                "question_id": one.question.id,
+                "prompt": prompt,
+                "text": one.text,
+                "answer": one.question.answer,
+                "correct": one.correct,
+                "category": one.question.category,
+            }
+            for one, prompt in zip(judged, prompts, strict=True)
+        ]
+        with open(self._file, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self.judged += judged
+
+
+def _answer(vlm: VLM, task: Task, answers: _Answers) -> list[float]:
+    """Seconds of each batch. Batches begin at the same questions whenever the run was stopped."""
+    benchmark, total, size = task.benchmark, len(task.questions), task.batch_size
+    done, seconds = len(answers.judged), []
+    if done == total:
+        return []
+    with tqdm(total=total, initial=done, desc=benchmark.name, unit="question", mininterval=0.5) as bar:
+        bar.set_postfix_str("compiling")
+        for start in range(done // size * size, total, size):
+            began = time.perf_counter()
+            questions = task.questions[start : start + size]
+            # The last batch is filled up, so that no other program has to be compiled for it.
+            rows = [*questions, *questions[-1:] * (min(size, total) - len(questions))]
+            images = [_open(task.images, question) for question in rows]
+            prompts = [benchmark.prompt(question) for question in rows]
+            texts = vlm.generate(prompts, images, task.max_new_tokens, batch_size=size)
+            judged = [Judged(q, text, benchmark.judge(q, text)) for q, text in zip(questions, texts, strict=False)]
+            known = max(done - start, 0)
+            answers.add(judged[known:], prompts[known : len(questions)])
+            seconds.append(time.perf_counter() - began)
+            bar.set_postfix_str(
+                f"{sum(one.correct for one in answers.judged) / len(answers.judged):.1%} right", refresh=False
+            )
+            bar.update(len(questions) - known)
+    return seconds
+
+
+def _open(images: ImageFolder | None, question: Question) -> Image.Image | None:
+    if images is None or question.image is None:
+        return None
+    try:
+        return images.open(question.image)
+    except BadImage as error:
+        raise UserError(f"question {question.id}: {error}") from None
+
+
+def _timing(seconds: list[float], answered: int, task: Task, out: Path) -> dict[str, Any]:
+    """Of the answers of this call; where there were none, what was measured before."""
+    before = out / "result.json"
+    if not seconds and before.exists():
+        settings = json.loads(before.read_text())["settings"]
+        return {key: settings[key] for key in ("seconds", "answered", "images_per_second")}
+    steady = seconds[1:]  # the first batch compiles
+    rate = min(task.batch_size, len(task.questions)) / statistics.median(steady) if steady else None
+    return {"seconds": round(sum(seconds), 3), "answered": answered, "images_per_second": rate and round(rate, 3)}
+
+
+def _keep_settings(settings: dict[str, Any], out: Path) -> None:
+    """Written by the first call, and the same in all that go on with it."""
+    file = out / "settings.json"
+    if not file.exists():
+        if (out / "answers.jsonl").exists():
+            raise UserError(f"{out} holds answers without the settings that gave them: give another --out")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_json(file, settings)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {error.strerror}") from None
+        return
+    old, new = (_flat(one) for one in (json.loads(file.read_text()), settings))
+    changed = [
+        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for key in dict.fromkeys([*old, *new])
+        if key != "model" and old.get(key) != new.get(key)  # the folder may have moved; its files have not changed
+    ]
+    if changed:
+        raise UserError(f"{out} holds answers under other settings: {'; '.join(changed)}. Give another --out")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _stamp(folder: Path) -> str:
+    """Changes when a file of the checkpoint is written anew."""
+    files = [file for file in (*folder.glob("*"), *folder.glob("params/**/*")) if file.is_file()]
+    stamp = hashlib.sha256()
+    for file in sorted(files):
+        stat = file.stat()
+        stamp.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return stamp.hexdigest()[:16]
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, file)
