@@ -13,9 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp

@@ -45,7 +45,7 @@ class Checkpoints:
         kept: list[Any] = [checkpoint_managers.LatestN(keep_last or None)]
         if keep_every:
             kept.append(checkpoint_managers.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
@@ -152,6 +152,13 @@ class Checkpoints:
             write()
         except (ValueError, OSError) as error:
             raise UserError(f"cannot write a checkpoint to {self.directory}: {_first_line(error)}") from error
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Ours is asked instead. Where it says yes, Orbax subtracts the times of two checkpoints, which fails if the
+        older one was found on disk by a lightweight start."""
+        return False
 
 
 class _Preemption:
