@@ -79,7 +79,8 @@ def _inputs(
                 kinds += ["visual"] * per_image
                 i += per_image
                 if method.registers is not None:
-                    pieces.append(torch.as_tensor(method.registers))
+                    is_array = isinstance(method.registers, np.ndarray)
+                    pieces.append(torch.tensor(method.registers) if is_array else method.registers)
                     kinds += ["register"] * len(method.registers)
                 continue
         pieces.append(net.get_input_embeddings()(torch.tensor([ids[i]])))

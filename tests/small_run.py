@@ -187,8 +187,10 @@ def free_port() -> int:
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Every whole line; a run that is going on may be writing another."""
     file = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def losses(workdir: Path) -> list[float]:
