@@ -46,7 +46,8 @@ def _check_keys() -> None:
     config_flags.DEFINE_config_file("config", None, "", flag_values=alone, sys_argv=[])
     try:
         alone(["", *recipe])
-        known = list(flat(alone["config"].value.to_dict()))
+        config: Any = alone["config"].value
+        known = list(flat(config.to_dict()))
     except Exception:  # the recipe itself fails: it is no matter of keys
         return
     for argument in sys.argv[1:]:
