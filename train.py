@@ -38,7 +38,7 @@ from victor_jax.training.setup import (
     start_params,
     start_state,
 )
-from victor_jax.training.usage import Usage
+from victor_jax.training.usage import Usage, share_of_peak
 
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
@@ -173,6 +173,7 @@ class Watch:
         # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
         self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
         values |= {"step_time": seconds, "tokens_per_second": values["tokens"] / seconds}
+        values |= share_of_peak(values["flops"] / seconds)
         is_special = values["bad"] or "held_out_loss" in values or step == self._last
         if step % self._settings.log_every == 0 or is_special:
             self._metrics.log(step, values)
