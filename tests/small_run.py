@@ -157,7 +157,7 @@ def run_process(workdir: Path, changes: Overrides, devices: int = 1, recipe: str
     return log.read_text()
 
 
-def begin_two(workdir: Path, changes: Overrides, devices: int = 4) -> tuple[list[subprocess.Popen], list[Path]]:
+def begin_two(workdir: Path, changes: Overrides, devices: int = 1) -> tuple[list[subprocess.Popen], list[Path]]:
     """Two processes of one run, `devices` each."""
     logs = [workdir.with_name(f"{workdir.name}-{process}.log") for process in (0, 1)]
     together = [f"--coordinator=localhost:{free_port()}", "--processes=2"]
