@@ -103,12 +103,13 @@ def main() -> int:
 
         start = time.monotonic()
         subprocess.run(command(root / "undisturbed"), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        print(f"undisturbed: {STEPS} steps in {time.monotonic() - start:.0f} s, each of them saved", flush=True)
+        seconds = time.monotonic() - start
+        print(f"undisturbed: {STEPS} steps in {seconds:.0f} s, each of them saved", flush=True)
         kills, number = 0, 0
         while kills < given.kills:
             number += 1
             early = number % EARLY == 0
-            delay = rng.uniform(0, 10 if early else 4)
+            delay = rng.uniform(0, 6 if early else 3 * seconds / STEPS)
             kill = kill_once(command(root / "killed"), root / "killed", root / "log", delay, early)
             if kill is None:
                 print(f"the run ended after {kills} kills: give more steps")

@@ -64,7 +64,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_the_ten_lines(checkpoint):
-    convert = shlex.split(block("sh", "victor_jax.convert"))
+    convert = shlex.split(block("sh", "llava-1.5-7b-orbax"))
     assert convert[0] == "python"
     run([sys.executable, *convert[1:]], checkpoint)
     said = run([sys.executable, "-c", block("python", "victor_jax.load")], checkpoint)

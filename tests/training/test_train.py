@@ -271,12 +271,12 @@ def test_both_stages_export_to_hugging_face(tmp_path, start):
 
 
 def test_bad_images_found_before_an_interruption_are_listed_after_it(tmp_path, start):
-    folder = small_run.write_data(tmp_path / "data")
-    for number in range(1, 40, 6):
+    folder = small_run.write_data(tmp_path / "data", [image_row(number) for number in range(80)])  # one epoch
+    for number in range(1, 80, 10):
         (folder / f"{number}.png").unlink()
     run_here(tmp_path / "run", overrides(start, folder))
     rows = (tmp_path / "run" / "bad_rows.jsonl").read_text()
-    assert rows.count("there is no such file") == 7
+    assert rows.count("there is no such file") == 8
     workdir = interrupted(tmp_path / "run", tmp_path)
     (workdir / "bad_rows.jsonl").unlink()
     run_here(workdir, overrides(start, folder))
