@@ -14,11 +14,12 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from victor_jax.data.index import check_bad_rows
 from victor_jax.data.loader import Loader
 from victor_jax.data.schedule import Schedule
 from victor_jax.errors import UserError
 from victor_jax.sharding import distributed
-from victor_jax.training import command, records
+from victor_jax.training import command, memory, records
 from victor_jax.training.cache import use_compile_cache
 from victor_jax.training.checkpoints import Checkpoints
 from victor_jax.training.clock import Clock
@@ -26,10 +27,10 @@ from victor_jax.training.evaluate import held_out_loss
 from victor_jax.training.export import export
 from victor_jax.training.inputs import open_inputs
 from victor_jax.training.metrics import Late, Metrics, device_memory
+from victor_jax.training.optimizer import Params
 from victor_jax.training.settings import Settings, read
 from victor_jax.training.setup import (
     lengths_of,
-    make_module,
     make_run,
     mesh_of,
     on_mesh,
@@ -37,8 +38,10 @@ from victor_jax.training.setup import (
     row_shares,
     start_params,
     start_state,
+    start_tensors,
 )
 from victor_jax.training.usage import Usage, share_of_peak
+from victor_jax.weights.checkpoint import Checkpoint
 
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
@@ -51,17 +54,21 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
 
     # --- data -------------------------------------------------------------------------------------------------------
     start = open_start(settings)
-    method = make_module(settings, start.config).compression
+    draft = make_run(settings, start.config, mesh, total_steps=1)  # the data says how many there are
+    memory.check(draft)
+    start_tensors(draft, start)  # opened here, read below: the wrong registers are an error now
+    method = draft.module.compression
     inputs = open_inputs(settings, start.config, method, mesh, workdir)
     schedule = inputs.train.schedule
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(inputs.index.bad)} of them bad; {schedule.steps_per_epoch} steps "
-        f"per epoch in {len(schedule.layouts)} programs, {schedule.padding_share:.1%} of text positions are padding"
+        f"per epoch, programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of text is padding"
     )
 
     # --- model, optimizer, resume -----------------------------------------------------------------------------------
     run = make_run(settings, start.config, mesh, total_steps)
+    memory.check(run, schedule.layouts)
     with (
         jax.set_mesh(mesh),
         Checkpoints(
@@ -86,12 +93,10 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         else:
             state = start_state(run, train)
             train = {}
-        drawn = method.registers and not start.registers
-        registers = f" with registers drawn from seed {settings.seed}" if drawn else ""
+        sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        say(f"from {described(start, settings, method.registers)}; {method.spec}; mesh {sizes}")
         say(
-            f"{start.format} checkpoint {start.folder}, {method.spec}{registers}; step {first_step} of {total_steps}; "
-            f"{sum(leaf.size for leaf in state.train.values()) / 1e6:.1f} M parameters trained, "
-            f"{sum(leaf.size for leaf in frozen.values()) / 1e6:.1f} M frozen; mesh {dict(mesh.shape)}"
+            f"{size_of(state.train)} parameters learn, {size_of(frozen)} are frozen; step {first_step} of {total_steps}"
         )
 
         # --- loop ---------------------------------------------------------------------------------------------------
@@ -116,14 +121,15 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 layout, rows = schedule.at(step)
                 if step == 0 and is_first:
                     records.show_batch(parts, inputs.tokenizer, workdir / "first_batch")
-                with clock.measure("step" if layout in compiled else "compile"):
+                is_new = layout not in compiled
+                with clock.measure("compile" if is_new else "step"), memory.explained(run, layout):
                     lengths = lengths_of(run, layout.parts)
                     state, result = run.step(state, frozen, on_mesh(parts, mesh), np.int32(step), lengths=lengths)
                     late.push(step, result)
-                    if layout not in compiled:
+                    if is_new:
                         jax.block_until_ready(result["loss"])
                 compiled.add(layout)
-                late.amend(usage.of_step(rows, layout, clock.lap()) | memory())
+                late.amend(usage.of_step(rows, layout, clock.lap()) | peak_memory())
                 done = step + 1
                 finished = done == total_steps
                 leaving = checkpoints.reached_preemption(done) and not finished
@@ -133,8 +139,10 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 if checkpoints.is_due(done) or finished:
                     with clock.measure("checkpoint"):
                         late.flush()  # a bad step must be known before what follows it is kept
-                        kept = {**meta, "step": done, "bad_rows": records.gathered(loader.bad_rows)}
-                        checkpoints.save(done, state, kept, force=finished)
+                        bad = records.gathered(loader.bad_rows)
+                        checkpoints.save(done, state, {**meta, "step": done, "bad_rows": bad}, force=finished)
+                    # Each loader counts the rows of its own host, and stops early; all of them together stop here.
+                    check_bad_rows(bad, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
                     checkpoints.wait()
                     say(f"told to stop: step {done} is saved, the same command goes on from there")
@@ -150,12 +158,9 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         if finished and not (workdir / "model").exists():
             export(run, state.train, start, inputs.tokenizer_folder, workdir / "model")
         if finished:
-            say(
-                f"done: the model is in {workdir / 'model'}; time went to "
-                + ", ".join(
-                    f"{name} {share:.0%}" for name, share in sorted(clock.shares().items(), key=lambda item: -item[1])
-                )
-            )
+            shares = sorted(clock.shares().items(), key=lambda item: -item[1])
+            spent = "; time went to " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
+            say(f"done: the model is in {workdir / 'model'}{spent if first_step < total_steps else ''}")
 
 
 class Watch:
@@ -195,6 +200,17 @@ class Watch:
         self._metrics.say(f"skipped: {said}")
 
 
+def described(start: Checkpoint, settings: Settings, registers: int) -> str:
+    random = f"random weights (size {settings.size}, seed {settings.seed})"
+    weights = random if settings.init_from == "random" else f"{start.folder} ({start.format})"
+    return f"{weights}, registers drawn from seed {settings.seed}" if registers and not start.registers else weights
+
+
+def size_of(params: Params) -> str:
+    numbers = sum(leaf.size for leaf in params.values())
+    return f"{numbers / 1e6:,.1f} M" if numbers > 1e6 else f"{numbers:,}"
+
+
 def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
     if meta.get("data") != data:
         raise UserError(
@@ -203,7 +219,7 @@ def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
         )
 
 
-def memory() -> dict[str, int]:
+def peak_memory() -> dict[str, int]:
     used = device_memory()
     return {} if used is None else {"memory": used}
 

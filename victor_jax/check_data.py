@@ -6,23 +6,26 @@ reads them, with what it learns in colour.
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
 from victor_jax.compression.plan import Compression
 from victor_jax.compression.spec import parse
-from victor_jax.data.images import BadImage, ImageSource, open_images
+from victor_jax.data.images import BadImage, ImageSource
 from victor_jax.data.index import Bad, Index, Reader, build_index, spread
 from victor_jax.data.labels import IGNORE, IMAGE
-from victor_jax.data.records import open_records, parse_record
+from victor_jax.data.records import parse_record
 from victor_jax.data.schedule import Schedule
 from victor_jax.data.shapes import shape_lengths
-from victor_jax.data.templates import TEMPLATES
-from victor_jax.errors import UserError
+
+if TYPE_CHECKING:  # jax is imported when the command line is known to be right
+    from victor_jax.training.settings import Settings
 
 LISTED = 200  # bad rows that are named
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -109,7 +112,8 @@ def _print_schedule(schedule: Schedule, reader: Reader, settings: CheckSettings,
 
 
 def _print_bad(bad: list[Bad], of_images: int, images_read: bool, reader: Reader, out: TextIO) -> None:
-    print(f"\n{len(bad)} bad rows, {of_images} of them for missing or unreadable images", end="", file=out)
+    counted = f"{len(bad)} bad rows, {of_images} of them for missing or unreadable images" if bad else "no bad rows"
+    print(f"\n{counted}", end="", file=out)
     print("" if images_read else " (images were not read)", end=":\n" if bad else "\n", file=out)
     for row, reason in bad[:LISTED]:
         print(f"  {reader.records.describe(row)}: {reason}", file=out)
@@ -179,56 +183,46 @@ def decoded(reader: Reader, row: int) -> Iterator[tuple[str, bool]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    from victor_jax.training import command
+
+    return command.run(lambda: _command_line(arguments))
+
+
+def _command_line(arguments: list[str] | None) -> int:
     from absl import flags
-    from ml_collections import config_flags
 
-    words = ["check_data", *(sys.argv[1:] if arguments is None else arguments)]
-    given = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "a recipe, FILE[:args]", flag_values=given, sys_argv=words)
-    flags.DEFINE_integer("rows", 2, "rows shown of each modality", flag_values=given)
-    flags.DEFINE_bool("read_images", True, "open every image", flag_values=given)
-    try:
-        rest = given(words)[1:]
-        config = given.config
-        list(config or ())  # a file that cannot be loaded complains only when it is used
-    except (flags.Error, OSError, ValueError, AttributeError, KeyError, TypeError) as error:  # recipe and overrides
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    try:
-        if rest or config is None:
-            raise UserError(f"unexpected argument {rest[0]}" if rest else "--config=FILE[:args] is missing")
-        return _run(config, given.rows, given.read_images)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _run(config: Mapping[str, Any], rows: int, read_images: bool) -> int:
-    """0: fit for training; 1: more bad rows than the recipe allows."""
-    from transformers import AutoTokenizer
-
+    from victor_jax.training import command
     from victor_jax.training.settings import read
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("rows", 2, "rows shown of each modality", lower_bound=0, flag_values=values)
+        flags.DEFINE_bool("read_images", True, "open every image", flag_values=values)
+
+    given = command.parse("python -m victor_jax.check_data", define, arguments)
+    return _run(read(given.config), given.rows, given.read_images)
+
+
+def _run(settings: "Settings", rows: int, read_images: bool) -> int:
+    """0: fit for training; 1: more bad rows than the recipe allows."""
+    from victor_jax.training.inputs import data_paths, open_reader, open_rows
     from victor_jax.training.setup import open_start
 
-    settings = read(config)
     data = settings.data
-    if not data.path:
-        raise UserError("config.data.path is empty: name a JSON or JSONL file, or a packed folder")
-    records = open_records(data.path)
-    images = open_images(records, data.images)
-    model = open_start(settings).config
-    tokenizer = AutoTokenizer.from_pretrained(data.tokenizer or settings.init_from)
-    reader = Reader(records, TEMPLATES[data.template], tokenizer, model.tokens_per_image, data.max_length)
-    checked = CheckSettings(
-        parse(settings.compression, model.language.depth),
-        settings.batch_size,
-        settings.micro_batches,
-        settings.seed,
-        data.workers,
-        rows,
-        read_images,
-    )
-    bad = check(reader, images, checked, sys.stdout)
+    with tempfile.TemporaryDirectory() as folder:  # of the made-up data set
+        paths = data_paths(settings, Path(folder))
+        records, images = open_rows(paths)
+        model = open_start(settings).config
+        reader = open_reader(settings, model, records, paths)
+        checked = CheckSettings(
+            parse(settings.compression, model.language.depth),
+            settings.batch_size,
+            settings.micro_batches,
+            settings.seed,
+            data.workers,
+            rows,
+            read_images,
+        )
+        bad = check(reader, images, checked, sys.stdout)
     if len(bad) > data.max_bad_rows:
         print(f"\nerror: {len(bad)} bad rows are more than data.max_bad_rows={data.max_bad_rows}", file=sys.stderr)
         return 1

@@ -1,9 +1,13 @@
 """Whatever is wrong with a command, its config or what it names: one line, exit status 2, before anything compiles."""
 
 import json
+import logging
 import sys
+import warnings
+from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 import small_run
 import transformers
@@ -14,6 +18,11 @@ from tokenizers.models import WordLevel
 import train
 from victor_jax.errors import UserError
 from victor_jax.training import command, settings
+from victor_jax.training.inputs import data_paths, open_reader, open_rows
+from victor_jax.weights.names import REGISTERS
+from victor_jax.weights.read import open_checkpoint
+from victor_jax.weights.tensors import from_array
+from victor_jax.weights.write import write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -77,7 +86,10 @@ WORKDIR = "--workdir=never_made"
         ),
         ([FINETUNE, WORKDIR, "--config.data.pth=x"], "unknown config key config.data.pth: did you mean data.path?"),
         ([FINETUNE, WORKDIR, "--config.epoch=2"], "unknown config key config.epoch: did you mean epochs?"),
-        ([FINETUNE, WORKDIR, "--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal for int()"),
+        ([FINETUNE, WORKDIR, "--config.batch_size=abc"], "config.batch_size=abc must be a whole number"),
+        ([FINETUNE, WORKDIR, "--config.optimizer.b1=x"], "config.optimizer.b1=x must be a number"),
+        ([FINETUNE, WORKDIR, "--config.wandb=maybe"], "config.wandb=maybe must be True or False"),
+        ([FINETUNE, WORKDIR, "--start_timeout=soon"], "--start_timeout=soon must be a whole number"),
         ([FINETUNE, WORKDIR, "--config.dtype=fp8"], "config.dtype='fp8' must be one of bfloat16, float32"),
         ([FINETUNE, "--workdri=x"], "unknown flag --workdri: did you mean workdir?"),
         ([FINETUNE, WORKDIR, "extra"], "unexpected argument 'extra': flags begin with --"),
@@ -153,6 +165,18 @@ WRONG_WORLDS = {
     ),
     "other images": ({"data.images": "{empty}"}, "there is no such file in"),
     "too few devices": ({"mesh.data": 3}, "a mesh of data=3, fsdp=4, tensor=1 needs 12 devices, there are 8"),
+    "no whole mesh": (
+        {"mesh.data": 3, "mesh.fsdp": -1, "mesh.tensor": -1},
+        "a mesh of data=3, fsdp=-1, tensor=-1 does not fit: the sizes other than -1 must divide the number of devices",
+    ),
+    "uneven rest": (
+        {"mesh.data": 1, "mesh.fsdp": -1, "batch_size": 12},
+        "12 rows, which do not divide over data * fsd",
+    ),
+    "other registers": (
+        {"init_from": "{registers}"},
+        "was trained with 4 registers, victor:registers=2,layer=1 asks for 2",
+    ),
     "uneven batch": ({"batch_size": 12}, "config.batch_size=12 in 1 micro_batches gives 12 rows, which do not divide"),
     "uneven width": ({"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 8, "init_from": "{odd}"}, "does not divide over"),
     "layer too deep": ({"compression": "victor:registers=2,layer=9"}, "layer=9"),
@@ -178,10 +202,15 @@ def places(tmp_path_factory, start):
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")))
     tokenizer.save_pretrained(root / "large")
     small_run.write_start(root / "narrow", mlp_width=52)
+    checkpoint = open_checkpoint(start)
+    tensors = checkpoint.tensors | {REGISTERS: from_array(np.zeros((4, 64), np.float32))}
+    spec = "victor:registers=4,layer=1"
+    trained = replace(checkpoint, tensors=tensors, compression=spec)
+    write_checkpoint(trained, root / "registers", "orbax", lambda _: None)
     (root / "odd").symlink_to(root / "narrow" / "start")
     (root / "object.json").write_text('{"rows": []}')
     (root / "captions.json").write_text(json.dumps([{"image": "0.png", "caption": "red"}] * 3))
-    names = {name: str(root / name) for name in ("gpt", "bare", "empty", "large", "odd")}
+    names = {name: str(root / name) for name in ("gpt", "bare", "empty", "large", "odd", "registers")}
     return names | {name: str(root / f"{name}.json") for name in ("object", "captions")}
 
 
@@ -192,3 +221,21 @@ def test_what_a_config_names_is_checked_before_anything_compiles(said, tmp_path,
     arguments = small_run.command(tmp_path / "run", overrides(start, data) | changes)[2:]
     line = said(*arguments, "--processes=1")
     assert all(part in line for part in message.split("*")), line
+
+
+def test_a_warning_is_one_line_too(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert command.run(lambda: warnings.warn("the projector is untrained", stacklevel=1)) == 0
+    assert capsys.readouterr().err == "warning: the projector is untrained\n"
+
+
+def test_a_model_of_ours_brings_its_tokenizer_without_a_word_of_warning(tmp_path, data, places, caplog):
+    parsed = settings.read(config_of(overrides(places["registers"], data)))
+    paths = data_paths(parsed, tmp_path)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)  # it hands nothing on
+    reader = open_reader(parsed, open_checkpoint(places["registers"]).config, open_rows(paths)[0], paths)
+    logger.removeHandler(caplog.handler)
+    assert len(reader[0].images) == 1
+    assert not caplog.messages

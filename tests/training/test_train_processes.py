@@ -107,6 +107,18 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path, alone,
     np.testing.assert_allclose(losses(workdir)[:2], losses(alone)[:2], rtol=1e-5)
 
 
+def test_bad_rows_of_both_processes_count_together_and_stop_both(tmp_path, changes):
+    """Thirteen images are missing, seen by one process or the other; neither sees more than ten of them."""
+    few = changes | {"data.max_bad_rows": 10, "checkpoint.every": 5, "mesh.fsdp": 2}
+    children, logs = small_run.begin_two(tmp_path / "run", few)
+    with pytest.raises(AssertionError, match=r"^\[2, 2\]\n"):
+        small_run.finish(children, logs)
+    said = [[line for line in log.read_text().splitlines() if line.startswith("error: ")] for log in logs]
+    assert said[0] == said[1]
+    assert said[0][0].startswith("error: more than data.max_bad_rows=10 rows cannot be used, the first are ")
+    assert newest(tmp_path / "run") == 5, "what was trained is kept, should more be allowed"
+
+
 def test_two_processes_that_share_their_rows_train_like_one(tmp_path, alone, changes):
     """A tensor axis over both: each holds half of every matrix, and all rows."""
     workdir = tmp_path / "run"

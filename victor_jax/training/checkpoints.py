@@ -160,6 +160,13 @@ class _Manager(ocp.CheckpointManager):
         older one was found on disk by a lightweight start."""
         return False
 
+    def close(self) -> None:
+        """Orbax would leave its removal of unfinished folders running, to fail where the program ends soon."""
+        removal = getattr(self, "_cleanup_tmp_directory_future", None)
+        if removal is not None:
+            removal.result()
+        super().close()
+
 
 class _Preemption:
     """SIGTERM, as a question asked at every step."""

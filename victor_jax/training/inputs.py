@@ -13,7 +13,7 @@ from victor_jax.compression.plan import Compression
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.images import BadImage, ImageSource, open_images
 from victor_jax.data.index import Index, Reader, open_index
-from victor_jax.data.records import open_records
+from victor_jax.data.records import Records, open_records
 from victor_jax.data.sample import write_sample
 from victor_jax.data.schedule import Schedule
 from victor_jax.data.templates import TEMPLATES
@@ -21,6 +21,8 @@ from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.training.settings import Settings
 from victor_jax.training.setup import row_shares
+from victor_jax.weights.folder import read_json
+from victor_jax.weights.orbax_format import MODEL_TYPE
 
 SAMPLE = "sample"  # as data.path: made up, for smoke tests
 TRIED = 16  # rows whose image is opened before the start, until one is there
@@ -37,13 +39,9 @@ class Inputs:
 
 def open_inputs(settings: Settings, config: VLMConfig, method: Compression, mesh: Mesh, workdir: Path) -> Inputs:
     """Everything is checked and indexed here, before any weight is read."""
-    data, paths = settings.data, _paths(settings, workdir)
-    if not data.path:
-        raise UserError("config.data.path is empty: name a JSON or JSONL file, or a packed folder")
-    records = open_records(paths["data"])
-    images = open_images(records, paths["images"])
-    tokenizer = _open_tokenizer(paths["tokenizer"], config.language.vocabulary)
-    reader = Reader(records, TEMPLATES[data.template], tokenizer, config.tokens_per_image, data.max_length)
+    data, paths = settings.data, data_paths(settings, workdir)
+    records, images = open_rows(paths)
+    reader = open_reader(settings, config, records, paths)
     index = open_index(
         reader, paths["data"], workdir / "index", data.workers, data.max_bad_rows, jax.process_index() == 0
     )
@@ -72,11 +70,25 @@ def open_inputs(settings: Settings, config: VLMConfig, method: Compression, mesh
         return BatchSource(reader, images, schedule, method.registers, size, data.aspect, mine, len(shares))  # type: ignore[arg-type]
 
     held_out = source(chosen) if held and settings.evaluation.every else None
-    return Inputs(index, source(np.setdiff1d(good, chosen)), held_out, tokenizer, Path(paths["tokenizer"]))
+    return Inputs(index, source(np.setdiff1d(good, chosen)), held_out, reader.tokenizer, Path(paths["tokenizer"]))
 
 
-def _paths(settings: Settings, workdir: Path) -> dict[str, str]:
+def open_rows(paths: dict[str, str]) -> tuple[Records, ImageSource]:
+    records = open_records(paths["data"])
+    return records, open_images(records, paths["images"])
+
+
+def open_reader(settings: Settings, config: VLMConfig, records: Records, paths: dict[str, str]) -> Reader:
+    """The rows as the model of `config` reads them."""
+    data, tokenizer = settings.data, _open_tokenizer(paths["tokenizer"], config.language.vocabulary)
+    return Reader(records, TEMPLATES[data.template], tokenizer, config.tokens_per_image, data.max_length)
+
+
+def data_paths(settings: Settings, workdir: Path) -> dict[str, str]:
+    """Where data, images and tokenizer lie; a made-up data set is written into the work folder first."""
     data = settings.data
+    if not data.path:
+        raise UserError("config.data.path is empty: name a JSON or JSONL file, or a packed folder")
     if data.path == SAMPLE:
         folder = workdir / SAMPLE
         if jax.process_index() == 0:
@@ -105,12 +117,14 @@ def _check_images(reader: Reader, images: ImageSource, rows: np.ndarray) -> None
 
 
 def _open_tokenizer(folder: str, vocabulary: int) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     if not Path(folder).is_dir():
         raise UserError(f"config.data.tokenizer: {folder} is no folder; give the folder of the model's tokenizer")
+    # transformers asks config.json for the kind of tokenizer and wonders at the name of our format, which says none.
+    kind = {"config": PreTrainedConfig()} if _is_ours(Path(folder)) else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **kind)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer could be read from {folder} ({str(error).splitlines()[0]})") from None
     if tokenizer.vocab_size > vocabulary:
@@ -119,3 +133,8 @@ def _open_tokenizer(folder: str, vocabulary: int) -> Any:
             "together"
         )
     return tokenizer
+
+
+def _is_ours(folder: Path) -> bool:
+    file = folder / "config.json"
+    return file.exists() and read_json(file).get("model_type") == MODEL_TYPE

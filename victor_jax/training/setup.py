@@ -136,12 +136,18 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int
 
 def mesh_of(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of the settings, where -1 stands for as many devices as there is work for."""
-    wanted = settings.mesh
-    left, rows = len(devices) // max(wanted.data, 1), settings.batch_size // settings.micro_batches
-    fsdp = wanted.fsdp
-    if fsdp == -1:
-        fsdp = math.gcd(left // max(wanted.tensor, 1), max(rows // max(wanted.data, 1), 1))
-    tensor = left // fsdp if wanted.tensor == -1 else wanted.tensor
+    wanted, rows = settings.mesh, settings.batch_size // settings.micro_batches
+    sizes = (wanted.data, wanted.fsdp, wanted.tensor)
+    left, without = divmod(len(devices), math.prod(size for size in sizes if size != -1))
+    if without and -1 in sizes:
+        raise UserError(
+            f"a mesh of data={wanted.data}, fsdp={wanted.fsdp}, tensor={wanted.tensor} does not fit: the sizes other "
+            f"than -1 must divide the number of devices, {len(devices)}"
+        )
+    fsdp = left if wanted.fsdp == -1 else wanted.fsdp
+    if wanted.fsdp == wanted.tensor == -1:
+        fsdp = math.gcd(left, max(rows // wanted.data, 1))
+    tensor = len(devices) // wanted.data // fsdp if wanted.tensor == -1 else wanted.tensor
     mesh = make_mesh(wanted.data, fsdp, tensor, devices)
     check_batch(settings, mesh)
     return mesh
