@@ -2,13 +2,13 @@
 
 The paper's protocol: prompts of one image and 64 text tokens, answers of 2 or 128 tokens, cache on; full and Victor,
 vision, prefill and decode apart. Everything runs in one process, in turn, and medians are reported. Beside each
-time stands what the plan's own FLOP count says is possible.
+time stands what the plan's own count of FLOPs and bytes says is possible.
 """
 
 import argparse
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -16,197 +16,240 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.shapes import Params, counted, prompts, random_params, sequence_of, small
 from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
 from victor_jax.inference.generate import decode, prefill
-from victor_jax.models.config import VisionConfig, VLMConfig
-from victor_jax.models.sequence import image_slots, images_per_row, lay_out
-from victor_jax.models.sizes import SIZES, llava
-from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.weights.names import flatten, nest
+from victor_jax.models.config import VLMConfig
+from victor_jax.models.sequence import image_slots, images_per_row
+from victor_jax.models.sizes import SIZES
+from victor_jax.models.vlm import VLMModule
+from victor_jax.ops.attention import Implementation
+from victor_jax.weights.names import nest
 
-TEXT_BEFORE, TEXT = 35, 64  # text tokens of a prompt, those before its image among them
+TEXT = 64  # text tokens of a prompt
 
 
 @dataclass(frozen=True)
 class Preset:
     config: VLMConfig
     dtype: str
+    attention: Implementation
     batch: int
-    more_batches: tuple[int, ...]
+    more_batches: tuple[int, ...]  # full, and the first of the registers
     registers: tuple[int, ...]  # at layer 3
     layers: tuple[int, ...]  # with the first of the registers
-    new_tokens: tuple[int, ...]
+    new_tokens: tuple[int, int]  # of a short and of a long answer
     repeats: int
     peak_size: int  # of the matrix that measures the device's peak
+    bandwidth_size: int  # of the one that measures its bandwidth: far larger than its caches
 
 
-# LLaVA-1.5's proportions in small: 24 and 32 layers, 576 visual tokens, one head in 32 of the width.
-SMALL = llava(128, 344, 32, VisionConfig(32, 128, 24, 4, 336, 14, "quick_gelu", 1e-5), head_dim=32)
-SMALL = replace(SMALL, image_token=1000, pad_token=1001, language=replace(SMALL.language, vocabulary=1002))
 PRESETS = {
-    "cpu": Preset(SMALL, "float32", 2, (), (8, 64), (), (2, 128), 3, 2048),
-    "7b": Preset(SIZES["7b"], "bfloat16", 16, (1, 4, 32), (8, 16, 32, 64, 128, 256), (1, 2, 5), (2, 128), 5, 8192),
+    # LLaVA-1.5's proportions in small: 24 and 32 layers, 576 visual tokens.
+    "cpu": Preset(small(256, 32, 24, 336), "float32", "xla", 2, (), (8, 64, 256), (5,), (2, 128), 3, 2048, 8192),
+    "7b": Preset(
+        SIZES["7b"],
+        "bfloat16",
+        "cudnn",
+        batch=16,
+        more_batches=(1, 4, 32),
+        registers=(8, 16, 32, 64, 128, 256),
+        layers=(1, 2, 5),
+        new_tokens=(2, 128),
+        repeats=5,
+        peak_size=8192,
+        bandwidth_size=32768,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One compression at one batch: its programs, and what they cost on paper."""
+    """One compression at one batch: what it runs on, and what it costs on paper."""
 
     spec: str
-    batch: int
     module: VLMModule
-    params: dict[str, jax.Array]
+    params: Params
+    given: tuple[Any, ...]  # sequence, pixels, slots, on the device
     lengths: tuple[int, ...]
-    programs: dict[str, Callable[[], Any]]
-    flops: dict[str, int]
-    cache_bytes_per_image: int
+    batch: int
 
 
-def random_params(module: VLMModule) -> dict[str, jax.Array]:
-    """Norm scales are 1, all else is normal and small: activations stay finite."""
-    params = {}
-    for number, (path, leaf) in enumerate(flatten(abstract_params(module)).items()):
-        key = jax.random.key(number)
-        if path.endswith("scale"):
-            params[path] = jnp.ones(leaf.shape, module.dtype)
-        else:
-            params[path] = jax.jit(lambda key, shape=leaf.shape: 0.02 * jax.random.normal(key, shape, module.dtype))(
-                key
-            )
-    return params
-
-
-def prompts(config: VLMConfig, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids in the Hugging Face convention, and pixels."""
-    rng = np.random.default_rng(0)
-    text = rng.integers(3, 900, (batch, TEXT))
-    image = np.full((batch, config.tokens_per_image), config.image_token)
-    ids = np.concatenate([text[:, :TEXT_BEFORE], image, text[:, TEXT_BEFORE:]], axis=1)
-    size = config.vision.image_size
-    return ids, rng.normal(size=(batch, 3, size, size)).astype(np.float32)
-
-
-def make_case(preset: Preset, spec: str, batch: int, params: dict[str, jax.Array] | None = None) -> Case:
+def make_case(preset: Preset, spec: str, batch: int, have: Params) -> Case:
     config = preset.config
-    method = parse(spec, config.language.depth)
-    module = VLMModule(config, method, jnp.dtype(preset.dtype))
-    params = random_params(module) if params is None else params
-    tree = nest(params)
-    ids, pixels = prompts(config, batch)
-    sequence = lay_out(
-        ids,
-        np.ones_like(ids),
-        image_token=config.image_token,
-        tokens_per_image=config.tokens_per_image,
-        registers=method.registers,
-    )
+    module = VLMModule(config, parse(spec, config.language.depth), jnp.dtype(preset.dtype), preset.attention)
+    sequence = sequence_of(module, prompts(config, batch, TEXT))
     slots = image_slots(images_per_row(sequence, config.tokens_per_image))
-    lengths = method.plan.lengths(sequence.kinds)
-    given = jax.device_put((sequence, pixels, slots))
+    lengths = module.compression.plan.lengths(sequence.kinds)
+    given = jax.device_put((sequence, pixels(config, batch), slots))
+    return Case(spec, module, random_params(module, have), given, lengths, batch)
 
-    see = jax.jit(
-        lambda params, pixels, slots: module.apply(
-            {"params": params}, pixels, slots, batch, method=VLMModule.visual_tokens
-        )
-    )
 
-    def fill(room: int) -> Any:
-        return prefill(tree, *given, module=module, lengths=lengths, room=room)
+def pixels(config: VLMConfig, images: int) -> np.ndarray:
+    size = config.vision.image_size
+    return np.random.default_rng(0).normal(size=(images, 3, size, size)).astype(np.float32)
+
+
+def programs(case: Case, new_tokens: tuple[int, ...]) -> dict[str, Callable[[], jax.stages.Lowered]]:
+    """What a case compiles: the vision tower alone, and prefill and decode for each length of answer."""
+    module, tree = case.module, nest(case.params)
+
+    def see(params: dict, pixels: jax.Array, slots: jax.Array) -> Any:
+        return module.apply({"params": params}, pixels, slots, case.batch, method=VLMModule.visual_tokens)
+
+    def lower_decode(room: int, fill: Callable) -> jax.stages.Lowered:
+        logits, caches = jax.eval_shape(fill, tree, *case.given)
+        # No end token: every row decodes to the end.
+        static = {"max_new_tokens": room, "end_tokens": (), "pad_token": 0, "greedy": True}
+        return decode.lower(tree, caches, logits, jnp.float32(0), jax.random.key(0), module=module, **static)
+
+    lowered = {"vision": lambda: jax.jit(see).lower(tree, *case.given[1:])}
+    for room in new_tokens:
+        static = {"module": module, "lengths": case.lengths, "room": room}
+        lowered[f"prefill {room}"] = functools.partial(prefill.lower, tree, *case.given, **static)
+        lowered[f"decode {room}"] = functools.partial(lower_decode, room, functools.partial(prefill, **static))
+    return lowered
+
+
+def runs(case: Case, compiled: dict[str, jax.stages.Compiled], new_tokens: tuple[int, ...]) -> dict[str, Callable]:
+    """What is timed: the vision tower, the first token with all that goes before it, whole answers."""
+    tree, temperature, key = nest(case.params), jnp.float32(0), jax.random.key(0)
 
     def answer(room: int) -> Any:
-        logits, caches = fill(room)
-        return decode(
-            tree,
-            caches,
-            logits,
-            jnp.float32(0),
-            jax.random.key(0),
-            module=module,
-            max_new_tokens=room,
-            end_tokens=(),
-            pad_token=0,
-            greedy=True,
-        )[0]  # no end token: every row decodes to the end
+        logits, caches = compiled[f"prefill {room}"](tree, *case.given)
+        return compiled[f"decode {room}"](tree, caches, logits, temperature, key)[0]
 
-    programs: dict[str, Callable[[], Any]] = {
-        "vision": lambda: see(tree, given[1], given[2]),
-        "prefill": lambda: fill(2),  # the vision tower included
-        **{f"answer {room}": functools.partial(answer, room) for room in preset.new_tokens},
+    return {
+        "vision": lambda: compiled["vision"](tree, *case.given[1:]),
+        "prefill": lambda: compiled[f"prefill {new_tokens[0]}"](tree, *case.given),
+        **{f"answer {room}": functools.partial(answer, room) for room in new_tokens},
     }
-    work = flops.Work(batch, lengths, images=batch, head=1)
-    parts = flops.prefill(config, method.plan, work)
-    cost = {"vision": parts.vision.flops + parts.projector.flops, "prefill": parts.total.flops}
-    for room in preset.new_tokens:
-        steps = [flops.decode(config, method.plan, batch, tuple(n + t + 1 for n in lengths)) for t in range(room - 1)]
-        cost[f"answer {room}"] = parts.total.flops + sum(step.total.flops for step in steps)
-    kept = flops.Bytes(jnp.dtype(preset.dtype).itemsize)
-    cache = sum(
-        flops.cache_bytes(config, layers, 1, length, kept)
-        for layers, length in zip(method.plan.stages, lengths, strict=True)
-    )
-    return Case(spec, batch, module, params, lengths, programs, cost, cache)
 
 
-def measure(preset: Preset, specs: list[str], batch: int, against: str | None) -> list[dict]:
+def on_paper(case: Case, new_tokens: tuple[int, ...]) -> dict[str, Any]:
+    """FLOPs of the vision tower, of prefill (vision included), of each answer; of one decoded token its bytes, too."""
+    config, plan = case.module.config, case.module.compression.plan
+    kept = flops.Bytes(case.module.dtype.itemsize)
+    work = flops.Work(case.batch, case.lengths, images=case.batch, head=1)
+    parts = flops.prefill(config, plan, work, causal=counted(case.module.implementation), kept=kept)
+    steps = [
+        flops.decode(config, plan, case.batch, tuple(n + step + 1 for n in case.lengths), kept=kept).total
+        for step in range(new_tokens[-1] - 1)
+    ]
+    total = {f"answer {room}": parts.total.flops + sum(s.flops for s in steps[: room - 1]) for room in new_tokens}
+    cached = zip(plan.stages, case.lengths, strict=True)
+    return {
+        "flops": {"vision": parts.vision.flops + parts.projector.flops, "prefill": parts.total.flops, **total},
+        "decode_bytes_per_token": sum(step.bytes for step in steps) / len(steps),  # averaged over the long answer
+        "cache_bytes_per_image": sum(flops.cache_bytes(config, layers, 1, n, kept) for layers, n in cached),
+    }
+
+
+def measure(preset: Preset, specs: list[str], batch: int, against: str | None) -> list[dict[str, Any]]:
     """One record per compression, and per peer; all measured in turn. The first of `specs` is what peers run."""
-    cases = [make_case(preset, spec, batch) for spec in specs]
-    programs = {f"{case.spec}|{name}": program for case in cases for name, program in case.programs.items()}
+    cases: list[Case] = []
+    have: Params = {}
+    for spec in specs:
+        cases.append(make_case(preset, spec, batch, have))
+        have |= cases[-1].params
+    lowered = {(case.spec, name): f for case in cases for name, f in programs(case, preset.new_tokens).items()}
+    compiled = machine.compile_all(lowered)
+    of = {case.spec: {name: compiled[case.spec, name] for name in programs(case, preset.new_tokens)} for case in cases}
+    timed = {case.spec: runs(case, of[case.spec], preset.new_tokens) for case in cases}
     if against:
         from benchmarks.peers import hugging_face
 
-        programs |= hugging_face(cases[0].module, cases[0].params, prompts(preset.config, batch), preset.new_tokens)
-    seconds = machine.alternate(programs, preset.repeats)
-    records = []
-    for name in dict.fromkeys(key.split("|")[0] for key in seconds):
-        times = {key.split("|")[1]: value for key, value in seconds.items() if key.startswith(name + "|")}
-        case = next((case for case in cases if case.spec == name), None)
-        record: dict[str, Any] = {"name": name, "batch": batch, "seconds": times}
-        if case:
-            record |= {
-                "lengths": case.lengths,
-                "flops": case.flops,
-                "cache_bytes_per_image": case.cache_bytes_per_image,
-                "memory": _memory(),
-            }
-        records.append(record)
+        asked = prompts(preset.config, batch, TEXT), pixels(preset.config, batch)
+        timed |= hugging_face(cases[0].module, cases[0].params, asked, preset.new_tokens)
+    flat = {(name, part): program for name, parts in timed.items() for part, program in parts.items()}
+    seconds = machine.alternate(flat, preset.repeats)
+    records: list[dict[str, Any]] = [
+        {"name": name, "batch": batch, "seconds": {part: seconds[name, part] for part in parts}}
+        for name, parts in timed.items()
+    ]
+    for case, record in zip(cases, records, strict=False):
+        most = max(machine.memory(program).total for program in of[case.spec].values())
+        record |= {"lengths": case.lengths, "memory": most, **on_paper(case, preset.new_tokens)}
     return records
 
 
-def _memory() -> int | None:
-    stats = jax.devices()[0].memory_stats()
-    return stats["peak_bytes_in_use"] if stats else None
-
-
-def rows(records: list[dict], new_tokens: tuple[int, ...]) -> list[list[str]]:
-    """One line per record: times, throughput, and the speed-up over `full` beside the one that FLOPs allow."""
-    lines = []
+def tables(result: dict[str, Any]) -> str:
+    """Markdown of a result: the first token, then answers."""
+    records = result["records"]
+    full = {record["batch"]: record for record in records if record["name"] == "full"}
+    first, answers = [], []
     for record in records:
-        full = next(r for r in records if r["name"] == "full" and r["batch"] == record["batch"])
-        seconds, batch, last = record["seconds"], record["batch"], f"answer {new_tokens[-1]}"
-        decoding = seconds[last] - seconds["prefill"]
-        line = [
-            record["name"],
-            str(batch),
-            _ms(seconds.get("vision")),
-            _ms(seconds["prefill"]),
-            _ms(decoding / (new_tokens[-1] - 1)),
-        ]
-        line += [f"{batch / seconds[f'answer {room}']:.2f}" for room in new_tokens]
-        gained = full["seconds"]["prefill"] / seconds["prefill"]
-        if "flops" in record:
-            allowed = full["flops"]["prefill"] / record["flops"]["prefill"]
-            line += [f"{gained:.2f}", f"{allowed:.2f}", f"{gained / allowed:.0%}"]
-            line.append(f"{record['cache_bytes_per_image'] / 2**20:.1f}")
-        else:
-            line += [f"{gained:.2f}", "", "", ""]
-        lines.append(line)
-    return lines
+        name = [record["name"], str(record["batch"])]
+        first.append(name + _first_token(result, record, full[record["batch"]]))
+        answers.append(name + _answers(result, record, full[record["batch"]]))
+    columns = ["", "batch", "vision ms", "first token ms", "of matrix peak", "speed-up", "FLOPs allow", "reached"]
+    decoding = ["decode ms/token", "tokens/s", "of bandwidth"]
+    for room in result["new_tokens"]:
+        decoding += [f"images/s, {room} tokens", "speed-up"]
+    decoding += ["cache MiB/image", "memory GiB"]
+    return "\n\n".join(
+        (
+            "First token (vision and prefill):",
+            machine.table(columns, first),
+            "Answers:",
+            machine.table(["", "batch", *decoding], answers),
+        )
+    )
 
 
-def _ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1000 * seconds:.1f}"
+def _first_token(result: dict, record: dict, full: dict) -> list[str]:
+    seconds, cost = record["seconds"], record.get("flops")
+    vision = f"{1000 * seconds['vision']:.1f}" if "vision" in seconds else ""
+    gained = full["seconds"]["prefill"] / seconds["prefill"]
+    line = [vision, f"{1000 * seconds['prefill']:.1f}"]
+    if not cost:  # a peer: it computes what `full` does
+        share = full["flops"]["prefill"] / seconds["prefill"] / result["peak"]
+        return [*line, f"{share:.0%}", f"{gained:.2f}", "", ""]
+    allowed = full["flops"]["prefill"] / cost["prefill"]
+    share = cost["prefill"] / seconds["prefill"] / result["peak"]
+    return [*line, f"{share:.0%}", f"{gained:.2f}", f"{allowed:.2f}", f"{gained / allowed:.0%}"]
+
+
+def _answers(result: dict, record: dict, full: dict) -> list[str]:
+    seconds, batch = record["seconds"], record["batch"]
+    token = seconds_per_token(result, record)
+    paper = record if "flops" in record else full
+    share = paper["decode_bytes_per_token"] / token / result["bandwidth"]
+    line = [f"{1000 * token:.2f}", f"{batch / token:.0f}", f"{share:.0%}"]
+    for room in result["new_tokens"]:
+        answer = f"answer {room}"
+        line += [f"{batch / seconds[answer]:.2f}", f"{full['seconds'][answer] / seconds[answer]:.2f}"]
+    line.append(f"{record['cache_bytes_per_image'] / 2**20:.1f}" if "flops" in record else "")
+    return [*line, f"{record['memory'] / 2**30:.2f}" if "flops" in record else ""]
+
+
+def seconds_per_token(result: dict, record: dict) -> float:
+    """Of decoding: what the long answer takes longer than the short one."""
+    short, long = result["new_tokens"]
+    return (record["seconds"][f"answer {long}"] - record["seconds"][f"answer {short}"]) / (long - short)
+
+
+def run(name: str, preset: Preset, against: str | None) -> dict[str, Any]:
+    dtype = jnp.dtype(preset.dtype)
+    result: dict[str, Any] = {
+        "benchmark": "inference",
+        "preset": name,
+        "machine": machine.describe(peers=against is not None),
+        "dtype": preset.dtype,
+        "attention": preset.attention,
+        "config": asdict(preset.config),
+        "text": TEXT,
+        "new_tokens": preset.new_tokens,
+        "peak": machine.matmul_peak(dtype, preset.peak_size),
+        "bandwidth": machine.bandwidth(dtype, preset.bandwidth_size),
+    }
+    victor = [f"victor:registers={m},layer=3" for m in preset.registers]
+    victor += [f"victor:registers={preset.registers[0]},layer={k}" for k in preset.layers]
+    result["records"] = measure(preset, ["full", *victor], preset.batch, against)
+    for batch in preset.more_batches:
+        result["records"] += measure(preset, ["full", victor[0]], batch, None)
+    return result
 
 
 def main() -> None:
@@ -215,44 +258,9 @@ def main() -> None:
     parser.add_argument("--against", choices=("torch",))
     parser.add_argument("--out", help="a JSON file for benchmarks.report")
     given = parser.parse_args()
-    preset = PRESETS[given.preset]
-    hardware = machine.describe(peers=given.against is not None)
-    print(hardware)
-    dtype = jnp.dtype(preset.dtype)
-    peak = machine.matmul_peak(dtype, preset.peak_size)
-    read = machine.bandwidth(dtype, preset.peak_size)
-    print(f"matrix peak {peak / 1e12:.3f} TFLOP/s, bandwidth {read / 1e9:.1f} GB/s ({preset.dtype}, measured)")
-    victor = [f"victor:registers={m},layer=3" for m in preset.registers]
-    victor += [f"victor:registers={preset.registers[0]},layer={k}" for k in preset.layers]
-    records = measure(preset, ["full", *victor], preset.batch, given.against)
-    for batch in preset.more_batches:
-        records += measure(preset, ["full", victor[0]], batch, given.against)
-    answers = [f"images/s, {room} new tokens" for room in preset.new_tokens]
-    columns = [
-        "",
-        "batch",
-        "vision ms",
-        "vision + prefill ms",
-        "decode ms/token",
-        *answers,
-        "prefill speed-up",
-        "FLOPs allow",
-        "reached",
-        "cache MiB/image",
-    ]
-    print(machine.table(columns, rows(records, preset.new_tokens)))
-    machine.write(
-        given.out,
-        {
-            "benchmark": "inference",
-            "preset": given.preset,
-            "machine": hardware,
-            "peak": peak,
-            "bandwidth": read,
-            "new_tokens": preset.new_tokens,
-            "records": records,
-        },
-    )
+    result = run(given.preset, PRESETS[given.preset], given.against)
+    machine.write(given.out, result)
+    print(machine.heading(result), tables(result), sep="\n\n")
 
 
 if __name__ == "__main__":

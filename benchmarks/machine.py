@@ -9,6 +9,8 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,22 @@ def _revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def alternate(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def heading(result: dict[str, Any]) -> str:
+    """One paragraph on where a result comes from."""
+    where = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    return (
+        f"{where['date']}, revision {where['revision']}, {where['device']} ({where['processor']}, {where['cores']} "
+        f"cores), Python {where['python']}, {versions}; measured in {result['dtype']}: matrix peak "
+        f"{result['peak'] / 1e12:.3f} TFLOP/s, bandwidth {result['bandwidth'] / 1e9:.1f} GB/s"
+    )
+
+
+def alternate(programs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
     """Median seconds of each program. They run in turn, so that a machine that slows down slows all of them."""
     for program in programs.values():
         jax.block_until_ready(program())  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    seconds: dict[Any, list[float]] = {name: [] for name in programs}
     for _ in range(repeats):
         for name, program in programs.items():
             start = time.perf_counter()
@@ -74,23 +87,68 @@ def matmul_peak(dtype: Any, size: int) -> float:
     """FLOP/s of one large matrix product: what this device reaches, not what its data sheet says."""
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
-    return 2 * size**3 / alternate({"matmul": lambda: product(a)}, repeats=5)["matmul"]
+    return 2 * size**3 / _fastest(lambda: product(a))
 
 
 def bandwidth(dtype: Any, size: int) -> float:
-    """Bytes per second of reading one large matrix once (a product with a vector)."""
-    a, x = jnp.ones((size, size), dtype), jnp.ones((size,), dtype)
-    product = jax.jit(lambda a, x: a @ x)
-    return a.nbytes / alternate({"matvec": lambda: product(a, x)}, repeats=5)["matvec"]
+    """Bytes per second of reading one large matrix (products with a vector, as decoding does all day).
+
+    Several in one program, because a single one is over on a GPU before the next is launched. The matrix must be
+    much larger than the caches.
+    """
+    times = 8
+    a, x = jnp.ones((size, size), dtype) / size, jnp.ones((size,), dtype)
+    product = jax.jit(lambda a, x: jax.lax.fori_loop(0, times, lambda _, x: a @ x, x))
+    return times * a.nbytes / _fastest(lambda: product(a, x))
+
+
+def _fastest(program: Callable[[], Any]) -> float:
+    """Seconds, of five: a peak is what was reached once."""
+    return min(alternate({"once": program}, repeats=1)["once"] for _ in range(5))
+
+
+def compile_all(lowered: dict[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, jax.stages.Compiled]:
+    """Side by side: XLA compiles on the cores that tracing leaves idle."""
+
+    def compiled(lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
+        return lower().compile()
+
+    with ThreadPoolExecutor() as pool:
+        waiting = {key: pool.submit(compiled, lower) for key, lower in lowered.items()}
+        return {key: future.result() for key, future in waiting.items()}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while a program runs. What it gives up of its arguments, its results take over."""
+
+    arguments: int
+    results: int  # beyond the arguments
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.results + self.temporaries
+
+
+def memory(program: jax.stages.Compiled) -> Memory:
+    # Not its peak_memory_in_bytes, which leaves the temporaries out on CPU.
+    analysis: Any = program.memory_analysis()
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return Memory(analysis.argument_size_in_bytes, results, analysis.temp_size_in_bytes)
 
 
 def write(path: str | None, result: dict[str, Any]) -> None:
+    """Moved into place when it is whole."""
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(result, indent=1) + "\n")
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.rename(file)
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    """Markdown, numbers to the right."""
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

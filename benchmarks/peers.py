@@ -1,5 +1,6 @@
 """The same shapes in Hugging Face transformers, eager and SDPA: what a user would otherwise run. Needs torch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,25 +26,19 @@ IN_MEMORY = (
 def hugging_face(
     module: VLMModule,
     params: dict[str, jax.Array],
-    prompts: tuple[np.ndarray, np.ndarray],
+    asked: tuple[np.ndarray, np.ndarray],
     new_tokens: tuple[int, ...],
-) -> dict[str, Callable[[], Any]]:
-    """Programs by name, on our weights: vision and prefill together, and whole answers, for both attentions."""
-    config, dtype = module.config, module.dtype.name
+) -> dict[str, dict[str, Callable[[], Any]]]:
+    """What is timed, by peer: the first token, and whole answers, on our weights."""
+    config, dtype = module.config, getattr(torch, module.dtype.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    ids = torch.tensor(prompts[0], device=device)
-    pixels = torch.tensor(prompts[1], device=device, dtype=getattr(torch, dtype))
-    described = hf_config(config, dtype)
-    programs: dict[str, Callable[[], Any]] = {}
-    for attention in ("eager", "sdpa"):
-        written = transformers.LlavaConfig(**{k: v for k, v in described.items() if k != "architectures"})
-        written._attn_implementation = attention
-        torch.manual_seed(0)
-        with torch.device(device):
-            net = transformers.LlavaForConditionalGeneration._from_config(written, dtype=getattr(torch, dtype)).eval()
-        _fill(net, module, params)
-        programs |= _programs(f"transformers {attention}", net, ids, pixels, new_tokens)
-    return programs
+    ids, pixels = torch.tensor(asked[0], device=device), torch.tensor(asked[1], device=device, dtype=dtype)
+    described = hf_config(config, module.dtype.name)
+    written = transformers.LlavaConfig(**{k: v for k, v in described.items() if k != "architectures"})
+    with torch.device(device):
+        net = transformers.LlavaForConditionalGeneration._from_config(written, dtype=dtype).eval()
+    _fill(net, module, params)
+    return {f"transformers {kind}": _programs(kind, net, ids, pixels, new_tokens) for kind in ("eager", "sdpa")}
 
 
 def _fill(net: Any, module: VLMModule, params: dict[str, jax.Array]) -> None:
@@ -54,38 +49,40 @@ def _fill(net: Any, module: VLMModule, params: dict[str, jax.Array]) -> None:
         for before, after in IN_MEMORY:
             key = after + key.removeprefix(before) if key.startswith(before) else key
         array = tensor.load().T if is_transposed(name) else tensor.load()
-        bits = np.ascontiguousarray(array).view(np.int16 if array.itemsize == 2 else np.int32)
+        bits = np.array(array, order="C").view(np.int16 if array.itemsize == 2 else np.int32)
         held[key].copy_(torch.from_numpy(bits).view(held[key].dtype).reshape(held[key].shape))
 
 
 def _programs(
-    name: str, net: Any, ids: torch.Tensor, pixels: torch.Tensor, new_tokens: tuple[int, ...]
+    attention: str, net: Any, ids: torch.Tensor, pixels: torch.Tensor, new_tokens: tuple[int, ...]
 ) -> dict[str, Callable[[], Any]]:
-    def wait() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    """One net serves both attentions, because two of 7B would not fit beside ours."""
 
     @torch.inference_mode()
     def prefill() -> None:
+        net.set_attn_implementation(attention)
         net(input_ids=ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
-        wait()
+        _wait()
 
-    def answer(room: int) -> Callable[[], None]:
-        @torch.inference_mode()
-        def run() -> None:
-            net.generate(
-                input_ids=ids,
-                pixel_values=pixels,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=room,
-                min_new_tokens=room,
-                eos_token_id=None,
-                pad_token_id=0,
-                use_cache=True,
-            )
-            wait()
+    @torch.inference_mode()
+    def answer(room: int) -> None:
+        net.set_attn_implementation(attention)
+        net.generate(
+            input_ids=ids,
+            pixel_values=pixels,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=room,
+            min_new_tokens=room,
+            eos_token_id=None,
+            pad_token_id=0,
+            use_cache=True,
+        )
+        _wait()
 
-        return run
+    return {"prefill": prefill} | {f"answer {room}": functools.partial(answer, room) for room in new_tokens}
 
-    return {f"{name}|prefill": prefill} | {f"{name}|answer {room}": answer(room) for room in new_tokens}
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

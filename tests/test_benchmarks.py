@@ -1,0 +1,94 @@
+"""Each benchmark from end to end on a model that takes no time, its report, and what a benchmark may import."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import inference, machine, training
+from benchmarks.report import report
+from benchmarks.shapes import small
+from tests.test_imports import BLOCKED
+
+MODEL = small(256, layers=4, vision_layers=2, image_size=28)
+QUICK = {"config": MODEL, "repeats": 1, "peak_size": 64, "bandwidth_size": 64}
+
+
+def learning(stage):
+    return replace(training.PRESETS["cpu"], **QUICK, stages=(replace(stage, text=40, rows=2),))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    answering = replace(inference.PRESETS["cpu"], **QUICK, registers=(8,), layers=(), new_tokens=(2, 3))
+    machine.write(str(folder / "inference.json"), inference.run("tiny", answering, against=None))
+    machine.write(str(folder / "training.json"), training.run("tiny", learning(training.PRESETS["cpu"].stages[1])))
+    return folder
+
+
+def test_a_result_says_where_it_comes_from(results):
+    for file in results.glob("*.json"):
+        result = json.loads(file.read_text())
+        assert {"date", "device", "versions", "revision"} <= set(result["machine"])
+        assert result["peak"] > 0
+        assert result["bandwidth"] > 0
+
+
+def test_inference_times_every_part_of_full_and_victor(results):
+    result = json.loads((results / "inference.json").read_text())
+    full, victor = result["records"]
+    assert (full["name"], victor["name"]) == ("full", "victor:registers=8,layer=3")
+    assert full["lengths"] == [72]  # 64 words and 4 visual tokens, in whole eights
+    assert victor["lengths"] == [80, 72]
+    for record in (full, victor):
+        assert set(record["seconds"]) == {"vision", "prefill", "answer 2", "answer 3"}
+        assert min(record["seconds"].values()) > 0
+        assert record["memory"] > record["cache_bytes_per_image"]
+
+
+def test_training_times_the_step_and_accounts_for_memory(results):
+    records = json.loads((results / "training.json").read_text())["records"]
+    assert [record["name"] for record in records] == list(training.SPECS)
+    for record in records:
+        assert record["seconds"] > 0
+        assert record["compile_seconds"] > 0
+        assert record["model_flops"] < record["flops"]
+        held = record["memory"]
+        assert held["frozen"] < held["trained"]
+        assert held["temporaries"] > held["trained"]  # gradients among them
+        assert 2 * held["trained"] <= held["optimizer"] < 2.1 * held["trained"]  # two moments
+
+
+def test_adapters_leave_the_tower_frozen():
+    preset = learning(*training.PRESETS["7b-lora"].stages)
+    running, record = training.start(preset, *preset.stages, "full")
+    assert jnp.isfinite(running())
+    assert record["memory"]["trained"] < record["memory"]["frozen"]
+
+
+def test_the_report_draws_every_result(results):
+    text = report(results)
+    for name in ("inference-speedup", "inference-split", "training-steps"):
+        assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"({name}.png)" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 4
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1  # as many cells in every row
+
+
+@pytest.mark.parametrize("module", ["inference", "training", "report"])
+def test_a_benchmark_imports_the_model_code_alone(module):
+    blocked = [name for name in BLOCKED if name != "PIL" or module != "report"]  # matplotlib needs it
+    block = "".join(f"sys.modules[{name!r}] = None; " for name in blocked)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {block}import benchmarks.{module}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
