@@ -63,10 +63,15 @@ def heading(result: dict[str, Any]) -> str:
     """One paragraph on where a result comes from."""
     where = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return (
+    line = (
         f"{where['date']}, revision {where['revision']}, {where['device']} ({where['processor']}, {where['cores']} "
-        f"cores), Python {where['python']}, {versions}; measured in {result['dtype']}: matrix peak "
-        f"{result['peak'] / 1e12:.3f} TFLOP/s, bandwidth {result['bandwidth'] / 1e9:.1f} GB/s"
+        f"cores), Python {where['python']}, {versions}"
+    )
+    if "peak" not in result:
+        return line
+    return (
+        f"{line}; measured in {result['dtype']}: matrix peak {result['peak'] / 1e12:.3f} TFLOP/s, bandwidth "
+        f"{result['bandwidth'] / 1e9:.1f} GB/s"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import inference, machine, training
+from benchmarks import inference, machine, startup, training
 from benchmarks.report import report
 from benchmarks.shapes import small
 from tests.test_imports import BLOCKED
@@ -27,6 +27,7 @@ def results(tmp_path_factory):
     answering = replace(inference.PRESETS["cpu"], **QUICK, registers=(8,), layers=(), new_tokens=(2, 3))
     machine.write(str(folder / "inference.json"), inference.run("tiny", answering, against=None))
     machine.write(str(folder / "training.json"), training.run("tiny", learning(training.PRESETS["cpu"].stages[1])))
+    machine.write(str(folder / "startup.json"), startup.run(MODEL))
     return folder
 
 
@@ -34,6 +35,8 @@ def test_a_result_says_where_it_comes_from(results):
     for file in results.glob("*.json"):
         result = json.loads(file.read_text())
         assert {"date", "device", "versions", "revision"} <= set(result["machine"])
+        if result["benchmark"] == "startup":
+            continue
         assert result["peak"] > 0
         assert result["bandwidth"] > 0
 
@@ -63,6 +66,15 @@ def test_training_times_the_step_and_accounts_for_memory(results):
         assert 2 * held["trained"] <= held["optimizer"] < 2.1 * held["trained"]  # two moments
 
 
+def test_the_second_answer_of_a_fresh_process_compiles_nothing(results):
+    result = json.loads((results / "startup.json").read_text())
+    assert [record["cache"] for record in result["records"]] == ["empty", "warm"]
+    for record in result["records"]:
+        assert record["programs"]["first"] > 0
+        assert record["programs"]["second"] == 0
+        assert record["waited"] > record["seconds"]["load"] + record["seconds"]["first"]
+
+
 def test_adapters_leave_the_tower_frozen():
     preset = learning(*training.PRESETS["7b-lora"].stages)
     running, record = training.start(preset, *preset.stages, "full")
@@ -76,12 +88,12 @@ def test_the_report_draws_every_result(results):
         assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         assert len({line.count("|") for line in table}) == 1  # as many cells in every row
 
 
-@pytest.mark.parametrize("module", ["inference", "training", "report"])
+@pytest.mark.parametrize("module", ["inference", "training", "startup", "report"])
 def test_a_benchmark_imports_the_model_code_alone(module):
     blocked = [name for name in BLOCKED if name != "PIL" or module != "report"]  # matplotlib needs it
     block = "".join(f"sys.modules[{name!r}] = None; " for name in blocked)

@@ -83,7 +83,7 @@ def test_forward_equals_the_traced_module(spec):
     def run(params, sequence, pixels):
         return net.apply({"params": nest(params)}, sequence, pixels, None, lengths, TEXT)
 
-    counted = flops.forward(CONFIG, net.compression.plan, work(net, head=TEXT)).total.flops
+    counted = flops.forward(CONFIG, net.compression.plan, work(net, head=TEXT), causal="blocks").total.flops
     assert counted == traced(run, params(net), sequence, pixels)
 
 
@@ -99,7 +99,7 @@ def test_prefill_and_decode_equal_the_traced_module(spec):
         return net.apply({"params": nest(params)}, token, caches, jnp.int32(0), method=VLMModule.decode)
 
     plan = net.compression.plan
-    counted = flops.prefill(CONFIG, plan, work(net)).total.flops
+    counted = flops.prefill(CONFIG, plan, work(net), causal="blocks").total.flops
     assert counted == traced(prefill, params(net), sequence, pixels)
     _, caches = jax.eval_shape(prefill, params(net), sequence, pixels)
     counted = flops.decode(CONFIG, plan, ROWS, tuple(n + room for n in lengths)).total.flops
@@ -141,7 +141,8 @@ def test_grouped_heads_and_joined_feature_levels_are_counted():
     def run(params, sequence, pixels):
         return net.apply({"params": nest(params)}, sequence, pixels, None, (length,), TEXT)
 
-    counted = flops.forward(config, net.compression.plan, Work(ROWS, (length,), ROWS, TEXT)).total.flops
+    shape = Work(ROWS, (length,), ROWS, TEXT)
+    counted = flops.forward(config, net.compression.plan, shape, causal="blocks").total.flops
     assert counted == traced(run, params(net), Sequence(*[ints(ROWS, length)] * 3), pixels)
 
 
@@ -149,7 +150,7 @@ def step_cost(net, trained, rank, remat, images=1):
     training = Training(trained, net.compression.registers, remat, rank)
     lengths, *_ = shapes(net, images)
     batch = Work.of_loss(ROWS, lengths, ROWS * images, CHUNK)
-    return flops.training_step(CONFIG, net.compression.plan, batch, training)
+    return flops.training_step(CONFIG, net.compression.plan, batch, training, causal="blocks")
 
 
 def traced_gradient(net, trained, images=1):
@@ -216,6 +217,12 @@ def test_half_counts_the_triangle_only():
     plan, one = Plan((32,), ()), Work(1, (640,), 1, 1)
     full, half = (flops.forward(CONFIG, plan, one, causal=causal).stages[0].flops for causal in ("full", "half"))
     assert full - half == 32 * 4 * 4096 * (640 * 639 // 2)
+
+
+def test_blocks_count_the_rest_of_the_diagonal_blocks_too():
+    plan, one = Plan((32,), ()), Work(1, (640,), 1, 1)
+    blocks, half = (flops.forward(CONFIG, plan, one, causal=causal).stages[0].flops for causal in ("blocks", "half"))
+    assert blocks - half == 32 * 4 * 4096 * 5 * (128 * 127 // 2)
 
 
 def test_decode_reads_every_weight_and_every_cached_key():

@@ -81,7 +81,7 @@ def test_decode_logits_equal_a_full_pass(folders):
     ids, pixels = tiny.prompt(net.config, [5, 6]), tiny.pixels(net.config, 1)
     batch = vlm._batch(ids, pixels, None)
     logits, caches = vlm._run(prefill, batch, room=6)
-    assert [cache.keys.shape[2] for cache in caches] == [n + 6 for n in batch.lengths]
+    assert [cache.positions.shape[1] for cache in caches] == [n + 6 for n in batch.lengths]
     assert batch.lengths[1] < batch.lengths[0]
     grown = ids
     for step in range(6):

@@ -1,4 +1,4 @@
-"""The plain path against a slow float64 reference, splash against the plain path, and every error."""
+"""The plain path against a slow float64 reference and jax's own, splash against the plain path, and every error."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from victor_jax.errors import UserError
-from victor_jax.ops.attention import attention, check_implementation
+from victor_jax.ops.attention import BLOCKS, attend_cache, attention, causal_blocks, check_implementation
 
 BF16_EPS = 2.0**-7  # the distance from 1 to the next bfloat16; rounding to nearest is off by half of it
 
@@ -65,20 +65,65 @@ def test_xla_is_softmax_attention(N, K, causal, masked):
     np.testing.assert_allclose(out, reference(q, k, v, causal=causal, mask=mask), atol=1e-6, rtol=0)
 
 
-def test_xla_decodes_one_query_against_the_filled_part_of_a_cache():
-    q, k, v = qkv(1, 9, 4, 2, 16)
-    filled = np.array([5, 9])
-    mask = np.arange(9)[None, None] < filled[:, None, None]  # [B,1,S]
-    out = attention(q, k, v, causal=False, mask=jnp.asarray(mask))
-    np.testing.assert_allclose(out, reference(q, k, v, causal=False, mask=mask), atol=1e-6, rtol=0)
-    junk = jnp.where(mask[:, 0, :, None, None], k, 1e4)
-    np.testing.assert_array_equal(out, attention(q, junk, v, causal=False, mask=jnp.asarray(mask)))
+@pytest.mark.parametrize("masked", [True, False])
+def test_blocks_of_causal_queries_equal_jax(masked):
+    """Outputs and gradients, where the last block is shorter than the others."""
+    T = 300
+    arrays = qkv(T, T, 4, 2, 16)
+    weight = jnp.sin(jnp.arange(arrays[0].size, dtype=jnp.float32)).reshape(arrays[0].shape)
+    near = np.subtract.outer(np.arange(T), np.arange(T)) < 70  # a sliding window
+    mask = jnp.asarray(np.stack([near, near])) if masked else None
+
+    def jax_s(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None], is_causal=True)
+
+    def ours(q, k, v):
+        return attention(q, k, v, causal=True, mask=mask)
+
+    def with_gradients(f):
+        return jax.jit(lambda *a: (f(*a), jax.grad(lambda *a: (f(*a) * weight).sum(), (0, 1, 2))(*a)))(*arrays)
+
+    (out, gradients), (expected, expected_gradients) = with_gradients(ours), with_gradients(jax_s)
+    np.testing.assert_allclose(out, expected, atol=2e-6, rtol=0)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+
+
+def test_blocks_cover_every_query_once_and_stay_few():
+    for length in (1, 8, 128, 129, 720, 832, 1024, 1025, 4096, 5001):
+        blocks = causal_blocks(length)
+        assert [i for start, end in blocks for i in range(start, end)] == list(range(length))
+        assert len(blocks) <= BLOCKS
+    assert causal_blocks(128) == [(0, 128)]
+    assert causal_blocks(300) == [(0, 128), (128, 256), (256, 300)]
+
+
+@pytest.mark.parametrize(("N", "K"), [(2, 2), (4, 2), (4, 1)])
+def test_a_new_token_attends_to_the_filled_part_of_a_cache(N, K):
+    q, k, v = qkv(1, 9, N, K, 16)
+    filled = np.arange(9)[None] < np.array([[5], [9]])  # [B,S]
+
+    def attend(k):
+        return attend_cache(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), jnp.asarray(filled))
+
+    expected = reference(q, k, v, causal=False, mask=filled[:, None])
+    np.testing.assert_allclose(attend(k), expected, atol=1e-6, rtol=0)
+    junk = jnp.where(filled[:, :, None, None], k, 1e4)
+    np.testing.assert_array_equal(attend(k), attend(junk))
 
 
 def test_xla_without_any_key_is_the_mean_and_not_nan():
     q, k, v = qkv(1, 5, 2, 2, 16)
     out = attention(q, k, v, causal=False, mask=jnp.zeros((2, 1, 5), bool))
     np.testing.assert_allclose(out[:, 0], v.mean(1), atol=1e-6, rtol=0)
+
+
+def test_a_query_without_any_key_leaves_gradients_finite():
+    arrays, mask = qkv(5, 5, 2, 2, 16), jnp.zeros((2, 5, 5), bool)
+    for causal in (True, False):
+        grads = jax.jit(jax.grad(lambda *a, c=causal: attention(*a, causal=c, mask=mask).sum(), (0, 1, 2)))(*arrays)
+        for grad in grads:
+            assert jnp.isfinite(grad).all()
 
 
 @pytest.mark.parametrize("implementation", ["xla", "splash_interpret"])

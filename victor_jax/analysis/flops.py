@@ -4,8 +4,9 @@ What is counted:
 
 * FLOPs of matrix products, two for each multiplication with its addition. Norms, softmax, RoPE, activation functions
   and gathers are left out: together they stay far below 1 % at these widths.
-* Causal attention in full, query times key, as kernels without block skipping compute it; `causal="half"` counts the
-  triangle with its diagonal instead. A sliding window is counted like full attention.
+* Causal attention in full, query times key, whatever a kernel skips; `causal="blocks"` counts what our "xla" attention
+  computes (half, and the rest of the blocks on the diagonal), `causal="half"` the triangle with its diagonal, the least
+  that any kernel must compute. A sliding window is counted like full attention.
 * Bytes that must cross the device's memory at the least: each weight once per pass, caches as they are written and
   read, what the backward pass finds stored, gradients and optimizer state. All devices together.
 * Recomputation in the backward pass belongs to the total, and stands apart as well: leave it out for the share of
@@ -18,8 +19,9 @@ from typing import Literal
 
 from victor_jax.compression.plan import Plan
 from victor_jax.models.config import VisionConfig, VLMConfig
+from victor_jax.ops.attention import causal_blocks
 
-Causal = Literal["full", "half"]
+Causal = Literal["full", "blocks", "half"]
 Remat = Literal["none", "full", "dots"]
 
 
@@ -260,7 +262,11 @@ def _patch(v: VisionConfig) -> _Linear:
 
 def _attention(config: VLMConfig, rows: int, length: int, causal: Causal) -> int:
     """Scores and weighted values of one language layer."""
-    pairs = length * length if causal == "full" else length * (length + 1) // 2
+    pairs = {
+        "full": length * length,
+        "blocks": sum((end - start) * end for start, end in causal_blocks(length)),
+        "half": length * (length + 1) // 2,
+    }[causal]
     return 4 * rows * pairs * config.language.heads * config.language.head_dim
 
 
@@ -295,11 +301,10 @@ def _backward(config: VLMConfig, training: Training, rows: int, length: int, cau
 def _recomputed(config: VLMConfig, training: Training, rows: int, length: int, causal: Causal) -> int:
     """Of one language layer. What only the layer's output needs is not computed again."""
     attention = _attention(config, rows, length, causal)
-    learns = "language" in training.trained or training.lora_rank > 0
     if training.remat == "none":
         return 0
-    if training.remat == "dots":  # products of weights are stored; without learning, nobody asks for o's input
-        return attention if learns else attention // 2
+    if training.remat == "dots":  # products of weights are stored
+        return attention
     *inner, down = _linears(config)
     again = sum(x.size + x.low_rank(training.lora_rank) for x in inner) + down.inputs * training.lora_rank
     return 2 * rows * length * again + attention

@@ -12,7 +12,7 @@ from victor_jax.compression import cut
 from victor_jax.compression.plan import Kind, Plan
 from victor_jax.models.config import LanguageConfig
 from victor_jax.models.layers import Dense, Lora, RMSNorm
-from victor_jax.ops.attention import Implementation, attention
+from victor_jax.ops.attention import Implementation, attend_cache, attention
 from victor_jax.ops.rope import inverse_frequencies, rotate, rotation
 from victor_jax.sharding.activations import over_rows
 
@@ -27,10 +27,13 @@ EMPTY = -1  # the position of a cache slot that holds nothing
 
 @flax.struct.dataclass
 class StageCache:
-    """What the layers of one stage remember. Slots: the stage's length in prefill, then room for new tokens."""
+    """What the layers of one stage remember. Slots: the stage's length in prefill, then room for new tokens.
 
-    keys: jax.Array  # [L, B, S, K, H]
-    values: jax.Array  # [L, B, S, K, H]
+    Keys and values lie as the products of a new token read them, since it reads all and writes one slot.
+    """
+
+    keys: jax.Array  # [L, B, K, H, S]
+    values: jax.Array  # [L, B, K, S, H]
     positions: jax.Array  # int32 [B, S], EMPTY where nothing stands
     prefilled: int = flax.struct.field(pytree_node=False)  # slots before the first new token
 
@@ -41,7 +44,8 @@ class View:
 
     cosine: jax.Array  # float32 [B, T, 1, H / 2]
     sine: jax.Array
-    mask: jax.Array | None  # bool [B, T, S]; None: causality says it all, since padding stands to the right
+    # bool [B, T, S] of a full pass (None: causality says it all, since padding stands to the right); [B, S] of decoding
+    mask: jax.Array | None
     slot: jax.Array | None  # decode: the cache slot of the new token; None: a full pass
 
 
@@ -72,8 +76,9 @@ class LanguageAttention(nn.Module):
             y = attention(q, k, v, causal=True, mask=view.mask, implementation=self.implementation)
         else:
             assert memory is not None, "decoding needs a cache"
-            k, v = (jax.lax.dynamic_index_in_dim(m, layer, keepdims=False) for m in memory)
-            y = attention(q, k, v, causal=False, mask=view.mask)
+            assert view.mask is not None, "decoding needs to know which slots are filled"
+            keys, values = (jax.lax.dynamic_index_in_dim(m, layer, keepdims=False) for m in memory)
+            y = attend_cache(q, keys, values, view.mask)
         y = y.reshape(*x.shape[:2], c.heads * c.head_dim)
         return Dense(c.width, False, self.dtype, self.lora, name="o")(y), memory
 
@@ -82,11 +87,12 @@ def remember(memory: Memory, layer: jax.Array, slot: jax.Array | None, k: jax.Ar
     """The memory with k and v [B, T, K, H] of `layer` written from `slot` on, in place once compiled."""
     if memory is None:
         return None
-    start = (layer, 0, 0 if slot is None else slot, 0, 0)
-    keys, values = (
-        jax.lax.dynamic_update_slice(m, new[None].astype(m.dtype), start) for m, new in zip(memory, (k, v), strict=True)
+    (keys, values), slot = memory, jnp.int32(0) if slot is None else slot
+    k, v = k.transpose(0, 2, 3, 1)[None], v.transpose(0, 2, 1, 3)[None]
+    return (
+        jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), (layer, 0, 0, 0, slot)),
+        jax.lax.dynamic_update_slice(values, v.astype(values.dtype), (layer, 0, 0, slot, 0)),
     )
-    return keys, values
 
 
 class LanguageMLP(nn.Module):
@@ -183,7 +189,7 @@ class LanguageTower(nn.Module):
             position = cache.positions.max(axis=1, keepdims=True) + 1
             seen = jax.lax.dynamic_update_slice(cache.positions, position, (0, slot))
             mask = (seen != EMPTY) & self._in_window(position, seen)
-            view = View(*self._rotation(position), mask=mask[:, None, :], slot=slot)
+            view = View(*self._rotation(position), mask=mask, slot=slot)
             x, memory = self._run(i, x, (cache.keys, cache.values), view)
             assert memory is not None
             grown.append(replace(cache, keys=memory[0], values=memory[1], positions=seen))
@@ -224,7 +230,9 @@ class LanguageTower(nn.Module):
 
     def _empty_cache(self, stage: int, stream: cut.Stream, room: int) -> StageCache:
         c, (rows, length) = self.config, stream.kinds.shape
-        shape = (self.plan.stages[stage], rows, length + room, c.kv_heads, c.head_dim)
+        heads = (self.plan.stages[stage], rows, c.kv_heads)
+        keys = jnp.zeros((*heads, c.head_dim, length + room), self.dtype)
+        values = jnp.zeros((*heads, length + room, c.head_dim), self.dtype)
         stand = jnp.where(stream.kinds == Kind.PADDING, EMPTY, stream.positions)
         stand = jnp.pad(stand, ((0, 0), (0, room)), constant_values=EMPTY)
-        return StageCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), stand, prefilled=length)
+        return StageCache(keys, values, stand, prefilled=length)

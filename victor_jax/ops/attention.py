@@ -1,9 +1,9 @@
-"""Softmax attention: one entry point, and the kernels that may stand behind it.
+"""Softmax attention: one entry point for full passes, one for decoding, and the kernels that may stand behind it.
 
 B batch, T queries, S keys, N query heads, K key heads (each serves N/K neighbouring query heads), H head dim.
 
 Every row is padded on the right, so causality alone keeps the padding out of prefill and training: no lengths
-and no segment ids there. Decoding has T == 1 against a cache of S positions; `mask` says which are filled.
+and no segment ids there. Decoding has one query against a cache of S slots, some of them empty: `attend_cache`.
 """
 
 from typing import Any, Literal, get_args
@@ -27,6 +27,8 @@ DTYPES = {
 }
 
 TILE = 128  # splash works on tiles of 128 queries and keys; any head dim compiles, 128 wastes nothing
+BLOCKS = 8  # of causal queries, see causal_blocks
+NOTHING = -1e30  # the score of a key that may not be seen; finite, so that a query without any key is no NaN
 BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 
 
@@ -56,15 +58,65 @@ def attention(
     """q [B,T,N,H], k and v [B,S,K,H] -> [B,T,N,H] in the dtype of q; the softmax is computed in float32.
 
     `mask` [B,T,S] is True where a query may attend, on top of `causal`; only "xla" takes one. A query that
-    may attend to nothing gets the mean of v, not NaN.
+    may attend to nothing gets a mean of v, not NaN.
     """
     _check_arguments(q, k, v, causal, mask, implementation)
     if implementation in ("splash", "splash_interpret"):
         return _splash(q, k, v, causal=causal, interpret=implementation == "splash_interpret")
-    # Named, because jax.nn takes None for "xla" and never chooses cuDNN by itself.
-    kernel: Literal["xla", "cudnn"] = "cudnn" if implementation == "cudnn" else "xla"
-    mask = None if mask is None else mask[:, None]  # [B,1,T,S]: the same for every head
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=kernel)
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+    if not causal:
+        return _plain(q, k, v, mask)
+    # Queries in blocks, each against the keys up to its end: what lies above the diagonal is hardly computed.
+    blocks = [
+        _plain(q[:, start:end], k[:, :end], v[:, :end], _visible(start, end, mask))
+        for start, end in causal_blocks(q.shape[1])
+    ]
+    return jnp.concatenate(blocks, axis=1)
+
+
+def attend_cache(q: Array, keys: Array, values: Array, filled: Array) -> Array:
+    """One query per row, q [B,1,N,H], against keys [B,K,H,S] and values [B,K,S,H] -> [B,1,N,H].
+
+    `filled` [B,S] is True where a slot may be attended to.
+    """
+    B, _, N, H = q.shape
+    K = keys.shape[1]
+    scores = jnp.einsum("BKGH,BKHS->BKGS", q.reshape(B, K, N // K, H), keys, preferred_element_type=jnp.float32)
+    weights, total = _softmax(scores, filled[:, None, None], H)
+    out = jnp.einsum("BKGS,BKSH->BKGH", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (out / total[..., None]).astype(q.dtype).reshape(q.shape)
+
+
+def causal_blocks(length: int) -> list[tuple[int, int]]:
+    """Where each block of queries starts and ends: at most BLOCKS of them, so that programs stay small."""
+    size = max(TILE, -(-length // (BLOCKS * TILE)) * TILE)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _visible(start: int, end: int, mask: Array | None) -> Array:
+    """bool [B,T,S] or [1,T,S]: which keys the queries from `start` to `end` may attend to."""
+    causal = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None]
+    return causal[None] if mask is None else causal[None] & mask[:, start:end, :end]
+
+
+def _plain(q: Array, k: Array, v: Array, visible: Array | None) -> Array:
+    """As the textbook has it, except that the values are added up before the softmax divides: S / H times fewer."""
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q.reshape(B, T, K, N // K, H), k, preferred_element_type=jnp.float32)
+    weights, total = _softmax(scores, None if visible is None else visible[:, None, None], H)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total.transpose(0, 3, 1, 2)[..., None]).astype(q.dtype).reshape(q.shape)
+
+
+def _softmax(scores: Array, visible: Array | None, head_dim: int) -> tuple[Array, Array]:
+    """float32 scores [...,S], not scaled yet -> the softmax's numerators [...,S] and their sum [...]."""
+    if visible is not None:
+        scores = jnp.where(visible, scores, NOTHING)
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # cancels out, and so does its gradient
+    weights = jnp.exp((scores - largest) * head_dim**-0.5)
+    return weights, weights.sum(axis=-1)
 
 
 def _check_arguments(q: Array, k: Array, v: Array, causal: bool, mask: Array | None, name: str) -> None:
