@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint soak
+.PHONY: setup test lint soak quickstart
 
 setup: $(VENV)/ready
 
@@ -27,6 +27,15 @@ lint: setup
 
 test: lint .transformers4/ready
 	$(BIN)/pytest --numprocesses 2 --dist loadscope
+
+# The whole story on real images: set up, train, evaluate, draw. Results are in quickstart/.
+.venv-quickstart/ready: requirements-quickstart.txt requirements.txt
+	$(PYTHON) -m venv .venv-quickstart
+	.venv-quickstart/bin/pip install --quiet --requirement requirements-quickstart.txt
+	touch $@
+
+quickstart: .venv-quickstart/ready
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv-quickstart/bin/python -m victor_jax.quickstart --out=quickstart
 
 # Kills a run at twenty random moments and compares its end with an undisturbed one: some minutes.
 soak: setup

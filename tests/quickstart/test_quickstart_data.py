@@ -1,0 +1,316 @@
+"""The quickstart's task is what it says: right answers, unseen test scans, the same files from the same seed; its text
+is spelt by its own tokenizer, and the tower that it starts from sees digits."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from transformers import AutoTokenizer
+
+import victor_jax
+from victor_jax.data.index import Reader
+from victor_jax.data.labels import IGNORE, IMAGE
+from victor_jax.data.records import open_records
+from victor_jax.data.templates import TEMPLATES
+from victor_jax.errors import UserError
+from victor_jax.evaluation.digits import DIGITS
+from victor_jax.quickstart import sight
+from victor_jax.quickstart.digits import ANGLES, EMPTY, KINDS, Task, compose, conversation, main, scans, write_digits
+
+SMALL = Task(train=24, test=10, seed=3)
+CROWDED = Task(fewest=8, most=12, train=400, test=100, seed=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("digits") / "data", SMALL)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    return {part: compose(CROWDED, part) for part in ("train", "test")}
+
+
+def places_of(canvas):
+    """Canvas as a reader of the picture would list it: "B3" -> the digit that stands there."""
+    return {
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[column] + str(row + 1): int(digit)
+        for row, line in enumerate(canvas.tolist())
+        for column, digit in enumerate(line)
+        if digit != EMPTY
+    }
+
+
+def answer_to(text, canvas):
+    """Kind and answer, from nothing but the words of the question and what stands on the canvas."""
+    stands = places_of(canvas)
+    if asked := re.fullmatch(r"Which digit is at ([A-Z]\d+)\?", text):
+        column, row = ord(asked[1][0]) - ord("A"), int(asked[1][1:]) - 1
+        assert column < canvas.shape[1]
+        assert row < canvas.shape[0]
+        return "place", str(stands.get(asked[1], "none"))
+    if asked := re.fullmatch(r"Where is (\d)\?", text):
+        (only,) = [where for where, digit in stands.items() if digit == int(asked[1])]
+        return "where", only
+    if asked := re.fullmatch(r"How often do you see (\d)\?", text):
+        return "count", str(list(stands.values()).count(int(asked[1])))
+    if text == "Which digit is the largest?":
+        return "largest", str(sorted(stands.values())[-1])
+    asked = re.fullmatch(r"Is (\d) left of (\d)\?", text)
+    (left,), (right,) = ([where for where, digit in stands.items() if digit == int(asked[n])] for n in (1, 2))
+    assert left[0] != right[0], "neither is left of the other"
+    return "left_of", "yes" if left[0] < right[0] else "no"
+
+
+def standardised(images):
+    flat = images.reshape(len(images), -1) - images.mean(axis=(1, 2))[:, None]
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def file_hashes(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# --- questions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(train=150, test=60, seed=1),
+        Task(grid=3, fewest=4, most=8, train=100, test=60),  # full but for one cell
+        Task(grid=12, cell=8, fewest=20, most=40, train=40, test=60, seed=2),  # rows of two figures
+    ],
+    ids=["default", "crowded", "large"],
+)
+def test_every_answer_is_right(task):
+    kinds, answers = set(), set()
+    for number, canvas in enumerate(compose(task, "train").digits):
+        questions = conversation(canvas, task, number)
+        assert len({question.text for question in questions}) == len(questions), "a question is asked twice"
+        for kind, text, answer in questions:
+            assert answer_to(text, canvas) == (kind, answer), (text, canvas)
+            kinds.add(kind)
+            answers.add(answer)
+    assert kinds == set(KINDS)
+    assert {"yes", "no", "none", "0", "2"} <= answers
+
+
+def test_training_rows_belong_to_their_images(folder):
+    canvases = compose(SMALL, "train")
+    rows, captions = (json.loads((folder / name).read_text()) for name in ("train.json", "captions.json"))
+    assert len(rows) == len(captions) == SMALL.train
+    for number, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+        shown = np.asarray(Image.open(folder / "train" / row["image"]))
+        np.testing.assert_array_equal(shown, canvases.pixels[number])
+        texts = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
+        assert len(texts) == 2 * SMALL.turns
+        for text, answer in zip(texts[::2], texts[1::2], strict=True):
+            assert answer_to(text, canvases.digits[number])[1] == answer
+        assert caption["image"] == row["image"]
+        words = caption["conversations"][1]["value"].split()
+        said = {where: int(digit) for where, digit in zip(words[::2], words[1::2], strict=True)}
+        assert said == places_of(canvases.digits[number])
+
+
+def test_the_benchmark_reads_right_answers_of_every_kind_equally_often(folder):
+    canvases = compose(SMALL, "test")
+    questions = DIGITS.read(folder / "questions.jsonl")
+    lines = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    assert len(questions) == len(lines) == SMALL.test * SMALL.asked
+    for question, line in zip(questions, lines, strict=True):
+        canvas = canvases.digits[int(line["image"].removesuffix(".png"))]
+        assert answer_to(line["text"], canvas) == (line["category"], line["answer"])
+        assert (folder / "test" / line["image"]).exists()
+        assert DIGITS.judge(question, f" {line['answer'].upper()}. ")
+        assert not DIGITS.judge(question, line["answer"] + "1")
+    counts = [sum(line["category"] == kind for line in lines) for kind in KINDS]
+    assert counts == [SMALL.test] * len(KINDS)
+
+
+def test_only_the_kinds_asked_for_come_up(tmp_path):
+    assert main([str(tmp_path / "data"), "--train=4", "--test=2", "--kinds", "where", "count"]) == 0
+    lines = (tmp_path / "data" / "questions.jsonl").read_text().splitlines()
+    assert {json.loads(line)["category"] for line in lines} == {"where", "count"}
+
+
+# --- the split, the seed, the folder --------------------------------------------------------------------------------
+
+
+def test_every_scan_is_in_one_part_alone():
+    of_part = {}
+    for part in ("train", "test"):
+        inks, classes = scans(part, SMALL)
+        upright = inks[:, ANGLES.index(0) if part == "train" else 0]
+        of_part[part] = {ink.tobytes() for ink in upright}
+        assert len(of_part[part]) == len(classes)
+        assert set(classes) == set(range(10))
+    assert len(of_part["train"]) + len(of_part["test"]) == len(load_digits().images)
+    assert not of_part["train"] & of_part["test"]
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_canvases_show_scans_of_their_part(part, crowded):
+    """Whichever scan correlates best with a cell. The vision tower's canvases share the split of the task's."""
+    of_part = {one: standardised(scans(one, SMALL)[0].reshape(-1, 14, 14)) for one in ("train", "test")}
+    own, other = of_part.pop(part), *of_part.values()
+    for canvases in (compose(SMALL, part), crowded[part]):
+        for pixels, digits in zip(canvases.pixels[:10], canvases.digits, strict=False):
+            cells = pixels.reshape(4, 16, 4, 16).swapaxes(1, 2)[digits != EMPTY].astype(np.float32)
+            windows = np.lib.stride_tricks.sliding_window_view(cells, (14, 14), axis=(1, 2))
+            shown = standardised(windows.reshape(-1, 14, 14))
+            likeness, unlike = ((shown @ known.T).reshape(len(cells), -1).max(axis=1) for known in (own, other))
+            assert (likeness > 0.97).all()
+            assert (likeness > unlike).all()
+
+
+def test_the_seed_decides_every_byte(folder, tmp_path):
+    again = write_digits(tmp_path / "again", SMALL)
+    assert file_hashes(again) == file_hashes(folder)
+    other = file_hashes(write_digits(tmp_path / "other", Task(train=24, test=10, seed=4)))
+    same = {name for name, value in file_hashes(folder).items() if other[name] == value}
+    assert not {name for name in same if not name.startswith("tokenizer/")}
+
+
+def test_a_whole_folder_is_kept_and_another_task_refused(tmp_path, capsys):
+    data = tmp_path / "data"
+    command = [str(data), "--train=4", "--test=2"]
+    assert main(command) == 0
+    stamps = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == stamps
+    capsys.readouterr()
+    assert main([*command, "--seed=1"]) == 2
+    assert capsys.readouterr().err == f"error: {data} holds another task: remove it, or choose another folder\n"
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == stamps
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        write_digits(tmp_path, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"kinds": ("place", "colour")}, "unknown kind of question 'colour': known are place, where"),
+        ({"kinds": ()}, "kinds is empty"),
+        ({"grid": 2, "fewest": 4, "most": 4}, "grid=2 must be 3 to 26"),
+        ({"grid": 27}, "grid=27 must be 3 to 26"),
+        ({"cell": 7}, "cell=7 at least 8"),
+        ({"fewest": 3}, "fewest=3 digits must be 4 to"),
+        ({"fewest": 6, "most": 5}, "most=5 no fewer"),
+        ({"most": 16}, "most=16 no fewer and leave one of 16 cells free"),
+        ({"grid": 12, "fewest": 72, "most": 108}, "fewest=72 digits must be 4 to 24"),  # would be drawn for ever
+        ({"train": 0}, "train=0 must be at least 1"),
+        ({"asked": 0}, "asked=0 must be at least 1"),
+    ],
+)
+def test_an_impossible_task_is_one_clear_error(wrong, words):
+    with pytest.raises(UserError, match=words):
+        Task(**wrong)
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0",
+        "1234567890",
+        "A1 7 D4 0 Z26 none",
+        "Which digit is at C3?",
+        "  two  spaces, a tab\tand\n\na line: ",
+        "ünïcode \u2013 東京 🦉 \u200d é",
+        "USER: who? ASSISTANT: I.",
+        "user:USER:  :..12:A1",
+        "",
+    ],
+)
+def test_any_text_comes_back_from_its_tokens(tokenizer, text):
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+
+
+def test_answers_of_the_benchmark_are_one_token_each(folder, tokenizer):
+    for line in (folder / "questions.jsonl").read_text().splitlines():
+        ids = tokenizer(f" {json.loads(line)['answer']}", add_special_tokens=False).input_ids
+        assert len(ids) == 1, line
+
+
+def test_rows_train_the_answers_and_their_ends(folder, tokenizer):
+    """Our own reader takes every row; each answer is one token, and nothing else but its end is learnt."""
+    reader = Reader(open_records(folder / "train.json"), TEMPLATES["vicuna_v1"], tokenizer, SMALL.grid**2, 2048)
+    assert len(reader) == SMALL.train
+    for number in range(len(reader)):
+        example = reader[number]
+        turns = reader.records[number]["conversations"]
+        assert example.images == (reader.records[number]["image"],)
+        assert (example.input_ids == IMAGE).sum() == 1
+        learnt = example.targets[example.targets != IGNORE].tolist()
+        answers, ends = learnt[::2], learnt[1::2]
+        assert [tokenizer.decode([answer]).strip() for answer in answers] == [turn["value"] for turn in turns[1::2]]
+        assert ends == [tokenizer.eos_token_id] * len(answers)
+        assert tokenizer.unk_token_id not in example.input_ids
+
+
+def test_captions_train_every_digit(folder, tokenizer):
+    reader = Reader(open_records(folder / "captions.json"), TEMPLATES["plain"], tokenizer, SMALL.grid**2, 2048)
+    for number in range(len(reader)):
+        targets = reader[number].targets
+        said = tokenizer.decode(targets[targets != IGNORE].tolist())
+        assert said == reader.records[number]["conversations"][1]["value"] + "\n"
+
+
+# --- sight ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_few_steps_give_sight_and_the_same_again(tokenizer, crowded):
+    """By chance a patch without sight names one digit in ten."""
+    config = sight.tiny(CROWDED, tokenizer)
+    drawn = sight.draw(config, CROWDED.seed)
+    seeing, known = sight.give_sight(config, drawn, crowded["train"], crowded["test"], CROWDED.seed, steps=25)
+    again, known_again = sight.give_sight(config, drawn, crowded["train"], crowded["test"], CROWDED.seed, steps=25)
+    assert known > 0.4
+    assert known_again == known
+    assert all(name.startswith("vision/") for name in seeing)
+    assert set(seeing) == set(again) <= set(drawn)
+    for name, tensor in seeing.items():
+        np.testing.assert_array_equal(tensor.load(), again[name].load(), strict=True)
+
+
+def test_the_seed_draws_the_model(tokenizer):
+    config = sight.tiny(SMALL, tokenizer)
+    one, same, other = (sight.draw(config, seed) for seed in (0, 0, 1))
+    assert all((tensor.load() == same[name].load()).all() for name, tensor in one.items())
+    kernels = [name for name in one if name.endswith(("kernel", "embedding"))]
+    assert all((one[name].load() != other[name].load()).any() for name in kernels)
+
+
+def test_the_start_is_a_checkpoint_that_answers(folder, tmp_path):
+    """It holds the tower that was trained and the task's tokenizer; untrained as it is, it may say anything."""
+    sight.write_start(tmp_path / "start", folder / "tokenizer", SMALL, steps=2)
+    model = victor_jax.load(tmp_path / "start", dtype="float32")
+    drawn = sight.draw(sight.tiny(SMALL, AutoTokenizer.from_pretrained(folder / "tokenizer")), SMALL.seed)
+    assert model.config.vision.patches == SMALL.grid**2
+    np.testing.assert_array_equal(
+        model.params["projector/linear_1/kernel"], drawn["projector/linear_1/kernel"].load(), strict=True
+    )
+    assert (np.asarray(model.params["vision/position_embedding"]) != drawn["vision/position_embedding"].load()).any()
+    (answer,) = model.generate(["Where is 3?"], [folder / "test" / "000000.png"], max_new_tokens=2)
+    assert isinstance(answer, str)

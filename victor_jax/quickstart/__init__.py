@@ -1,0 +1,1 @@
+"""The whole story in small: real images, minutes on two cores."""

@@ -1,0 +1,199 @@
+"""Stage 0 of the quickstart: what real users bring, in small. A vision tower that knows digits when it sees them, and
+a language tower of random weights.
+
+As CLIP learns to put an image near its text, this tower learns to put each patch near a code: one for the digit that
+the patch shows, plus one for its place. The codes are drawn from a seed and thrown away afterwards, as CLIP's text
+tower is. The result is a checkpoint folder like any other.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from victor_jax.compression.full import full
+from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
+from victor_jax.models.vision import VisionTower
+from victor_jax.models.vlm import VLMModule, abstract_params
+from victor_jax.ops.images import normalise
+from victor_jax.ops.rope import Rope
+from victor_jax.quickstart.digits import CROWDED, EMPTY, Canvases, Task, compose, read_task
+from victor_jax.training.optimizer import schedule
+from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
+from victor_jax.weights.names import flatten, nest
+from victor_jax.weights.place import gather, layers_of
+from victor_jax.weights.tensors import Tensor, from_array
+from victor_jax.weights.write import write_checkpoint
+
+BATCH, RATE, WARMUP = 64, 3e-3, 0.1
+STEPS, CANVASES = 1000, 4000
+CLASSES, NOTHING = 11, 0  # of patches: those without a digit, then a class for each digit
+PLACE = 0.5  # how much of a code is place, how much digit
+SHARP = 4.0  # of the choice between codes
+PATCH_GAIN = 3.0  # a projected patch weighs about as much as a word
+
+
+def tiny(task: Task, tokenizer: Any) -> VLMConfig:
+    """LLaVA's architecture in small, with a patch for each cell."""
+    vision = VisionConfig(
+        width=64,
+        mlp_width=256,
+        depth=2,
+        heads=4,
+        image_size=task.size,
+        patch_size=task.cell,
+        activation="quick_gelu",
+        norm_eps=1e-5,
+    )
+    language = LanguageConfig(
+        family="llama",
+        width=96,
+        mlp_width=192,
+        depth=4,
+        heads=4,
+        kv_heads=4,
+        head_dim=24,
+        vocabulary=len(tokenizer),
+        norm_eps=1e-5,
+        rope=Rope(10000.0),
+        qkv_bias=False,
+        tied_embeddings=False,
+        sliding_window=None,
+        max_positions=4096,
+    )
+    return VLMConfig(
+        vision=vision,
+        projector=ProjectorConfig("mlp", bias=True),
+        language=language,
+        feature_levels=(vision.depth,),
+        keep_class_token=False,
+        image_token=len(tokenizer),  # the writer gives it a row of its own
+        pad_token=tokenizer.pad_token_id,
+        end_tokens=(tokenizer.eos_token_id,),
+    )
+
+
+def write_start(folder: Path, tokenizer_folder: Path, task: Task, steps: int = STEPS) -> float:
+    """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows."""
+    from transformers import AutoTokenizer
+
+    config = tiny(task, AutoTokenizer.from_pretrained(tokenizer_folder))
+    cells = task.grid**2
+    crowded = replace(task, fewest=min(cells // 2, CROWDED), most=min(cells * 3 // 4, CROWDED), train=CANVASES)
+    drawn = draw(config, task.seed)
+    seen, knows = give_sight(config, drawn, compose(crowded, "train"), compose(crowded, "test"), task.seed, steps)
+    write_checkpoint(Checkpoint("drawn", tokenizer_folder, config, drawn | seen), folder, "hf", lambda _: None)
+    return knows
+
+
+def draw(config: VLMConfig, seed: int) -> dict[str, Tensor]:
+    """A whole model of random weights that keep the variance of what they carry: it is small, and must learn fast."""
+    rng = np.random.default_rng((seed, 5))
+    tensors = {}
+    for name, shape in expected_shapes(config).items():
+        if name.endswith("scale"):
+            array = np.ones(shape)
+        elif name.endswith("bias"):
+            array = np.zeros(shape)
+        else:
+            is_table = name.endswith("embedding")
+            array = rng.normal(0, 0.5 if is_table else shape[0] ** -0.5, shape)
+            if name.endswith(("o/kernel", "down/kernel")):
+                array /= (2 * config.language.depth) ** 0.5
+        if name == "projector/linear_2/kernel":
+            array = PATCH_GAIN * (array - array.mean(axis=0))  # what GELU adds to all patches alike is taken off
+        tensors[name] = from_array(array.astype(np.float32))
+    return tensors
+
+
+def give_sight(
+    config: VLMConfig, drawn: dict[str, Tensor], train: Canvases, test: Canvases, seed: int, steps: int = STEPS
+) -> tuple[dict[str, Tensor], float]:
+    """The vision tower's tensors after `steps` batches, and the share of unseen digits that its patches name."""
+    module = VLMModule(config, full(config.language.depth))
+    tower = VisionTower(config.vision, config.feature_levels, config.keep_class_token, jnp.float32, "xla")
+    paths = [path for path in flatten(abstract_params(module)) if path.startswith("vision/")]
+    params = {path: jnp.asarray(gather(path, drawn, module, np.dtype(np.float32)).load()) for path in paths}
+    codes = draw_codes(config, seed)
+    optimizer = optax.adam(schedule(RATE, steps, WARMUP))
+
+    def distances(params: dict[str, jax.Array], pixels: jax.Array) -> jax.Array:
+        """uint8 [B, size, size] -> [B, P, classes]: how far each patch is from each code of its place."""
+        colours = normalise(jnp.broadcast_to(pixels[:, None], (len(pixels), 3, *pixels.shape[1:])))
+        seen: Any = tower.apply({"params": nest(params)["vision"]}, colours)
+        return ((seen[:, :, None] - codes[None]) ** 2).mean(axis=-1)
+
+    def loss(params: dict[str, jax.Array], pixels: jax.Array, labels: jax.Array) -> jax.Array:
+        far = distances(params, pixels)
+        off = jnp.take_along_axis(far, labels[..., None], axis=-1)[..., 0]
+        chosen = optax.softmax_cross_entropy_with_integer_labels(-SHARP * far, labels)
+        weight = jnp.where(labels == NOTHING, 0.1, 1.0)  # nothing is easily seen
+        return (weight * (off + chosen)).sum() / weight.sum()
+
+    @jax.jit
+    def step(params: dict[str, jax.Array], moments: Any, pixels: jax.Array, labels: jax.Array) -> Any:
+        value, grads = jax.value_and_grad(loss)(params, pixels, labels)
+        changes, moments = optimizer.update(grads, moments)
+        return optax.apply_updates(params, changes), moments, value
+
+    labels = patch_labels(train.digits, config)
+    moments = optimizer.init(params)
+    with tqdm(total=steps, desc="vision tower", unit=" steps") as bar:
+        for chosen in _batches(len(labels), steps, seed):
+            params, moments, value = step(params, moments, train.pixels[chosen], labels[chosen])
+            bar.update()
+            if bar.n % 50 == 0:
+                bar.set_postfix_str(f"loss {float(value):.3f}")
+    named = np.asarray(jax.jit(distances)(params, test.pixels).argmin(axis=-1))
+    wanted = patch_labels(test.digits, config)
+    right = (named == wanted)[wanted != NOTHING]
+    return layers_of({path: params[path] for path in paths}, module), float(right.mean())
+
+
+def draw_codes(config: VLMConfig, seed: int) -> jax.Array:
+    """[P, classes, width]: what a patch shows plus where it stands, by row and column; to show nothing adds nothing."""
+    which, rows, columns = jax.random.split(jax.random.key(seed), 3)
+    width = config.vision.width * len(config.feature_levels)
+    side = config.vision.image_size // config.vision.patch_size
+    digits = jax.random.normal(which, (CLASSES, width)).at[NOTHING].set(0.0)
+    row, column = (jax.random.normal(key, (side, width)) for key in (rows, columns))
+    row, column = (PLACE * (code - code.mean(axis=0, keepdims=True)) for code in (row, column))
+    return (row[:, None] + column[None]).reshape(-1, 1, width) + digits[None]
+
+
+def patch_labels(digits: np.ndarray, config: VLMConfig) -> np.ndarray:
+    """digits int [n, grid, grid] -> int32 [n, P]: the class of the cell that each patch's middle lies in."""
+    side = config.vision.image_size // config.vision.patch_size
+    cell = (2 * np.arange(side) + 1) * digits.shape[1] // (2 * side)
+    return (digits[:, cell][:, :, cell].reshape(len(digits), -1) + NOTHING - EMPTY).astype(np.int32)
+
+
+def _batches(rows: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+    rng, order = np.random.default_rng((seed, 6)), np.zeros(0, int)
+    for _ in range(steps):
+        if len(order) < BATCH:
+            order = rng.permutation(rows)
+        yield order[:BATCH]
+        order = order[BATCH:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m victor_jax.quickstart.sight", description="Stage 0 of the quickstart."
+    )
+    parser.add_argument("data", type=Path, help="what victor_jax.quickstart.digits wrote")
+    parser.add_argument("out", type=Path, help="the checkpoint folder to write")
+    given = parser.parse_args()
+    knows = write_start(given.out, given.data / "tokenizer", read_task(given.data))
+    print(f"It names {knows:.1%} of the digits that it never saw. The language tower is random.")
+
+
+if __name__ == "__main__":
+    main()
