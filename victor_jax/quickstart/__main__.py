@@ -168,6 +168,7 @@ def environment() -> dict[str, str]:
     """Large pages save a third of the time of such small programs on Linux."""
     paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     defaults = {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "HF_HUB_OFFLINE": "1"}
+    defaults["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that torch is missing: it is not wanted
     return defaults | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
 
 

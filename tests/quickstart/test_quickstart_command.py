@@ -1,0 +1,95 @@
+"""The quickstart's driver: what is done is not done again, what fails is told, what it shows is counted right."""
+
+import importlib
+
+import pytest
+
+from victor_jax.compression.spec import parse
+from victor_jax.errors import UserError
+from victor_jax.quickstart.__main__ import METHODS, Job, Runner, environment
+from victor_jax.quickstart.report import Row, as_table, draw, positions
+from victor_jax.training.settings import read
+
+
+def job(folder, name, code):
+    """`code` runs in the job's folder, and says that it is done by making the file `name`."""
+    marked = f"import os; os.chdir({str(folder)!r}); {code}; open({name!r}, 'w').close()"
+    return Job(name, ("-c", marked), folder / name, folder / "lines", 1)
+
+
+def test_jobs_run_in_order_and_once(tmp_path):
+    chain = [job(tmp_path, name, f"open('said', 'a').write({name!r})") for name in ("one", "two")]
+    for _ in range(2):
+        Runner(tmp_path / "logs").run([chain], lanes=1)
+    assert (tmp_path / "said").read_text() == "onetwo"
+
+
+def test_a_failure_is_told_with_its_last_line_and_its_log(tmp_path):
+    broken = job(tmp_path, "broken", "raise SystemExit('error: the image folder is gone')")
+    after = job(tmp_path, "after", "pass")
+    with pytest.raises(UserError) as error:
+        Runner(tmp_path / "logs").run([[broken, after]], lanes=1)
+    assert str(error.value) == (
+        f"broken failed: error: the image folder is gone (all of it is in {tmp_path / 'logs' / 'broken.log'})"
+    )
+    assert not after.done.exists()
+
+
+def test_what_runs_beside_a_failure_is_told_to_stop(tmp_path):
+    waits = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), exit(0)))"
+    beside = job(tmp_path, "beside", f"{waits}; open('ready', 'w').close(); time.sleep(60)")
+    begun = "import pathlib, time; [time.sleep(0.05) for _ in iter(pathlib.Path('ready').exists, True)]; exit(3)"
+    with pytest.raises(UserError, match="broken failed"):
+        Runner(tmp_path / "logs").run([[job(tmp_path, "broken", begun)], [beside]], lanes=2)
+    assert (tmp_path / "saved").exists()
+    assert not beside.done.exists()
+
+
+def test_a_user_may_choose_the_platform(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert environment()["JAX_PLATFORMS"] == "cpu"
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert environment()["JAX_PLATFORMS"] == "cuda"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_recipes_hold(method, stage):
+    config = importlib.import_module("configs.quickstart").get_config(f"{stage},{METHODS[method]}")
+    config.init_from, config.data.path = "somewhere", "rows.json"
+    settings = read(config)
+    assert settings.compression.split(":")[0] == method
+    assert ("language" in settings.trainable) == (stage == "finetune")
+
+
+def test_an_unknown_stage_is_an_error():
+    with pytest.raises(ValueError, match="'stage3' is no stage"):
+        importlib.import_module("configs.quickstart").get_config("stage3,full")
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ("full", (16, 16, 16, 16)),
+        ("victor:registers=2,layer=2", (18, 18, 2, 2)),
+        ("victor:registers=2,layer=4", (18, 18, 18, 18)),
+        ("vtw:layer=1", (16, 0, 0, 0)),
+    ],
+)
+def test_visual_positions_are_counted_by_layer(spec, wanted):
+    assert positions(parse(spec, 4), 16) == wanted
+
+
+def test_the_table_compares_with_full_and_with_the_floor(tmp_path):
+    def row(method, score, flops):
+        return Row(method, method, 0, (4, 4), flops, score, {"left_of": score}, 0.2, 12.3, 456.7)
+
+    rows = [row("full", 0.8, 300), row("vtw", 0.5, 200)]
+    table = as_table(rows).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells[0][:5] == ["method", "registers", "visual positions", "left of", "all"]
+    assert cells[0][5:] == ["of full", "above floor", "training", "images/s"]
+    assert cells[3] == ["vtw", "0", "4 4", "50.0%", "50.0%", "62.5%", "50.0%", "12 s", "457"]
+    assert cells[4][4:7] == ["20.0%", "25.0%", "0.0%"]
+    draw(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
