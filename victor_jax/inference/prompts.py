@@ -19,11 +19,10 @@ from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch
 from victor_jax.weights.checkpoint import Prompt
+from victor_jax.weights.tokenizer import FILES, has_tokenizer, open_tokenizer
 
 Picture = Image.Image | str | Path
 Pictures = Picture | Sequence[Picture] | None  # what goes with one prompt
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -163,22 +162,12 @@ def open_prompter(folder: Path, prompt: Prompt, config: VLMConfig) -> Prompter:
 
 
 def _open_tokenizer(folder: Path) -> Any:
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise UserError(
-            f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}), which prompts of text need: copy the files "
+            f"{folder} holds no tokenizer ({', '.join(FILES)}), which prompts of text need: copy the files "
             "of the language model's tokenizer there"
         )
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # it looks at config.json too, and wonders about a model type of ours
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer in {folder} cannot be read ({str(error).splitlines()[0]})") from None
-    finally:
-        logging.set_verbosity(told)
+    return open_tokenizer(folder)
 
 
 def open_picture(path: str | Path) -> Image.Image:

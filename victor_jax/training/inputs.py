@@ -21,8 +21,7 @@ from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.training.settings import Settings
 from victor_jax.training.setup import row_shares
-from victor_jax.weights.folder import read_json
-from victor_jax.weights.orbax_format import MODEL_TYPE
+from victor_jax.weights.tokenizer import open_tokenizer
 
 SAMPLE = "sample"  # as data.path: made up, for smoke tests
 TRIED = 16  # rows whose image is opened before the start, until one is there
@@ -117,24 +116,12 @@ def _check_images(reader: Reader, images: ImageSource, rows: np.ndarray) -> None
 
 
 def _open_tokenizer(folder: str, vocabulary: int) -> Any:
-    from transformers import AutoTokenizer, PreTrainedConfig
-
     if not Path(folder).is_dir():
         raise UserError(f"config.data.tokenizer: {folder} is no folder; give the folder of the model's tokenizer")
-    # transformers asks config.json for the kind of tokenizer and wonders at the name of our format, which says none.
-    kind = {"config": PreTrainedConfig()} if _is_ours(Path(folder)) else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **kind)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer could be read from {folder} ({str(error).splitlines()[0]})") from None
+    tokenizer = open_tokenizer(Path(folder))
     if tokenizer.vocab_size > vocabulary:
         raise UserError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model {vocabulary}: they do not belong "
             "together"
         )
     return tokenizer
-
-
-def _is_ours(folder: Path) -> bool:
-    file = folder / "config.json"
-    return file.exists() and read_json(file).get("model_type") == MODEL_TYPE

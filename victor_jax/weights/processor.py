@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from victor_jax.models.config import VLMConfig
+from victor_jax.weights.tokenizer import has_tokenizer, open_tokenizer
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"
@@ -19,11 +20,11 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 def tokenizer_with_image_token(source: Path) -> Any | None:
     """The source's tokenizer with `<image>` and a padding token; None where it has none."""
-    if not any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(source):
         return None
-    from transformers import AddedToken, AutoTokenizer
+    from transformers import AddedToken
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = open_tokenizer(source)
     tokenizer.add_tokens(AddedToken(IMAGE_TOKEN, special=True, normalized=False), special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
