@@ -6,12 +6,11 @@ with the settings that it was measured under.
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import victor_jax
-from victor_jax.errors import UserError
+from victor_jax.errors import exit_status
 from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.runner import open_task, report, run
 from victor_jax.training.cache import use_compile_cache
@@ -59,16 +58,15 @@ def parse(arguments: Sequence[str] | None) -> Any:
 
 def command_line() -> int:
     """The exit status: a user's mistake is one line on stderr, and 2."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    try:
+
+    def command() -> None:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    try:
+        return exit_status(command)
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from victor_jax.data.index import check_bad_rows
 from victor_jax.data.loader import Loader
 from victor_jax.data.schedule import Schedule
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
 from victor_jax.training import command, memory, records
 from victor_jax.training.cache import use_compile_cache
@@ -247,4 +247,4 @@ def command_line() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(command_line))
+    sys.exit(exit_status(command_line))

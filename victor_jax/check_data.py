@@ -23,6 +23,7 @@ from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.data.records import parse_record
 from victor_jax.data.schedule import Schedule
 from victor_jax.data.shapes import shape_lengths
+from victor_jax.errors import exit_status
 
 if TYPE_CHECKING:  # jax is imported when the command line is known to be right
     from victor_jax.training.settings import Settings
@@ -183,9 +184,7 @@ def decoded(reader: Reader, row: int) -> Iterator[tuple[str, bool]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from victor_jax.training import command
-
-    return command.run(lambda: _command_line(arguments))
+    return exit_status(lambda: _command_line(arguments))
 
 
 def _command_line(arguments: list[str] | None) -> int:

@@ -7,13 +7,12 @@ import argparse
 import logging
 import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from victor_jax.errors import UserError
+from victor_jax.errors import exit_status
 
 
 def convert(
@@ -53,10 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     given: Any = parser.parse_args(arguments)
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of an error that we print
-    try:
-        convert(
+    return exit_status(
+        lambda: convert(
             given.source,
             given.destination,
             given.to,
@@ -64,10 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             projector=given.projector,
             seed=given.seed,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""The one error that a user is meant to read."""
+"""The one error that a user is meant to read, and how a command ends with it."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -9,3 +14,23 @@ def some(names: list[str], limit: int = 8) -> str:
     """`a, b, c and 12 more`: names for one sentence."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def exit_status(command: Callable[[], Any]) -> int:
+    """Of a command, which returns it, or None for 0. A user's mistake is one line on stderr, and 2; so is a warning."""
+    show = warnings.showwarning
+
+    def in_one_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if category is UserWarning:
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+        else:
+            show(message, category, *where)
+
+    warnings.showwarning = in_one_line  # type: ignore[assignment]  # it is called by position
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        warnings.showwarning = show

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, exit_status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,14 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompt", help="a question to the model; its answer is written below")
     parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args(arguments)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    try:
-        draw(given.model, given.image, given.out, given.prompt, given.dtype)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {given.out}")
-    return 0
+    return exit_status(lambda: draw(given.model, given.image, given.out, given.prompt, given.dtype))
 
 
 def draw(
@@ -152,6 +145,7 @@ def draw(
             figure.savefig(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, exit_status
 
 SHOWN = 10  # images that could not be read
 
@@ -47,12 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     given: Any = parser.parse_args(arguments)
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        pack(given.source, given.images, given.destination, given.rows_per_shard)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: pack(given.source, given.images, given.destination, given.rows_per_shard))
 
 
 if __name__ == "__main__":

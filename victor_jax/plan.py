@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from victor_jax.analysis import topology as slices
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, exit_status
 
 if TYPE_CHECKING:  # jax may be imported only when the environment is ready for libtpu
     from victor_jax.analysis.collectives import Collective
@@ -305,9 +305,7 @@ def command_line() -> int:
 
 
 def main() -> int:
-    from victor_jax.training import command
-
-    return command.run(command_line)
+    return exit_status(command_line)
 
 
 if __name__ == "__main__":

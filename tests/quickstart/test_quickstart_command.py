@@ -82,7 +82,7 @@ def test_visual_positions_are_counted_by_layer(spec, wanted):
 
 def test_the_table_compares_with_full_and_with_the_floor(tmp_path):
     def row(method, score, flops):
-        return Row(method, method, 0, (4, 4), flops, score, {"left_of": score}, 0.2, 12.3, 456.7)
+        return Row(method, 0, (4, 4), flops, score, {"left_of": score}, 0.2, 12.3, 456.7)
 
     rows = [row("full", 0.8, 300), row("vtw", 0.5, 200)]
     table = as_table(rows).splitlines()

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import train
-from victor_jax.errors import UserError
-from victor_jax.training import command, settings
+from victor_jax.errors import UserError, exit_status
+from victor_jax.training import settings
 from victor_jax.training.inputs import data_paths, open_reader, open_rows
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.read import open_checkpoint
@@ -57,7 +57,7 @@ def said(monkeypatch, capsys, compiled):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        assert command.run(train.command_line) == 2
+        assert exit_status(train.command_line) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("reading rows")]
         assert len(lines) == 1, lines
         assert not compiled
@@ -226,7 +226,7 @@ def test_what_a_config_names_is_checked_before_anything_compiles(said, tmp_path,
 def test_a_warning_is_one_line_too(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        assert command.run(lambda: warnings.warn("the projector is untrained", stacklevel=1)) == 0
+        assert exit_status(lambda: warnings.warn("the projector is untrained", stacklevel=1)) == 0
     assert capsys.readouterr().err == "warning: the projector is untrained\n"
 
 

@@ -136,7 +136,7 @@ def _check_arguments(q: Array, k: Array, v: Array, causal: bool, mask: Array | N
     B, T, S = q.shape[0], q.shape[1], k.shape[1]
     if causal and T != S:
         # The triangle is aligned at the top left: one query against a cache would see its first key only.
-        raise ValueError(f"attention: causal needs T == S, found T={T}, S={S}; decode with a mask instead")
+        raise ValueError(f"attention: causal needs T == S, found T={T}, S={S}; decode with attend_cache instead")
     if mask is not None and name != "xla":
         raise ValueError(f"attention: only 'xla' takes a mask, not {name!r}")
     if mask is not None and (mask.shape != (B, T, S) or mask.dtype != jnp.bool_):

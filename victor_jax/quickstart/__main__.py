@@ -20,7 +20,7 @@ from threading import Event
 
 from tqdm import tqdm
 
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, exit_status
 from victor_jax.quickstart.digits import Task, read_task, write_digits
 from victor_jax.quickstart.report import READING, as_table, draw, read_rows
 
@@ -222,14 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
-        tell(given.out, given.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_status(lambda: tell(given.out, given.seed))
     except KeyboardInterrupt:
         print("\nstopped: the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from victor_jax.data.templates import VICUNA_SYSTEM
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, exit_status
 from victor_jax.files import new_folder
 
 KINDS = ("place", "where", "count", "largest", "left_of")
@@ -110,7 +110,10 @@ def write_digits(folder: Path, task: Task) -> Path:
 
 def read_task(folder: Path) -> Task:
     """What `write_digits` was asked for."""
-    given: dict[str, Any] = json.loads((folder / "task.json").read_text())
+    file = folder / "task.json"
+    if not file.exists():
+        raise UserError(f"there is no {file}: write the data first, by python -m victor_jax.quickstart.digits {folder}")
+    given: dict[str, Any] = json.loads(file.read_text())
     return Task(**(given | {"kinds": tuple(given["kinds"])}))
 
 
@@ -317,12 +320,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             parser.add_argument(f"--{name}", type=int, default=value)
     given = vars(parser.parse_args(arguments))
-    try:
+
+    def command() -> None:
         write_digits(given.pop("folder"), Task(**{**given, "kinds": tuple(given["kinds"])}))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(command)
 
 
 if __name__ == "__main__":

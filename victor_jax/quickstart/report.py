@@ -24,7 +24,6 @@ INK, FAINT = "#1f2430", "#6b7280"
 @dataclass(frozen=True)
 class Row:
     method: str
-    spec: str
     registers: int
     positions: tuple[int, ...]  # visual tokens and registers in each layer
     flops: int  # of reading one image and its question
@@ -42,15 +41,12 @@ def read_rows(out: Path, methods: list[str]) -> list[Row]:
 
 def _row(folder: Path, method: str, floor: float) -> Row:
     result = _result(folder / "eval")
-    spec = result["settings"]["compression"]
     config = open_checkpoint(folder / "finetune" / "model").config
-    compression = parse(spec, config.language.depth)
-    visual = config.tokens_per_image
+    compression = parse(result["settings"]["compression"], config.language.depth)
     return Row(
         method=method,
-        spec=spec,
         registers=compression.registers,
-        positions=positions(compression, visual),
+        positions=positions(compression, config.tokens_per_image),
         flops=question_flops(config, compression),
         score=result["score"],
         by_kind=result["by_category"],

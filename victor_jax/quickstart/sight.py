@@ -7,6 +7,7 @@ tower is. The result is a checkpoint folder like any other.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,19 @@ import optax
 from tqdm import tqdm
 
 from victor_jax.compression.full import full
-from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
+from victor_jax.errors import exit_status
+from victor_jax.models.config import VisionConfig, VLMConfig
+from victor_jax.models.sizes import llava
 from victor_jax.models.vision import VisionTower
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.images import normalise
-from victor_jax.ops.rope import Rope
 from victor_jax.quickstart.digits import CROWDED, EMPTY, Canvases, Task, compose, read_task
 from victor_jax.training.optimizer import schedule
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.names import flatten, nest
 from victor_jax.weights.place import gather, layers_of
 from victor_jax.weights.tensors import Tensor, from_array
+from victor_jax.weights.tokenizer import open_tokenizer
 from victor_jax.weights.write import write_checkpoint
 
 BATCH, RATE, WARMUP = 64, 3e-3, 0.1
@@ -52,28 +55,11 @@ def tiny(task: Task, tokenizer: Any) -> VLMConfig:
         activation="quick_gelu",
         norm_eps=1e-5,
     )
-    language = LanguageConfig(
-        family="llama",
-        width=96,
-        mlp_width=192,
-        depth=4,
-        heads=4,
-        kv_heads=4,
-        head_dim=24,
-        vocabulary=len(tokenizer),
-        norm_eps=1e-5,
-        rope=Rope(10000.0),
-        qkv_bias=False,
-        tied_embeddings=False,
-        sliding_window=None,
-        max_positions=4096,
-    )
-    return VLMConfig(
-        vision=vision,
-        projector=ProjectorConfig("mlp", bias=True),
-        language=language,
+    small = llava(96, 192, 4, vision, head_dim=24)
+    return replace(
+        small,
+        language=replace(small.language, vocabulary=len(tokenizer)),
         feature_levels=(vision.depth,),
-        keep_class_token=False,
         image_token=len(tokenizer),  # the writer gives it a row of its own
         pad_token=tokenizer.pad_token_id,
         end_tokens=(tokenizer.eos_token_id,),
@@ -82,9 +68,7 @@ def tiny(task: Task, tokenizer: Any) -> VLMConfig:
 
 def write_start(folder: Path, tokenizer_folder: Path, task: Task, steps: int = STEPS) -> float:
     """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows."""
-    from transformers import AutoTokenizer
-
-    config = tiny(task, AutoTokenizer.from_pretrained(tokenizer_folder))
+    config = tiny(task, open_tokenizer(tokenizer_folder))
     cells = task.grid**2
     crowded = replace(task, fewest=min(cells // 2, CROWDED), most=min(cells * 3 // 4, CROWDED), train=CANVASES)
     drawn = draw(config, task.seed)
@@ -184,16 +168,20 @@ def _batches(rows: int, steps: int, seed: int) -> Iterator[np.ndarray]:
         order = order[BATCH:]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m victor_jax.quickstart.sight", description="Stage 0 of the quickstart."
     )
     parser.add_argument("data", type=Path, help="what victor_jax.quickstart.digits wrote")
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")
     given = parser.parse_args()
-    knows = write_start(given.out, given.data / "tokenizer", read_task(given.data))
-    print(f"It names {knows:.1%} of the digits that it never saw. The language tower is random.")
+
+    def command() -> None:
+        knows = write_start(given.out, given.data / "tokenizer", read_task(given.data))
+        print(f"It names {knows:.1%} of the digits that it never saw. The language tower is random.")
+
+    return exit_status(command)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

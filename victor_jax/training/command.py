@@ -2,7 +2,6 @@
 
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -83,23 +82,3 @@ def _check_keys(arguments: list[str]) -> None:
 def _last_line(error: Exception) -> str:
     """Without the name of the exception, which a traceback within the text brings along."""
     return re.sub(r"^\w+(Error|Exception): ", "", str(error).strip().splitlines()[-1].strip())
-
-
-def run(command: Callable[[], Any]) -> int:
-    """The exit status of a command: a user's mistake is one line on stderr, and 2; a warning is one line too."""
-    show = warnings.showwarning
-
-    def in_one_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if category is UserWarning:
-            print(f"warning: {message}", file=sys.stderr, flush=True)
-        else:
-            show(message, category, *where)
-
-    warnings.showwarning = in_one_line  # type: ignore[assignment]  # it is called by position
-    try:
-        return command() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        warnings.showwarning = show
