@@ -1,6 +1,5 @@
 """A conversation as token ids with the answers marked: what LLaVA trains on, without the rows that it loses."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,7 +72,7 @@ def _place_images(record: Record) -> list[Turn]:
     turns = list(record.turns)
     if len(record.images) == 1:
         turns = [
-            replace(turn, text=f"{IMAGE_TEXT}\n{turn.text.replace(IMAGE_TEXT, '').strip()}".strip())
+            Turn(turn.speaker, f"{IMAGE_TEXT}\n{turn.text.replace(IMAGE_TEXT, '').strip()}".strip())
             if IMAGE_TEXT in turn.text
             else turn
             for turn in turns
@@ -100,43 +99,46 @@ def _as_words(text: str, tokenizer: Any) -> str:
 
 def _tokenise(spans: Iterable[Span], with_images: bool, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Spans -> ids int32 [T] and whether each is learnt, bool [T]."""
-    ids: list[int] = []
-    learnt: list[bool] = []
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
     if tokenizer.bos_token_id is not None:
-        ids.append(tokenizer.bos_token_id)
-        learnt.append(False)
+        parts.append(_one(tokenizer.bos_token_id))
     piece: list[Span] = []
 
     def flush() -> None:
-        piece_ids, piece_learnt = _tokenise_piece(piece, tokenizer)
-        ids.extend(piece_ids)
-        learnt.extend(piece_learnt)
-        piece.clear()
+        if piece:
+            parts.append(_tokenise_piece(piece, tokenizer))
+            piece.clear()
 
     for span in spans:
         if span.fresh:
             flush()
-        parts = re.split(f"({IMAGE_TEXT})", span.text) if with_images and not span.markup else [span.text]
-        for part in parts:
-            if with_images and part == IMAGE_TEXT:
-                flush()
-                ids.append(IMAGE)
-                learnt.append(False)
-            else:
-                piece.append(replace(span, text=part))
+        if not with_images or span.markup or IMAGE_TEXT not in span.text:
+            piece.append(span)
+            continue
+        before, *after = span.text.split(IMAGE_TEXT)
+        piece.append(Span(before, span.learnt))
+        for text in after:
+            flush()
+            parts.append(_one(IMAGE))
+            piece.append(Span(text, span.learnt))
     flush()
-    return np.array(ids, np.int32), np.array(learnt, bool)
+    return np.concatenate([ids for ids, _ in parts]), np.concatenate([learnt for _, learnt in parts])
 
 
-def _tokenise_piece(piece: list[Span], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    text = "".join(span.text for span in piece)
+def _one(token: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([token], np.int32), np.zeros(1, bool)
+
+
+def _tokenise_piece(piece: list[Span], tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    text = "".join([span.text for span in piece])
     if not text:
-        return [], []
+        return np.zeros(0, np.int32), np.zeros(0, bool)
     if not tokenizer.is_fast:
         raise UserError("this tokenizer cannot say where a token stands in the text: use a fast one (tokenizer.json)")
     characters = np.repeat([span.learnt for span in piece], [len(span.text) for span in piece])
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     # A token that reaches over a border belongs to the span of its last character: the space before a word is the
     # word's. Several tokens (bytes) may share one character, and a token may stand for none.
-    last = [min(max(start, end - 1), len(text) - 1) for start, end in encoding["offset_mapping"]]
-    return encoding["input_ids"], characters[last].tolist()
+    start, end = np.array(encoding["offset_mapping"], np.int32).reshape(-1, 2).T
+    last = np.minimum(np.maximum(start, end - 1), len(text) - 1)
+    return np.array(encoding["input_ids"], np.int32), characters[last]

@@ -7,12 +7,12 @@ answer's span: `ASSISTANT:` is what the model sees before it begins to write.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from victor_jax.data.records import Turn
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):  # a row has dozens of them
     text: str
     learnt: bool = False  # the loss is on its tokens
     markup: bool = False  # written by the template; false: the row's own words, in which <image> is an image

@@ -28,9 +28,12 @@ HARD = {"count": 2, "left_of": 2}  # asked more often than the others while trai
 EMPTY = -1  # the class of a cell without a digit
 TEST_DIGITS = 360  # of the 1,797
 CROWDED = 24  # digits among which hardly any stands there once
-ANGLES = (-12, -8, -4, 0, 4, 8, 12)  # degrees by which training digits are turned
+VARIANTS = 16  # of each training digit: the scan itself, and others bent at random by no more than this:
+TURN, SLANT, STRETCH = 15, 0.2, (0.85, 1.2)  # degrees; of its height; of its sides
 BOARD, INK, NOISE = 112, 140, 6.0  # grey of the canvas and what ink adds to it; the standard deviation of noise
 NAME = "{:06d}.png"
+PARTS = ("train", "test")
+AT_ONCE = 512  # canvases painted together: more would only cost memory
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Task:
     turns: int = 6  # questions about each training canvas: with many, earlier answers give later ones away
     asked: int = 5  # about each test canvas
     train: int = 8000  # canvases
+    described: int = 1000  # of them, in words, for stage 1
     test: int = 200
     seed: int = 0
 
@@ -60,7 +64,7 @@ class Task:
                 f"fewest={self.fewest} digits must be 4 to {CROWDED}, and most={self.most} no fewer and leave one of "
                 f"{self.grid**2} cells free"
             )
-        for name in ("turns", "asked", "train", "test"):
+        for name in ("turns", "asked", "train", "described", "test"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
 
@@ -91,13 +95,13 @@ def write_digits(folder: Path, task: Task) -> Path:
     with new_folder(folder) as partial:
         train, test = compose(task, "train"), compose(task, "test")
         with tqdm(total=task.train + task.test, desc="drawing canvases", unit=" images") as bar:
-            for part, canvases in (("train", train), ("test", test)):
+            for part, canvases in zip(PARTS, (train, test), strict=True):
                 (partial / part).mkdir()
                 for number, pixels in enumerate(canvases.pixels):
                     Image.fromarray(pixels).save(partial / part / NAME.format(number), compress_level=1)
                     bar.update()
         rows = [_row(number, conversation(digits, task, number)) for number, digits in enumerate(train.digits)]
-        captions = [_row(number, [caption(digits)]) for number, digits in enumerate(train.digits)]
+        captions = [_row(number, [caption(digits)]) for number, digits in enumerate(train.digits[: task.described])]
         (partial / "train.json").write_text(json.dumps(rows))
         (partial / "captions.json").write_text(json.dumps(captions))
         with (partial / "questions.jsonl").open("w") as file:
@@ -122,16 +126,34 @@ def read_task(folder: Path) -> Task:
 
 def compose(task: Task, part: str) -> Canvases:
     """The canvases of "train" or "test", from digits of that part alone."""
-    rng = np.random.default_rng((task.seed, ("train", "test").index(part)))
+    rng = np.random.default_rng((task.seed, PARTS.index(part)))
+    digits = np.stack([_draw(task, rng) for _ in range(getattr(task, part))])
+    return Canvases(paint(digits, task, part, rng), digits)
+
+
+def paint(digits: np.ndarray, task: Task, part: str, rng: np.random.Generator) -> np.ndarray:
+    """digits int [n, grid, grid] -> uint8 [n, size, size]: scans of that part in their cells, and noise."""
     inks, classes = scans(part, task)
-    count, grid, cell, side = getattr(task, part), task.grid, task.cell, inks.shape[-1]
-    drawn = np.stack([_draw(task, rng) for _ in range(count)])
-    pixels = BOARD + rng.normal(0, NOISE, (count, grid, cell, grid, cell)).astype(np.float32)
-    number, row, column = np.nonzero(drawn != EMPTY)
+    of_class = [np.flatnonzero(classes == digit) for digit in range(10)]
+    pixels = np.empty((len(digits), task.size, task.size), np.uint8)
+    for start in range(0, len(digits), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        pixels[some] = _paint(digits[some], inks, of_class, task.cell, rng)
+    return pixels
+
+
+def _paint(
+    digits: np.ndarray, inks: np.ndarray, of_class: list[np.ndarray], cell: int, rng: np.random.Generator
+) -> np.ndarray:
+    count, grid, _ = digits.shape
+    side = inks.shape[-1]
+    pixels = rng.standard_normal((count, grid, cell, grid, cell), np.float32)
+    pixels = BOARD + NOISE * pixels
+    number, row, column = np.nonzero(digits != EMPTY)
+    shown = digits[number, row, column]
     which = np.zeros(len(number), int)
-    for digit in range(10):
-        here = drawn[number, row, column] == digit
-        which[here] = rng.choice(np.flatnonzero(classes == digit), here.sum())
+    for digit, known in enumerate(of_class):
+        which[shown == digit] = rng.choice(known, (shown == digit).sum())
     variant = rng.integers(inks.shape[1], size=len(number))
     bright = rng.uniform(0.8, 1.0, len(number)).astype(np.float32)
     place = rng.integers(0, cell - side + 1, (2, len(number)))
@@ -139,8 +161,7 @@ def compose(task: Task, part: str) -> Canvases:
         here = (place == [[top], [left]]).all(axis=0)
         ink = inks[which[here], variant[here]] * bright[here, None, None]
         pixels[number[here], row[here], top : top + side, column[here], left : left + side] += ink
-    pixels = pixels.reshape(count, task.size, task.size)
-    return Canvases(pixels.clip(0, 255).astype(np.uint8), drawn)
+    return pixels.reshape(count, grid * cell, grid * cell).clip(0, 255).astype(np.uint8)
 
 
 def _draw(task: Task, rng: np.random.Generator) -> np.ndarray:
@@ -178,14 +199,26 @@ def scans(part: str, task: Task) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng((task.seed, 2)).permutation(len(data.target))
     chosen = order[:TEST_DIGITS] if part == "test" else order[TEST_DIGITS:]
     side = task.cell - task.cell // 8
-    angles = (0,) if part == "test" else ANGLES
-    inks = np.zeros((len(chosen), len(angles), side, side), np.float32)
+    rng = np.random.default_rng((task.seed, 7))
+    inks = np.zeros((len(chosen), 1 if part == "test" else VARIANTS, side, side), np.float32)
     for at, index in enumerate(chosen):
         scan = Image.fromarray((data.images[index] * (INK / 16)).astype(np.float32))
         large = scan.resize((side, side), Image.Resampling.BICUBIC)
-        for variant, angle in enumerate(angles):
-            inks[at, variant] = np.asarray(large.rotate(angle, Image.Resampling.BILINEAR))
+        for variant in range(inks.shape[1]):
+            inks[at, variant] = np.asarray(_bent(large, rng) if variant else large)
     return inks.clip(0, INK), data.target[chosen]
+
+
+def _bent(scan: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Turned, stretched and slanted a little about its middle, as another hand would write it."""
+    angle = np.radians(rng.uniform(-TURN, TURN))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    slant = np.array([[1, rng.uniform(-SLANT, SLANT)], [0, 1]])
+    matrix = turn @ slant / rng.uniform(*STRETCH, 2)
+    middle = np.full(2, scan.width / 2)
+    (a, b), (c, d) = matrix
+    x, y = middle - matrix @ middle
+    return scan.transform(scan.size, Image.Transform.AFFINE, (a, b, x, c, d, y), Image.Resampling.BILINEAR)
 
 
 # --- questions ------------------------------------------------------------------------------------------------------

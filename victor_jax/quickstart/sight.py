@@ -26,7 +26,7 @@ from victor_jax.models.sizes import llava
 from victor_jax.models.vision import VisionTower
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.images import normalise
-from victor_jax.quickstart.digits import CROWDED, EMPTY, Canvases, Task, compose, read_task
+from victor_jax.quickstart.digits import EMPTY, PARTS, Canvases, Task, paint, read_task
 from victor_jax.training.optimizer import schedule
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.names import flatten, nest
@@ -36,7 +36,9 @@ from victor_jax.weights.tokenizer import open_tokenizer
 from victor_jax.weights.write import write_checkpoint
 
 BATCH, RATE, WARMUP = 64, 3e-3, 0.1
-STEPS, CANVASES = 1000, 4000
+STEPS = 700
+CELLS, UNSEEN = 256_000, 16_000  # on all canvases together, to learn from and to be tested on
+FILLED = 0.6  # of the cells, at random: there are no questions here that a canvas must suit
 CLASSES, NOTHING = 11, 0  # of patches: those without a digit, then a class for each digit
 PLACE = 0.5  # how much of a code is place, how much digit
 SHARP = 4.0  # of the choice between codes
@@ -69,12 +71,19 @@ def tiny(task: Task, tokenizer: Any) -> VLMConfig:
 def write_start(folder: Path, tokenizer_folder: Path, task: Task, steps: int = STEPS) -> float:
     """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows."""
     config = tiny(task, open_tokenizer(tokenizer_folder))
-    cells = task.grid**2
-    crowded = replace(task, fewest=min(cells // 2, CROWDED), most=min(cells * 3 // 4, CROWDED), train=CANVASES)
     drawn = draw(config, task.seed)
-    seen, knows = give_sight(config, drawn, compose(crowded, "train"), compose(crowded, "test"), task.seed, steps)
+    train, test = crowd(task, "train", CELLS), crowd(task, "test", UNSEEN)
+    seen, knows = give_sight(config, drawn, train, test, task.seed, steps)
     write_checkpoint(Checkpoint("drawn", tokenizer_folder, config, drawn | seen), folder, "hf", lambda _: None)
     return knows
+
+
+def crowd(task: Task, part: str, cells: int) -> Canvases:
+    """Canvases of the "train" or "test" digits, with many of them on each."""
+    rng = np.random.default_rng((task.seed, 8, PARTS.index(part)))
+    shape = (cells // task.grid**2, task.grid, task.grid)
+    digits = np.where(rng.random(shape) < FILLED, rng.integers(0, 10, shape), EMPTY).astype(np.int8)
+    return Canvases(paint(digits, task, part, rng), digits)
 
 
 def draw(config: VLMConfig, seed: int) -> dict[str, Tensor]:
@@ -141,15 +150,17 @@ def give_sight(
     return layers_of({path: params[path] for path in paths}, module), float(right.mean())
 
 
-def draw_codes(config: VLMConfig, seed: int) -> jax.Array:
+def draw_codes(config: VLMConfig, seed: int) -> np.ndarray:
     """[P, classes, width]: what a patch shows plus where it stands, by row and column; to show nothing adds nothing."""
-    which, rows, columns = jax.random.split(jax.random.key(seed), 3)
+    rng = np.random.default_rng((seed, 9))
     width = config.vision.width * len(config.feature_levels)
     side = config.vision.image_size // config.vision.patch_size
-    digits = jax.random.normal(which, (CLASSES, width)).at[NOTHING].set(0.0)
-    row, column = (jax.random.normal(key, (side, width)) for key in (rows, columns))
-    row, column = (PLACE * (code - code.mean(axis=0, keepdims=True)) for code in (row, column))
-    return (row[:, None] + column[None]).reshape(-1, 1, width) + digits[None]
+    digits = rng.standard_normal((CLASSES, width))
+    digits[NOTHING] = 0
+    places = PLACE * rng.standard_normal((2, side, width))
+    row, column = places - places.mean(axis=1, keepdims=True)
+    codes = (row[:, None] + column[None]).reshape(-1, 1, width) + digits
+    return codes.astype(np.float32)
 
 
 def patch_labels(digits: np.ndarray, config: VLMConfig) -> np.ndarray:
