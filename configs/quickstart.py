@@ -20,7 +20,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.size = "small"
     config.batch_size = 16
     config.micro_batches = 1  # every row has nearly the same length
-    config.total_steps = 40 if stage == "pretrain" else 1300
+    config.total_steps = 40 if stage == "pretrain" else 1200
     config.seed = 0
     config.dtype = "float32"
     config.remat = "none"
