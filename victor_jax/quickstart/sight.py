@@ -121,8 +121,8 @@ def give_sight(
         """uint8 [B, size, size] -> [B, P, classes]: how far each patch is from each code of its place."""
         colours = normalise(jnp.broadcast_to(pixels[:, None], (len(pixels), 3, *pixels.shape[1:])))
         seen: Any = tower.apply({"params": nest(params)["vision"]}, colours)
-        apart = (seen**2).sum(axis=-1)[..., None] - 2 * jnp.einsum("bpd,pcd->bpc", seen, codes) + (codes**2).sum(axis=-1)
-        return apart / codes.shape[-1]
+        alike = jnp.einsum("bpd,pcd->bpc", seen, codes)
+        return ((seen**2).sum(axis=-1)[..., None] - 2 * alike + (codes**2).sum(axis=-1)) / codes.shape[-1]
 
     def loss(params: dict[str, jax.Array], pixels: jax.Array, labels: jax.Array) -> jax.Array:
         far = distances(params, pixels)
