@@ -212,13 +212,16 @@ def test_what_is_missing_is_said_before_a_model_is_read(data, tmp_path):
     assert len(open_task(DIGITS, folder / "questions.jsonl", None, blind=True).questions) == QUESTIONS
 
 
-def test_an_image_that_cannot_be_read_stops_with_its_question(data, tmp_path):
-    _, vlm, _ = data
-    write_questions(tmp_path, ["x"])
+def test_an_image_that_cannot_be_read_stops_with_its_question_after_all_before_it(data, tmp_path):
+    _, vlm, said = data
+    write_questions(tmp_path, ["x"] * 8)
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"question 100: image 0.png: not an image that can be read"):
+    for number in range(8):
+        talking.picture(number).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "images" / "6.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"question 106: image 6.png: not an image that can be read"):
         run(vlm, task(tmp_path), tmp_path / "out")
+    assert [line["text"] for line in lines(tmp_path / "out")] == said[:SIZE]
 
 
 def test_the_command_answers_blind_and_prints_its_settings(data, tmp_path, capsys, monkeypatch):

@@ -151,17 +151,17 @@ class _Answers:
         if len(lines) > len(questions):
             raise UserError(f"{file} has {len(lines)} answers to {len(questions)} questions: give another --out")
 
-    def add(self, judged: Sequence[Judged], prompts: Sequence[str]) -> None:
+    def add(self, judged: Sequence[Judged], benchmark: Benchmark) -> None:
         rows = [
             {
                 "question_id": one.question.id,
-                "prompt": prompt,
+                "prompt": benchmark.prompt(one.question),
                 "text": one.text,
                 "answer": one.question.answer,
                 "correct": one.correct,
                 "category": one.question.category,
             }
-            for one, prompt in zip(judged, prompts, strict=True)
+            for one in judged
         ]
         with open(self._file, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -174,25 +174,30 @@ def _answer(vlm: VLM, task: Task, answers: _Answers) -> list[float]:
     done, seconds = len(answers.judged), []
     if done == total:
         return []
+    starts = range(done // size * size, total, size)
+    texts_of = vlm.generate_batches((_asked(task, start) for start in starts), task.max_new_tokens)
     with tqdm(total=total, initial=done, desc=benchmark.name, unit="question", mininterval=0.5) as bar:
         bar.set_postfix_str("compiling")
-        for start in range(done // size * size, total, size):
-            began = time.perf_counter()
-            questions = task.questions[start : start + size]
-            # The last batch is filled up, so that no other program has to be compiled for it.
-            rows = [*questions, *questions[-1:] * (min(size, total) - len(questions))]
-            images = [_open(task.images, question) for question in rows]
-            prompts = [benchmark.prompt(question) for question in rows]
-            texts = vlm.generate(prompts, images, task.max_new_tokens, batch_size=size)
-            judged = [Judged(q, text, benchmark.judge(q, text)) for q, text in zip(questions, texts, strict=False)]
-            known = max(done - start, 0)
-            answers.add(judged[known:], prompts[known : len(questions)])
-            seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        for start, texts in zip(starts, texts_of, strict=True):
+            known, questions = max(done - start, 0), task.questions[start : start + size]
+            new = list(zip(questions, texts, strict=False))[known:]
+            answers.add([Judged(question, text, benchmark.judge(question, text)) for question, text in new], benchmark)
             bar.set_postfix_str(
                 f"{sum(one.correct for one in answers.judged) / len(answers.judged):.1%} right", refresh=False
             )
-            bar.update(len(questions) - known)
+            bar.update(len(new))
+            seconds.append(time.perf_counter() - began)
+            began = time.perf_counter()
     return seconds
+
+
+def _asked(task: Task, start: int) -> tuple[list[str], list[Image.Image | None]]:
+    """Prompts and images of a batch. The last is filled up, so that no other program has to be compiled for it."""
+    questions = task.questions[start : start + task.batch_size]
+    fillers = min(task.batch_size, len(task.questions)) - len(questions)
+    rows = [*questions, *questions[-1:] * fillers]
+    return [task.benchmark.prompt(question) for question in rows], [_open(task.images, question) for question in rows]
 
 
 def _open(images: ImageFolder | None, question: Question) -> Image.Image | None:

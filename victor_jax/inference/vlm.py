@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import itertools
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,8 @@ from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, round_up
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
 from victor_jax.inference import generate, score
-from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
+from victor_jax.inference.ahead import read_ahead
+from victor_jax.inference.prompts import Asked, Pictures, Prompter, batches_of, open_prompter
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Sequence, image_slots, images_per_row, lay_out
 from victor_jax.models.vlm import VLMModule, abstract_params
@@ -119,13 +122,14 @@ class VLM:
         single one may be left out and comes first.
         """
         asked = self.prompter.ask(prompts, images)
-        answers: list[str] = []
-        for rows in batches_of(asked, batch_size):
-            arrays = self.prompter.arrays(rows)
-            batch = self._batch(arrays.input_ids, arrays.pixel_values, arrays.attention_mask)
-            tokens = self._new_tokens(batch, max_new_tokens, 0.0, 0, self.prompter.end_tokens)
-            answers += [self.prompter.text(row) for row in tokens]
-        return answers[: len(asked)]
+        answers = self._answers(batches_of(asked, batch_size), max_new_tokens)
+        return list(itertools.chain.from_iterable(answers))[: len(asked)]
+
+    def generate_batches(
+        self, batches: Iterable[tuple[Rows[str], Rows[Pictures] | None]], max_new_tokens: int = 128
+    ) -> Iterator[list[str]]:
+        """As `generate`, for batches that come one by one: while the device answers one, the next is read."""
+        return self._answers((self.prompter.ask(prompts, images) for prompts, images in batches), max_new_tokens)
 
     def score(
         self,
@@ -184,6 +188,15 @@ class VLM:
             format,
             progress=lambda _: None,
         )
+
+    def _answers(self, batches: Iterable[Rows[Asked]], max_new_tokens: int) -> Iterator[list[str]]:
+        def read(rows: Rows[Asked]) -> _Batch:
+            arrays = self.prompter.arrays(rows)
+            return self._batch(arrays.input_ids, arrays.pixel_values, arrays.attention_mask)
+
+        for batch in read_ahead(read, batches):
+            tokens = self._new_tokens(batch, max_new_tokens, 0.0, 0, self.prompter.end_tokens)
+            yield [self.prompter.text(row) for row in tokens]
 
     def _new_tokens(
         self, batch: _Batch, max_new_tokens: int, temperature: float, seed: int, end_tokens: tuple[int, ...]
