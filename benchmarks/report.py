@@ -13,10 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from benchmarks import inference, machine, startup, training
+from benchmarks import inference, loading, machine, startup, training
 
 RESULTS = Path(__file__).parent / "results"
-TABLES = {"inference": inference.tables, "training": training.tables, "startup": startup.tables}
+TABLES = {
+    "inference": inference.tables,
+    "training": training.tables,
+    "startup": startup.tables,
+    "loading": loading.tables,
+}
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 # Okabe and Ito's colours: told apart by every kind of eye.
 BLUE, SKY, ORANGE, GREEN = "#0072b2", "#56b4e9", "#e69f00", "#009e73"
@@ -38,7 +43,7 @@ def report(folder: Path) -> str:
 
 
 def figures(result: dict[str, Any]) -> dict[str, Figure]:
-    if result["benchmark"] == "startup":
+    if result["benchmark"] in ("startup", "loading"):
         return {}
     if result["benchmark"] == "training":
         return {"steps": steps(result)}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import inference, machine, startup, training
+from benchmarks import inference, loading, machine, startup, training
 from benchmarks.report import report
 from benchmarks.shapes import small
 from tests.test_imports import BLOCKED
@@ -28,6 +28,7 @@ def results(tmp_path_factory):
     machine.write(str(folder / "inference.json"), inference.run("tiny", answering, against=None))
     machine.write(str(folder / "training.json"), training.run("tiny", learning(training.PRESETS["cpu"].stages[1])))
     machine.write(str(folder / "startup.json"), startup.run(MODEL))
+    machine.write(str(folder / "loading.json"), loading.run([0], steps=2))
     return folder
 
 
@@ -35,7 +36,7 @@ def test_a_result_says_where_it_comes_from(results):
     for file in results.glob("*.json"):
         result = json.loads(file.read_text())
         assert {"date", "device", "versions", "revision"} <= set(result["machine"])
-        if result["benchmark"] == "startup":
+        if result["benchmark"] in ("startup", "loading"):
             continue
         assert result["peak"] > 0
         assert result["bandwidth"] > 0
@@ -75,6 +76,14 @@ def test_the_second_answer_of_a_fresh_process_compiles_nothing(results):
         assert record["waited"] > record["seconds"]["load"] + record["seconds"]["first"]
 
 
+def test_loading_reads_rows_as_training_does(results):
+    result = json.loads((results / "loading.json").read_text())
+    assert 400 < result["text_tokens"] < 1500  # six turns of two dozen words, in pieces of a small tokenizer
+    (record,) = result["records"]
+    assert record["workers"] == 0
+    assert 1 < record["rows_per_second"] < 1e5
+
+
 def test_adapters_leave_the_tower_frozen():
     preset = learning(*training.PRESETS["7b-lora"].stages)
     running, record = training.start(preset, *preset.stages, "full")
@@ -88,12 +97,12 @@ def test_the_report_draws_every_result(results):
         assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 5
+    assert len(tables) == 6
     for table in tables:
         assert len({line.count("|") for line in table}) == 1  # as many cells in every row
 
 
-@pytest.mark.parametrize("module", ["inference", "training", "startup", "report"])
+@pytest.mark.parametrize("module", ["inference", "training", "startup", "loading", "report"])
 def test_a_benchmark_imports_the_model_code_alone(module):
     blocked = [name for name in BLOCKED if name != "PIL" or module != "report"]  # matplotlib needs it
     block = "".join(f"sys.modules[{name!r}] = None; " for name in blocked)
