@@ -20,7 +20,7 @@ def job(folder, name, code):
 def test_jobs_run_in_order_and_once(tmp_path):
     chain = [job(tmp_path, name, f"open('said', 'a').write({name!r})") for name in ("one", "two")]
     for _ in range(2):
-        Runner(tmp_path / "logs").run([chain], lanes=1)
+        Runner(tmp_path / "logs").run(chain)
     assert (tmp_path / "said").read_text() == "onetwo"
 
 
@@ -28,7 +28,7 @@ def test_a_failure_is_told_with_its_last_line_and_its_log(tmp_path):
     broken = job(tmp_path, "broken", "raise SystemExit('error: the image folder is gone')")
     after = job(tmp_path, "after", "pass")
     with pytest.raises(UserError) as error:
-        Runner(tmp_path / "logs").run([[broken, after]], lanes=1)
+        Runner(tmp_path / "logs").run([broken, after])
     assert str(error.value) == (
         f"broken failed: error: the image folder is gone (all of it is in {tmp_path / 'logs' / 'broken.log'})"
     )
@@ -40,16 +40,16 @@ def test_what_runs_beside_a_failure_is_told_to_stop(tmp_path):
     beside = job(tmp_path, "beside", f"{waits}; open('ready', 'w').close(); time.sleep(60)")
     begun = "import pathlib, time; [time.sleep(0.05) for _ in iter(pathlib.Path('ready').exists, True)]; exit(3)"
     with pytest.raises(UserError, match="broken failed"):
-        Runner(tmp_path / "logs").run([[job(tmp_path, "broken", begun)], [beside]], lanes=2)
+        Runner(tmp_path / "logs").run([job(tmp_path, "broken", begun)], [beside])
     assert (tmp_path / "saved").exists()
     assert not beside.done.exists()
 
 
 def test_a_user_may_choose_the_platform(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert environment()["JAX_PLATFORMS"] == "cpu"
+    assert environment(1)["JAX_PLATFORMS"] == "cpu"
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert environment()["JAX_PLATFORMS"] == "cuda"
+    assert environment(1)["JAX_PLATFORMS"] == "cuda"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -26,7 +26,6 @@ from victor_jax.quickstart.report import READING, as_table, draw, read_rows
 
 # The language tower has four layers. Two registers for sixteen visual tokens, and the first two layers to fill them.
 METHODS = {"full": "full", "victor": "registers=2,layer=2", "vtw": "vtw,layer=2"}
-LANES = 3  # commands at a time: each alone would leave a second core idle
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,11 @@ class Runner:
         self._stop = Event()
         logs.mkdir(parents=True, exist_ok=True)
 
-    def run(self, chains: Sequence[Sequence[Job]], lanes: int) -> None:
-        with ThreadPoolExecutor(lanes) as pool:
-            running = [pool.submit(self._chain, chain) for chain in chains]
+    def run(self, *chains: Sequence[Job]) -> None:
+        """All chains at a time."""
+        around = environment(len(chains))
+        with ThreadPoolExecutor(len(chains)) as pool:
+            running = [pool.submit(self._chain, chain, around) for chain in chains]
             try:
                 for one in running:
                     one.result()
@@ -124,12 +125,12 @@ class Runner:
                 self._stop.set()
                 raise
 
-    def _chain(self, chain: Sequence[Job]) -> None:
+    def _chain(self, chain: Sequence[Job], around: dict[str, str]) -> None:
         for job in chain:
             if not job.done.exists() and not self._stop.is_set():
-                self._job(job)
+                self._job(job, around)
 
-    def _job(self, job: Job) -> None:
+    def _job(self, job: Job, around: dict[str, str]) -> None:
         tqdm.write("$ " + shlex.join(("python", *job.command)), file=sys.stdout)
         sys.stdout.flush()
         log = self._logs / f"{job.name.replace(' ', '-')}.log"
@@ -138,7 +139,7 @@ class Runner:
                 [sys.executable, *job.command],
                 stdout=file if job.lines else None,
                 stderr=subprocess.STDOUT if job.lines else None,
-                env=environment(),
+                env=around,
                 start_new_session=True,  # Ctrl-C is ours to hand on: as SIGTERM, which saves
             )
         try:
@@ -164,10 +165,12 @@ def progress(job: Job) -> int:
     return job.lines.read_bytes().count(b"\n") if job.lines is not None and job.lines.exists() else 0
 
 
-def environment() -> dict[str, str]:
-    """Large pages save a third of the time of such small programs on Linux."""
+def environment(commands: int) -> dict[str, str]:
+    """For so many commands at a time. Large pages save a third of the time of such small programs on Linux."""
     paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     defaults = {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "HF_HUB_OFFLINE": "1"}
+    if commands >= (os.cpu_count() or 1):  # they fill the cores: threads of one would wait for those of another
+        defaults["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     defaults["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that torch is missing: it is not wanted
     return defaults | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
 
@@ -185,13 +188,13 @@ def tell(out: Path, seed: int) -> None:
     write_digits(out / "data", Task(seed=seed))
     print("2. Stage 0: a vision tower learns to see. With a real model, CLIP brings this.", flush=True)
     runner = Runner(out / "logs")
-    runner.run([[sight(out)]], 1)
+    runner.run([sight(out)])
     print("3. Stage 1 and stage 2 of the real recipe, for each method; `full` keeps all visual tokens.", flush=True)
-    runner.run([training(out, method) for method in METHODS], LANES)
-    print("4. Questions about digits that no part of the model ever saw.", flush=True)
-    runner.run([[evaluation(out, method) for method in METHODS]], 1)  # one at a time: they are timed
-    print("5. Once without the images; the model in Hugging Face's layout; what its registers read.", flush=True)
-    runner.run([[evaluation(out, "full", blind=True)], leftovers(out)], LANES)
+    runner.run(*(training(out, method) for method in METHODS))
+    print("4. Questions about digits that no part of the model ever saw, and once without the images.", flush=True)
+    print("   The model in Hugging Face's layout, and what its registers read.", flush=True)
+    asked = [evaluation(out, method) for method in METHODS]
+    runner.run(asked[:2], [asked[2], evaluation(out, "full", blind=True)], leftovers(out))
     rows = read_rows(out, list(METHODS))
     table = as_table(rows)
     (out / "results.md").write_text(table + "\n")
