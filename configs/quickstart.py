@@ -20,15 +20,15 @@ def get_config(argument: str = "") -> ConfigDict:
     config.size = "small"
     config.batch_size = 16
     config.micro_batches = 1  # every row has nearly the same length
-    config.total_steps = 40 if stage == "pretrain" else 1200
+    config.total_steps = 40 if stage == "pretrain" else 1050
     config.seed = 0
     config.dtype = "float32"
     config.remat = "none"
     config.data.workers = 0  # a worker's start costs more than it gives
     config.data.max_bad_rows = 0  # the data is ours
-    config.optimizer.learning_rate = 1e-3 if stage == "pretrain" else 2e-3
+    config.optimizer.learning_rate = 1e-3 if stage == "pretrain" else 1.5e-3
     config.optimizer.warmup_ratio = 0.05
     config.optimizer.b2 = 0.98
-    config.checkpoint.every = 400
+    config.checkpoint.every = 350
     config.checkpoint.keep_last = 1
     return config

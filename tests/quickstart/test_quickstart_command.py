@@ -47,9 +47,9 @@ def test_what_runs_beside_a_failure_is_told_to_stop(tmp_path):
 
 def test_a_user_may_choose_the_platform(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert environment(1)["JAX_PLATFORMS"] == "cpu"
+    assert environment()["JAX_PLATFORMS"] == "cpu"
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    assert environment(1)["JAX_PLATFORMS"] == "cuda"
+    assert environment()["JAX_PLATFORMS"] == "cuda"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -115,9 +115,8 @@ class Runner:
 
     def run(self, *chains: Sequence[Job]) -> None:
         """All chains at a time."""
-        around = environment(len(chains))
         with ThreadPoolExecutor(len(chains)) as pool:
-            running = [pool.submit(self._chain, chain, around) for chain in chains]
+            running = [pool.submit(self._chain, chain) for chain in chains]
             try:
                 for one in running:
                     one.result()
@@ -125,12 +124,12 @@ class Runner:
                 self._stop.set()
                 raise
 
-    def _chain(self, chain: Sequence[Job], around: dict[str, str]) -> None:
+    def _chain(self, chain: Sequence[Job]) -> None:
         for job in chain:
             if not job.done.exists() and not self._stop.is_set():
-                self._job(job, around)
+                self._job(job)
 
-    def _job(self, job: Job, around: dict[str, str]) -> None:
+    def _job(self, job: Job) -> None:
         tqdm.write("$ " + shlex.join(("python", *job.command)), file=sys.stdout)
         sys.stdout.flush()
         log = self._logs / f"{job.name.replace(' ', '-')}.log"
@@ -139,7 +138,7 @@ class Runner:
                 [sys.executable, *job.command],
                 stdout=file if job.lines else None,
                 stderr=subprocess.STDOUT if job.lines else None,
-                env=around,
+                env=environment(),
                 start_new_session=True,  # Ctrl-C is ours to hand on: as SIGTERM, which saves
             )
         try:
@@ -165,12 +164,10 @@ def progress(job: Job) -> int:
     return job.lines.read_bytes().count(b"\n") if job.lines is not None and job.lines.exists() else 0
 
 
-def environment(commands: int) -> dict[str, str]:
-    """For so many commands at a time. Large pages save a third of the time of such small programs on Linux."""
+def environment() -> dict[str, str]:
+    """Large pages save a third of the time of such small programs on Linux."""
     paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     defaults = {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "HF_HUB_OFFLINE": "1"}
-    if commands >= (os.cpu_count() or 1):  # they fill the cores: threads of one would wait for those of another
-        defaults["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     defaults["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that torch is missing: it is not wanted
     return defaults | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
 
