@@ -189,9 +189,10 @@ def tell(out: Path, seed: int) -> None:
     print("3. Stage 1 and stage 2 of the real recipe, for each method; `full` keeps all visual tokens.", flush=True)
     runner.run(*(training(out, method) for method in METHODS))
     print("4. Questions about digits that no part of the model ever saw, and once without the images.", flush=True)
-    print("   The model in Hugging Face's layout, and what its registers read.", flush=True)
-    asked = [evaluation(out, method) for method in METHODS]
-    runner.run(asked[:2], [asked[2], evaluation(out, "full", blind=True)], leftovers(out))
+    full, victor, vtw = (evaluation(out, method) for method in METHODS)
+    runner.run([full, vtw], [victor, evaluation(out, "full", blind=True)])
+    print("5. The model in Hugging Face's layout, and what its registers read.", flush=True)
+    runner.run(leftovers(out))
     rows = read_rows(out, list(METHODS))
     table = as_table(rows)
     (out / "results.md").write_text(table + "\n")

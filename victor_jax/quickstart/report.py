@@ -16,7 +16,7 @@ from victor_jax.weights.read import open_checkpoint
 PROMPT = 16  # text positions of a question, for counting its FLOPs
 READING = """`of full` is the share of full's accuracy; `above floor` compares what lies above the floor, which is the
 accuracy of the full model without the images. Visual positions are counted layer by layer, registers among them.
-Training is the time of the steps of both stages. What is timed shared the cores with two other commands."""
+Training is the time of the steps of both stages. What is timed shared the cores with other commands."""
 COLOURS = {"full": "#0072B2", "victor": "#D55E00", "vtw": "#009E73"}
 INK, FAINT = "#1f2430", "#6b7280"
 
