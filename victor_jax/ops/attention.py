@@ -101,20 +101,13 @@ def _visible(start: int, end: int, mask: Array | None) -> Array:
 
 
 def _plain(q: Array, k: Array, v: Array, visible: Array | None) -> Array:
-    """As the textbook has it, except that the values are added up before the softmax divides: S / H times fewer.
-
-    Heads come first, and both products are plain matrices: in the order of an einsum, XLA transposes the scores.
-    """
+    """As the textbook has it, except that the values are added up before the softmax divides: S / H times fewer."""
     B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    queries = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-    scores = jnp.matmul(queries, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    scores = scores.reshape(B, K, N // K, T, S)
+    K = k.shape[2]
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q.reshape(B, T, K, N // K, H), k, preferred_element_type=jnp.float32)
     weights, total = _softmax(scores, None if visible is None else visible[:, None, None], H)
-    weights = weights.astype(v.dtype).reshape(B, K, -1, S)
-    out = jnp.matmul(weights, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
-    out = (out.reshape(B, K, N // K, T, H) / total[..., None]).astype(q.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total.transpose(0, 3, 1, 2)[..., None]).astype(q.dtype).reshape(q.shape)
 
 
 def _softmax(scores: Array, visible: Array | None, head_dim: int) -> tuple[Array, Array]:
