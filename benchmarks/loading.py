@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import machine
 
-SIZE, PATCHES = 336, 576
+SIZE, PATCHES, REGISTERS = 336, 576, 8
 PHOTO = (480, 640)
 PHOTOS, ROWS = 64, 512
 TURNS, WORDS = 6, 24  # words of a question and its answer
@@ -55,9 +55,9 @@ def open_source(folder: Path) -> tuple[Any, float]:
     began = time.perf_counter()
     index = build_index(reader, workers=0, progress=False)
     indexed = len(reader) / (time.perf_counter() - began)
-    schedule = Schedule(index, BATCH, seed=0, positions_per_image=PATCHES, parts=1, rows=np.arange(len(reader)))
+    schedule = Schedule(index, BATCH, 0, PATCHES + REGISTERS, parts=1, rows=np.arange(len(reader)))
     images = ImageFolder(folder / "photos")
-    return BatchSource(reader, images, schedule, registers=8, image_size=SIZE, aspect="pad"), indexed
+    return BatchSource(reader, images, schedule, REGISTERS, image_size=SIZE, aspect="pad"), indexed
 
 
 def write_rows(folder: Path) -> None:

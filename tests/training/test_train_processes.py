@@ -16,7 +16,7 @@ import victor_jax
 from benchmarks.soak import kill_once, saved
 
 STEPS = 20
-KILLS = 2
+KILLS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)

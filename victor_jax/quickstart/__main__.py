@@ -189,8 +189,8 @@ def tell(out: Path, seed: int) -> None:
     print("3. Stage 1 and stage 2 of the real recipe, for each method; `full` keeps all visual tokens.", flush=True)
     runner.run(*(training(out, method) for method in METHODS))
     print("4. Questions about digits that no part of the model ever saw, and once without the images.", flush=True)
-    full, victor, vtw = (evaluation(out, method) for method in METHODS)
-    runner.run([full, vtw], [victor, evaluation(out, "full", blind=True)])
+    asked = [*(evaluation(out, method) for method in METHODS), evaluation(out, "full", blind=True)]
+    runner.run(asked[::2], asked[1::2])
     print("5. The model in Hugging Face's layout, and what its registers read.", flush=True)
     runner.run(leftovers(out))
     rows = read_rows(out, list(METHODS))

@@ -87,9 +87,9 @@ class Question(NamedTuple):
 
 def write_digits(folder: Path, task: Task) -> Path:
     """train.json, captions.json, train/, questions.jsonl, test/ and tokenizer/ in `folder`; kept if they are there."""
-    described = json.dumps(asdict(task), indent=2) + "\n"
+    wanted = json.dumps(asdict(task), indent=2) + "\n"
     if (folder / "task.json").exists():
-        if (folder / "task.json").read_text() == described:
+        if (folder / "task.json").read_text() == wanted:
             return folder
         raise UserError(f"{folder} holds another task: remove it, or choose another folder")
     with new_folder(folder) as partial:
@@ -108,7 +108,7 @@ def write_digits(folder: Path, task: Task) -> Path:
             file.writelines(json.dumps(line) + "\n" for line in _test_lines(test.digits, task))
         turns = [turn for row in rows + captions for turn in row["conversations"]]
         write_tokenizer(partial / "tokenizer", [turn["value"] for turn in turns])
-        (partial / "task.json").write_text(described)
+        (partial / "task.json").write_text(wanted)
     return folder
 
 

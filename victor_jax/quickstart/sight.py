@@ -114,15 +114,15 @@ def give_sight(
     tower = VisionTower(config.vision, config.feature_levels, config.keep_class_token, jnp.float32, "xla")
     paths = [path for path in flatten(abstract_params(module)) if path.startswith("vision/")]
     params = {path: jnp.asarray(gather(path, drawn, module, np.dtype(np.float32)).load()) for path in paths}
-    codes = draw_codes(config, seed)[None]
+    codes = draw_codes(config, seed)
     optimizer = optax.adam(schedule(RATE, steps, WARMUP))
 
     def distances(params: dict[str, jax.Array], pixels: jax.Array) -> jax.Array:
         """uint8 [B, size, size] -> [B, P, classes]: how far each patch is from each code of its place."""
         colours = normalise(jnp.broadcast_to(pixels[:, None], (len(pixels), 3, *pixels.shape[1:])))
         seen: Any = tower.apply({"params": nest(params)["vision"]}, colours)
-        alike = jnp.einsum("bpd,pcd->bpc", seen, codes[0])
-        return ((seen**2).sum(axis=-1)[..., None] - 2 * alike + (codes**2).sum(axis=-1)) / codes.shape[-1]
+        alike = jnp.einsum("bpd,pcd->bpc", seen, codes)
+        return ((seen**2).sum(axis=-1)[..., None] - 2 * alike + (codes**2).sum(axis=-1)[None]) / codes.shape[-1]
 
     def loss(params: dict[str, jax.Array], pixels: jax.Array, labels: jax.Array) -> jax.Array:
         far = distances(params, pixels)
