@@ -35,7 +35,7 @@ test: lint .transformers4/ready
 	touch $@
 
 quickstart: .venv-quickstart/ready
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv-quickstart/bin/python -m victor_jax.quickstart --out=quickstart
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv-quickstart/bin/python -m examples.quickstart --out=quickstart
 
 # Kills a run at twenty random moments and compares its end with an undisturbed one: some minutes.
 soak: setup

@@ -11,7 +11,7 @@ import resource
 import time
 from pathlib import Path
 
-from victor_jax.convert import convert
+from victor_jax.cli.convert import convert
 from victor_jax.weights.read import open_checkpoint
 
 

@@ -64,7 +64,7 @@ class Preset:
     bandwidth_size: int
 
 
-BRIDGE = ("projector", "registers")
+BRIDGE = ("projector", "compression")
 TOWER = (*BRIDGE, "language")
 LORA = Lora(rank=128, alpha=256.0, dropout=0.05)
 SEVEN = Preset(

@@ -7,7 +7,7 @@ from configs.common import base, shrink
 
 def get_config(argument: str = "") -> ConfigDict:
     config, given = base(argument)
-    config.trainable = ("projector", "registers", "language")
+    config.trainable = ("projector", "compression", "language")
     config.batch_size = 128  # [llava]
     config.optimizer.learning_rate = 2e-5  # [llava] [victor]
     if "runlocal" in given:

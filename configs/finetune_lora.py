@@ -7,7 +7,7 @@ from configs.common import base, shrink
 
 def get_config(argument: str = "") -> ConfigDict:
     config, given = base(argument)
-    config.trainable = ("projector", "registers")
+    config.trainable = ("projector", "compression")
     config.batch_size = 128  # [llava]
     config.optimizer.learning_rate = 2e-4  # [llava]
     config.optimizer.projector_learning_rate = 2e-5  # [llava]

@@ -7,7 +7,7 @@ from configs.common import base, shrink
 
 def get_config(argument: str = "") -> ConfigDict:
     config, given = base(argument)
-    config.trainable = ("projector", "registers")
+    config.trainable = ("projector", "compression")
     config.batch_size = 256  # [llava]
     config.optimizer.learning_rate = 1e-4 if config.recipe == "paper" else 1e-3  # [victor], [llava]
     config.data.template = "plain"  # [llava]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A training run on a TPU slice, from renting it to giving it back. Needs gcloud, logged in, with a project set.
 #
-#   export NAME=victor ZONE=us-west4-a TYPE=v5litepod-64 BUCKET=my-bucket      # TYPE: as `victor_jax.plan` says
+#   export NAME=victor ZONE=us-west4-a TYPE=v5litepod-64 BUCKET=my-bucket      # TYPE: as `victor-jax plan-pod` says
 #   scripts/launch_tpu.sh create [--spot | --reserved | …]    queue for the slice, wait until it is there
 #   scripts/launch_tpu.sh setup                               this commit, Python, packages, the bucket, on every host
 #   scripts/launch_tpu.sh run --config=… --workdir=bucket/run start train.py on every host, and again after a crash
@@ -35,7 +35,7 @@ create() {
     v5litepod-*) image=v2-alpha-tpuv5-lite ;;
     v5p-*) image=v2-alpha-tpuv5 ;;
     v6e-*) image=v2-alpha-tpuv6e ;;
-    *) fail "TYPE=${TYPE:-} is none of v4-N, v5litepod-N, v5p-N, v6e-N: python -m victor_jax.plan names it" ;;
+    *) fail "TYPE=${TYPE:-} is none of v4-N, v5litepod-N, v5p-N, v6e-N: victor-jax plan-pod names it" ;;
   esac
   tpu queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$TYPE" --runtime-version="$image" "$@"
   [ -z "${DRY_RUN:-}" ] || return 0

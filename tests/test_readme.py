@@ -65,7 +65,7 @@ def run(command: list[str], folder: Path) -> str:
 
 def test_the_ten_lines(checkpoint):
     convert = shlex.split(block("sh", "llava-1.5-7b-orbax"))
-    assert convert[0] == "python"
-    run([sys.executable, *convert[1:]], checkpoint)
+    assert convert[0] == "victor-jax"
+    run([sys.executable, "-m", "victor_jax", *convert[1:]], checkpoint)
     said = run([sys.executable, "-c", block("python", "victor_jax.load")], checkpoint)
     assert len(said.strip()) > 0

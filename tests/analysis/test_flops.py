@@ -107,9 +107,9 @@ def test_prefill_and_decode_equal_the_traced_module(spec):
 
 
 STEPS = {
-    "stage 1": (("projector", "registers"), 0),
-    "stage 2": (("projector", "registers", "language"), 0),
-    "adapters": (("projector", "registers"), 128),
+    "stage 1": (("projector", "compression"), 0),
+    "stage 2": (("projector", "compression", "language"), 0),
+    "adapters": (("projector", "compression"), 128),
 }
 
 

@@ -5,7 +5,8 @@ import pytest
 import talking
 from PIL import Image
 
-from victor_jax import heatmap
+from victor_jax import cli
+from victor_jax.cli import heatmap
 
 PICTURE = np.full((3, 24, 24), 200, np.uint8)
 
@@ -55,7 +56,7 @@ def test_the_command_draws_a_picture(tmp_path, picture, capsys):
     model = talking.saved(tmp_path / "model", "victor:registers=3,layer=2")
     out = tmp_path / "new" / "map.png"
     asked = ["--prompt=How many cats?", "--dtype=float32"]
-    assert heatmap.main([f"--model={model}", f"--image={picture}", f"--out={out}", *asked]) == 0
+    assert cli.main(["heatmap", f"--model={model}", f"--image={picture}", f"--out={out}", *asked]) == 0
     assert capsys.readouterr().out == f"wrote {out}\n"
     drawn = np.asarray(Image.open(out).convert("RGB"))
     assert drawn.shape[1] > drawn.shape[0] > 300
@@ -69,7 +70,7 @@ def test_mistakes_are_one_line(tmp_path, picture, capsys):
         ([f"--image={picture}", "--out=map.txt"], "--out=map.txt must end in .png, .pdf or .svg"),
         (["--image=nowhere.png", "--out=map.png"], "the image nowhere.png cannot be used: No such file"),
     ]:
-        assert heatmap.main([f"--model={model}", *arguments]) == 2
+        assert cli.main(["heatmap", f"--model={model}", *arguments]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {sentence}")
         assert said.count("\n") == 1

@@ -117,7 +117,11 @@ def said(planned):
 
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "victor_jax.plan", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "victor_jax", "plan-pod", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -155,5 +159,5 @@ def test_the_step_compiles_for_every_kind_of_tpu(slice_):
 
 def test_the_command_leaves_jax_alone_until_the_environment_is_ready():
     """libtpu reads its environment when jax is imported."""
-    code = "import sys, victor_jax.plan; sys.exit('jax' in sys.modules)"
+    code = "import sys, victor_jax.cli.plan_pod; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

@@ -4,7 +4,8 @@ import pytest
 from llava_folder import image_row, opened, rows_of_every_kind, text_row, turns, write
 from tokenizers_tiny import write_sentencepiece
 
-from victor_jax.check_data import CheckSettings, check, decoded, main
+from victor_jax import cli
+from victor_jax.cli.check_data import CheckSettings, check, decoded
 from victor_jax.compression.spec import parse
 
 # Of ml_collections, which loads recipes so.
@@ -98,8 +99,9 @@ def command(tmp_path):
     write_sentencepiece(tmp_path / "tokenizer", False)
 
     def run(rows, *more):
-        return main(
+        return cli.main(
             [
+                "check-data",
                 "--config=configs/finetune.py:registers=2,layer=1,runlocal",
                 f"--config.data.path={write(tmp_path, rows)}",
                 f"--config.data.images={tmp_path}",
@@ -135,7 +137,7 @@ def test_the_command_fails_where_the_recipe_allows_fewer_bad_rows(command, capsy
     ],
 )
 def test_a_wrong_command_is_one_sentence(arguments, message, capsys):
-    assert main(arguments) == 2
+    assert cli.main(["check-data", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

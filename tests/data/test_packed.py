@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from victor_jax import pack_data
+from victor_jax import cli
 from victor_jax.data.images import BadImage, ImageFolder, open_images
 from victor_jax.data.packed import write_packed
 from victor_jax.data.records import BadRow, open_records, parse_record
@@ -122,13 +122,13 @@ def test_rows_with_images_need_a_folder(source):
 
 def test_the_command_packs_and_says_what_is_missing(source, capsys):
     arguments = [str(source / "rows.json"), f"--images={source / 'images'}", str(source / "pack")]
-    assert pack_data.main(arguments) == 0
+    assert cli.main(["pack-data", *arguments]) == 0
     out, bar = capsys.readouterr()
     assert "23 rows, 5 images" in out
     assert "1 images are missing" in out
     assert "coco/5.jpg" in out
     assert "23/23" in bar
-    assert pack_data.main(arguments) == 2
+    assert cli.main(["pack-data", *arguments]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
 
 
@@ -141,8 +141,8 @@ class Endless(records.JsonRecords):
         print("half", flush=True)
         time.sleep(60)
 records.JsonRecords = Endless
-from victor_jax.pack_data import main
-sys.exit(main(sys.argv[1:]))
+from victor_jax.cli import main
+sys.exit(main(["pack-data", *sys.argv[1:]]))
 """
 
 

@@ -81,7 +81,7 @@ def test_rows_and_images_that_the_mesh_does_not_divide_get_the_same_answer(folde
                 "vision/stages_0/mlp/up/bias": (3, 48),
                 "language/embedding": (256, 8),
                 "language/norm/scale": (64,),
-                "registers": (3, 64),
+                "compression/registers": (3, 64),
             },
         ),
         (

@@ -79,7 +79,9 @@ def params_of(workdir, step):
 def test_adapters_projector_and_registers_train_and_nothing_else(trained):
     before, after = params_of(trained, 1), params_of(trained, STEPS)
     expected = {f"language/stages_{stage}/{name}/lora_{half}" for stage in (0, 1) for name in LINEAR for half in "ab"}
-    expected |= {f"projector/linear_{n}/{leaf}" for n in (1, 2) for leaf in ("kernel", "bias")} | {"registers"}
+    expected |= {f"projector/linear_{n}/{leaf}" for n in (1, 2) for leaf in ("kernel", "bias")} | {
+        "compression/registers"
+    }
     assert after.keys() == expected
     for path, leaf in after.items():
         assert not np.array_equal(leaf, before[path]), path
@@ -98,7 +100,7 @@ def test_the_merged_export_answers_as_the_adapters_did(trained, changes):
 
 def test_the_export_changes_kernels_and_keeps_all_else(trained, start):
     given, merged = open_checkpoint(start).tensors, open_checkpoint(trained / "model").tensors
-    assert merged.keys() == given.keys() | {"registers"}
+    assert merged.keys() == given.keys() | {"compression/registers"}
     for name, tensor in given.items():
         is_adapted = name.startswith("language/layers/") and name.endswith("/kernel")
         same = np.array_equal(merged[name].load(), tensor.load())

@@ -111,18 +111,18 @@ def test_every_register_learns_and_the_frozen_parts_have_no_state(tensors, recip
     run = small_run.small_run(recipe=recipe)
     grads, _, _ = grads_of(run, tensors, batch())
     parts = {path.split("/")[0] for path in grads}
-    assert parts == {"projector", "registers"} | ({"language"} if recipe == "finetune" else set())
-    assert (np.abs(grads["registers"]).max(axis=1) > 1e-4).all()
+    assert parts == {"projector", "compression"} | ({"language"} if recipe == "finetune" else set())
+    assert (np.abs(grads["compression/registers"]).max(axis=1) > 1e-4).all()
     assert all(np.abs(grad).max() > 0 for path, grad in grads.items() if path != "language/embedding")
     held = jax.tree.leaves(run.state.optimizer)
     assert sum(leaf.size for leaf in held if leaf.ndim) == 2 * sum(leaf.size for leaf in run.train.values())
-    assert {path.split("/")[0] for path in run.frozen} == {"vision", "language", "projector", "registers"} - parts
+    assert {path.split("/")[0] for path in run.frozen} == {"vision", "language", "projector", "compression"} - parts
 
 
 def test_text_alone_gives_the_registers_no_gradient(tensors):
     grads, _, _ = grads_of(small_run.small_run(), tensors, batch(with_images=False))
     for path, grad in grads.items():
-        is_of_images = path.startswith(("registers", "projector"))
+        is_of_images = path.startswith(("compression", "projector"))
         assert (float(jnp.abs(grad).max()) == 0) == is_of_images, path
 
 

@@ -62,7 +62,7 @@ def our_losses(folder, recipe, compression):
     start = setup.open_start(run_settings)
     run = setup.make_run(run_settings, start.config, make_mesh(devices=jax.devices()[:1]), STEPS)
     train, frozen = setup.start_params(run, start)
-    registers = np.asarray(train["registers"]) if "registers" in train else None
+    registers = np.asarray(train["compression/registers"]) if "compression/registers" in train else None
     state, losses = setup.start_state(run, train), []
     with jax.set_mesh(run.mesh):
         for step in range(STEPS):

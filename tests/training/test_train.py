@@ -12,7 +12,7 @@ from small_run import conversation, image_row, losses, metrics, overrides, run_h
 
 import victor_jax
 from benchmarks.soak import saved
-from victor_jax import convert
+from victor_jax import cli
 from victor_jax.data.images import normalise, preprocess
 from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.errors import UserError
@@ -265,7 +265,7 @@ def test_both_stages_export_to_hugging_face(tmp_path, start):
             assert not np.array_equal(after_one, after_two), name
 
     transformers = pytest.importorskip("transformers.models.llava.modeling_llava", reason="needs torch")
-    assert convert.main([str(second / "model"), str(tmp_path / "hf"), "--to=hf"]) == 0
+    assert cli.main(["convert", str(second / "model"), str(tmp_path / "hf"), "--to=hf"]) == 0
     _, found = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(found.values()), found
 

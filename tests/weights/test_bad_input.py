@@ -24,7 +24,7 @@ from layouts import change_config, drop, pick, state
 from safetensors.numpy import save_file
 
 import victor_jax
-from victor_jax.convert import convert
+from victor_jax.cli.convert import convert
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.write import write_checkpoint
 
@@ -395,7 +395,7 @@ def test_a_part_that_is_there_already(layout, name, net, clip, tmp_path):
 def mark_as_victor(folder, compression="victor:registers=4,layer=2", registers=(4, 64)):
     (folder / "victor.json").write_text(json.dumps({"compression": compression}))
     if registers is not None:
-        save_file({"registers": np.full(registers, 0.5, np.float32)}, folder / "victor.safetensors")
+        save_file({"compression/registers": np.full(registers, 0.5, np.float32)}, folder / "victor.safetensors")
 
 
 def test_registers_of_another_count(hf):
@@ -692,7 +692,7 @@ def vast_checkpoint(folder):
 @pytest.mark.parametrize("to", ["llava", "orbax"])
 def test_a_terminated_conversion_leaves_nothing(to, tmp_path):
     vast_checkpoint(tmp_path / "hf")
-    command = [sys.executable, "-m", "victor_jax.convert", tmp_path / "hf", tmp_path / "out", f"--to={to}"]
+    command = [sys.executable, "-m", "victor_jax", "convert", tmp_path / "hf", tmp_path / "out", f"--to={to}"]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
         while not (tmp_path / "out.partial").exists():
             assert process.poll() is None, "ended before it could be caught"

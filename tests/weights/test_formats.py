@@ -21,7 +21,8 @@ from layouts import assert_same, drop, hf_logits, part, pick, state, tensors_of
 from safetensors.torch import load_file
 
 import victor_jax
-from victor_jax.convert import convert, main
+from victor_jax import cli
+from victor_jax.cli.convert import convert
 from victor_jax.weights.names import flatten
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.safetensors_writer import write_shards
@@ -399,7 +400,7 @@ def test_converting_keeps_the_registers(victor_folder, victor, tmp_path):
     convert(victor_folder, tmp_path / "llava", "llava")
     checkpoint = open_checkpoint(tmp_path / "llava")
     assert checkpoint.compression == VICTOR
-    np.testing.assert_array_equal(checkpoint.tensors["registers"].load(), victor.registers)
+    np.testing.assert_array_equal(checkpoint.tensors["compression/registers"].load(), victor.registers)
 
 
 def test_transformers_loads_a_victor_checkpoint_as_plain_llava(victor, net, tmp_path):
@@ -429,7 +430,7 @@ def command():
         stack.callback(signal.signal, signal.SIGTERM, handler)
         stack.callback(absl.setLevel, absl.level)
         warnings.simplefilter("always")
-        yield main
+        yield lambda arguments: cli.main(["convert", *arguments])
 
 
 def test_the_command_converts_to_a_folder_that_orbax_alone_restores(command, hf, truth, tmp_path, capsys):

@@ -12,7 +12,7 @@ import tokenizers_tiny  # noqa: E402
 import transformers  # noqa: E402
 
 import victor_jax  # noqa: E402
-from victor_jax.convert import convert  # noqa: E402
+from victor_jax.cli.convert import convert  # noqa: E402
 
 
 def test_an_original_checkpoint_gets_an_image_token_and_a_processor(tmp_path):

@@ -60,7 +60,7 @@ def counted(tensors: dict[str, Tensor], log: list[int]) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def source() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = expected_shapes(CONFIG) | {REGISTERS: PARAMETERS["registers"]}
+    shapes = expected_shapes(CONFIG) | {REGISTERS: PARAMETERS["compression/registers"]}
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 

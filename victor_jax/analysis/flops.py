@@ -76,7 +76,7 @@ class Bytes:
 class Training:
     """What a step trains and how it keeps its activations."""
 
-    trained: Collection[str]  # of projector, registers, language
+    trained: Collection[str]  # of projector, compression, language
     registers: int  # of the compression
     remat: Remat = "full"
     lora_rank: int = 0
@@ -167,7 +167,7 @@ def training_step(
     through = forward(config, plan, work, causal=causal, kept=kept, lora_rank=rank)
     language = "language" in trained
     projector = "projector" in trained and work.images > 0
-    registers = "registers" in trained and training.registers > 0
+    registers = "compression" in trained and training.registers > 0
     # Whether anything below the top layer learns. If so every layer passes gradients down, frozen or not.
     passes = language or projector or registers or rank > 0
     if not passes:
@@ -225,7 +225,7 @@ def trained_parameters(config: VLMConfig, training: Training) -> int:
     return (
         held.projector * ("projector" in training.trained)
         + held.language * ("language" in training.trained)
-        + training.registers * config.language.width * ("registers" in training.trained)
+        + training.registers * config.language.width * ("compression" in training.trained)
         + adapters
     )
 

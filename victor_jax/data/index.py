@@ -74,7 +74,7 @@ def check_bad_rows(bad: list[Bad], most: int | None, source: Records) -> None:
         named = "; ".join(f"{source.describe(row)}: {reason}" for row, reason in bad[:SHOWN])
         raise UserError(
             f"more than data.max_bad_rows={most} rows cannot be used, the first are {named}. Mend the data "
-            "(python -m victor_jax.check_data lists them) or allow more"
+            "(victor-jax check-data lists them) or allow more"
         )
 
 

@@ -182,7 +182,7 @@ class PackedRecords:
         try:
             pack = json.loads((self.folder / PACK).read_text())
         except OSError:
-            raise UserError(f"{self.folder} has no {PACK}: it is no folder of python -m victor_jax.pack_data") from None
+            raise UserError(f"{self.folder} has no {PACK}: it is no folder of victor-jax pack-data") from None
         except ValueError:
             raise UserError(f"{self.folder / PACK} is not JSON: copy it again") from None
         if pack.get("version") != VERSION:

@@ -54,7 +54,7 @@ class Records(Protocol):
 
 
 def open_records(path: str | Path) -> Records:
-    """A .json list, a .jsonl file, or a folder that `python -m victor_jax.pack_data` has written."""
+    """A .json list, a .jsonl file, or a folder that `victor-jax pack-data` has written."""
     path = Path(path)
     if path.is_dir():
         from victor_jax.data.packed import PackedRecords  # needs array_record

@@ -26,6 +26,18 @@ from victor_jax.sharding.activations import over_rows
 REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own embedding scale
 
 
+class Own(nn.Module):
+    """A method's own parameters."""
+
+    registers_per_image: int
+    width: int
+
+    def setup(self) -> None:
+        if self.registers_per_image:
+            shape = (self.registers_per_image, self.width)
+            self.registers = self.param("registers", nn.initializers.normal(REGISTER_STD), shape)
+
+
 class VLMModule(nn.Module):
     config: VLMConfig
     compression: Compression
@@ -41,9 +53,7 @@ class VLMModule(nn.Module):
         self.language = LanguageTower(
             c.language, self.compression.plan, self.dtype, self.implementation, self.remat, self.lora
         )
-        if self.compression.registers:
-            shape = (self.compression.registers, c.language.width)
-            self.registers = self.param("registers", nn.initializers.normal(REGISTER_STD), shape)
+        self.own = Own(self.compression.registers, c.language.width, name="compression")
 
     def visual_tokens(self, pixels: jax.Array, slots: jax.Array | None, rows: int) -> jax.Array:
         """pixels [I, 3, size, size] -> [B, V, D], row by row.
@@ -70,7 +80,7 @@ class VLMModule(nn.Module):
             x = jnp.where(here, cut.take(visual, which), x)
         if self.compression.registers:
             here, which = of(Kind.REGISTER)
-            x = jnp.where(here, self.registers.astype(self.dtype)[which], x)
+            x = jnp.where(here, self.own.registers.astype(self.dtype)[which], x)
         return over_rows(x)
 
     def run(

@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, P], ...] = (
     # Small: whole on every device.
     (r"vision/(patch_embedding/kernel|class_embedding|position_embedding)", P()),
     (r"vision/pre_norm/(scale|bias)", P()),
-    (r"registers", P()),
+    (r"compression/.+", P()),
 )
 
 

@@ -2,7 +2,7 @@
 
 Only what is certain counts, so that nothing is refused that could run: when the optimizer begins, its moments, the
 parameters and all gradients lie there; when the backward pass begins, the inputs of all language layers lie there in
-place of the gradients. What a compiler needs beyond that, only a compiler knows: `python -m victor_jax.plan` asks one.
+place of the gradients. What a compiler needs beyond that, only a compiler knows: `victor-jax plan-pod` asks one.
 """
 
 import math

@@ -41,7 +41,7 @@ def make_optimizer(settings: OptimizerSettings, total_steps: int, params: Params
     own = settings.projector_learning_rate
     # Both rates follow one schedule, so that their ratio is a constant.
     ratio = 1.0 if own is None else own / settings.learning_rate
-    ratios = {path: ratio if path.startswith(("projector/", "registers")) else 1.0 for path in params}
+    ratios = {path: ratio if path.startswith(("projector/", "compression/")) else 1.0 for path in params}
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(settings.b1, settings.b2, settings.eps),

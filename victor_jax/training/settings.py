@@ -74,7 +74,7 @@ class Settings:
     vision_from: str  # a CLIP folder, where init_from is a language model or lacks the tower
     projector_from: str  # a mm_projector.bin
     compression: str
-    trainable: tuple[str, ...]  # of projector, registers, language
+    trainable: tuple[str, ...]  # of projector, compression (the method's own parameters), language
     total_steps: int  # 0: as many as `epochs` take
     epochs: int
     batch_size: int
@@ -134,7 +134,7 @@ NOT_NEGATIVE = (
 )
 SHARES = ("optimizer.warmup_ratio", "optimizer.b1", "optimizer.b2", "lora.dropout")  # from 0 to below 1
 REST_OF_MESH = ("mesh.fsdp", "mesh.tensor")  # -1, or a number of devices
-PARTS = ("projector", "registers", "language")
+PARTS = ("projector", "compression", "language")
 TYPES = {
     str: "text",
     int: "a whole number",

@@ -40,7 +40,8 @@ VISION = {
 }
 LANGUAGE = {"language/embedding": "embed_tokens.weight", "language/norm/scale": "norm.weight"}
 HEAD = "language/head"
-REGISTERS = "registers"
+OWN = "compression/"  # a method's own parameters, under the names of the module that holds them
+REGISTERS = OWN + "registers"
 
 # Where the parts stand in the two layouts that we write.
 LAYOUTS: dict[str, Any] = {

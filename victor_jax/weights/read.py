@@ -13,6 +13,7 @@ from victor_jax.weights.hf_config import LANGUAGE_DEFAULTS, ORIGINAL_TYPES, vlm_
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.original import open_language_model, open_original
 from victor_jax.weights.tables import by_our_names
+from victor_jax.weights.tensors import Tensor
 
 SIDE_CONFIG = "victor.json"  # beside a layout of others: the compression and the prompt that it was trained with
 SIDE_WEIGHTS = "victor.safetensors"  # and its registers
@@ -55,7 +56,12 @@ def open_checkpoint(
 
 def _open_ours(folder: Path, raw: dict[str, Any]) -> Checkpoint:
     config, compression, prompt = orbax_format.config_from_json(raw, folder / "config.json")
-    return Checkpoint("orbax", folder, config, orbax_format.read_params(folder), compression, prompt=prompt)
+    return Checkpoint("orbax", folder, config, own_names(orbax_format.read_params(folder)), compression, prompt=prompt)
+
+
+def own_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Registers stood outside `compression/` in checkpoints of version 0.1."""
+    return {REGISTERS if name == "registers" else name: tensor for name, tensor in tensors.items()}
 
 
 def _with_its_aspect(checkpoint: Checkpoint, raw: dict[str, Any]) -> Checkpoint:
@@ -83,7 +89,7 @@ def _with_side_files(checkpoint: Checkpoint) -> Checkpoint:
         raise UserError(f"{file} names no compression: expected a text such as victor:registers=8,layer=3")
     tensors = dict(checkpoint.tensors)
     if (weights := checkpoint.folder / SIDE_WEIGHTS).exists():
-        tensors |= read_safetensors(weights)
+        tensors |= own_names(read_safetensors(weights))
     prompt = prompt_from_json(written["prompt"], file) if "prompt" in written else checkpoint.prompt
     return replace(checkpoint, tensors=tensors, compression=compression, prompt=prompt)
 

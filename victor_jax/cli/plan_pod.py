@@ -1,4 +1,4 @@
-"""python -m victor_jax.plan --config=FILE[:args] --topology=v5e:8x8 [--config.some.key=value …]
+"""victor-jax plan-pod --config=FILE[:args] --topology=v5e:8x8 [--config.some.key=value …]
 
 Compiles the training step of a recipe for a slice of a TPU pod, on a machine without any TPU: does it fit, what takes
 the memory, which collectives run, how long does a step take at best. Nothing is rented, no data or weights are read.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from victor_jax.analysis import topology as slices
-from victor_jax.errors import UserError, exit_status
+from victor_jax.errors import UserError
 
 if TYPE_CHECKING:  # jax may be imported only when the environment is ready for libtpu
     from victor_jax.analysis.collectives import Collective
@@ -267,7 +267,7 @@ def advice(planned: Planned, topology: slices.Topology) -> str:
 # --- command line ---------------------------------------------------------------------------------------------------
 
 
-def command_line() -> int:
+def main(arguments: list[str]) -> int:
     from absl import flags
 
     from victor_jax.training import command
@@ -278,7 +278,7 @@ def command_line() -> int:
         flags.DEFINE_integer("images", 1, "images of each row", lower_bound=0, flag_values=values)
         flags.DEFINE_bool("thorough", False, "compile as the pod will: minutes for little", flag_values=values)
 
-    given = command.parse("python -m victor_jax.plan", define)
+    given = command.parse("victor-jax plan-pod", define, arguments)
     if not given.topology:
         raise UserError(f"--topology is missing: {', '.join(slices.CHIPS)}, and a shape: v5e:8x8")
     topology = slices.parse(given.topology)
@@ -302,11 +302,3 @@ def command_line() -> int:
         planned = list(pool.map(plan, steps, shapes))
     report(planned, topology)
     return 0 if all(one.memory.fits for one in planned) else 1
-
-
-def main() -> int:
-    return exit_status(command_line)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,10 +4,10 @@ import importlib
 
 import pytest
 
+from examples.quickstart.__main__ import METHODS, Job, Runner, environment
+from examples.quickstart.report import Row, as_table, draw, positions
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
-from victor_jax.quickstart.__main__ import METHODS, Job, Runner, environment
-from victor_jax.quickstart.report import Row, as_table, draw, positions
 from victor_jax.training.settings import read
 
 

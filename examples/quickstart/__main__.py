@@ -1,4 +1,4 @@
-"""python -m victor_jax.quickstart [--out=quickstart] [--seed=0]: the whole story on real images, in minutes.
+"""python -m examples.quickstart [--out=quickstart] [--seed=0]: the whole story on real images, in minutes.
 
 Draws canvases of scanned digits, gives a tiny model sight, and then runs the same commands that the 7B recipe uses:
 train.py (both stages) for three methods, eval.py on digits that were never seen, convert, heatmap. Each command is
@@ -20,9 +20,9 @@ from threading import Event
 
 from tqdm import tqdm
 
+from examples.quickstart.digits import Task, read_task, write_digits
+from examples.quickstart.report import READING, as_table, draw, read_rows
 from victor_jax.errors import UserError, exit_status
-from victor_jax.quickstart.digits import Task, read_task, write_digits
-from victor_jax.quickstart.report import READING, as_table, draw, read_rows
 
 # The language tower has four layers. Two registers for sixteen visual tokens, and the first two layers to fill them.
 METHODS = {"full": "full", "victor": "registers=2,layer=2", "vtw": "vtw,layer=2"}
@@ -43,7 +43,7 @@ class Job:
 
 
 def sight(out: Path) -> Job:
-    command = ("-m", "victor_jax.quickstart.sight", str(out / "data"), str(out / "start"))
+    command = ("-m", "examples.quickstart.sight", str(out / "data"), str(out / "start"))
     return Job("sight", command, out / "start")
 
 
@@ -91,8 +91,8 @@ def leftovers(out: Path) -> list[Job]:
     image, picture = out / "data" / "test" / "000000.png", out / "registers.png"
     look = (f"--model={model}", f"--image={image}", f"--out={picture}", "--prompt=Which digit is the largest?")
     return [
-        Job("export", ("-m", "victor_jax.convert", str(model), str(out / "model-hf"), "--to=hf"), out / "model-hf"),
-        Job("heat-map", ("-m", "victor_jax.heatmap", *look), picture),
+        Job("export", ("-m", "victor_jax", "convert", str(model), str(out / "model-hf"), "--to=hf"), out / "model-hf"),
+        Job("heat-map", ("-m", "victor_jax", "heatmap", *look), picture),
     ]
 
 
@@ -175,7 +175,7 @@ def environment() -> dict[str, str]:
 # --- the story ------------------------------------------------------------------------------------------------------
 
 NEXT = """With a real checkpoint (README.md has the whole recipe):
-  python -m victor_jax.convert llava-1.5-7b-hf llava-orbax --to=orbax      # any PyTorch LLaVA folder, equal to 1e-5
+  victor-jax convert llava-1.5-7b-hf llava-orbax --to=orbax      # any PyTorch LLaVA folder, equal to 1e-5
   python train.py --config=configs/finetune.py:registers=8,layer=3 --workdir=stage2 --config.init_from=…
   python eval.py --model=stage2/model --benchmark=… --questions=… --images=… --out=answers"""
 
@@ -214,7 +214,7 @@ LEFT = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m victor_jax.quickstart",
+        prog="python -m examples.quickstart",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

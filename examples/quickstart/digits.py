@@ -3,7 +3,7 @@
 scikit-learn's 1,797 scanned digits are split first; canvases for training are then composed of one part, those for
 the test of the other. What the test shows was never seen. Everything is a function of the seed.
 
-    python -m victor_jax.quickstart.digits DIR [--grid=12 --cell=16 …]
+    python -m examples.quickstart.digits DIR [--grid=12 --cell=16 …]
 """
 
 import argparse
@@ -116,7 +116,7 @@ def read_task(folder: Path) -> Task:
     """What `write_digits` was asked for."""
     file = folder / "task.json"
     if not file.exists():
-        raise UserError(f"there is no {file}: write the data first, by python -m victor_jax.quickstart.digits {folder}")
+        raise UserError(f"there is no {file}: write the data first, by python -m examples.quickstart.digits {folder}")
     given: dict[str, Any] = json.loads(file.read_text())
     return Task(**(given | {"kinds": tuple(given["kinds"])}))
 
@@ -345,7 +345,7 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m victor_jax.quickstart.digits", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.quickstart.digits", description=__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path)
     for name, value in asdict(Task()).items():
         if name == "kinds":

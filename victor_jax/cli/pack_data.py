@@ -1,4 +1,4 @@
-"""python -m victor_jax.pack_data SRC --images=DIR DST: a data set as a few large files, for buckets and pods.
+"""victor-jax pack-data SRC --images=DIR DST: a data set as a few large files, for buckets and pods.
 
 SRC is a .json or .jsonl file of LLaVA's format. DST then serves as `data.path`, and needs no image folder.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from victor_jax.errors import UserError, exit_status
+from victor_jax.errors import UserError
 
 SHOWN = 10  # images that could not be read
 
@@ -34,11 +34,11 @@ def pack(source: str, images: str | None, destination: str, rows_per_shard: int)
             print(f"  and {len(done.missing) - SHOWN} more")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> None:
     from victor_jax.data.packed import ROWS_PER_SHARD
 
     parser = argparse.ArgumentParser(
-        prog="python -m victor_jax.pack_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="victor-jax pack-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="SRC", help="a .json or .jsonl file")
     parser.add_argument("destination", metavar="DST", help="the folder to write")
@@ -47,8 +47,4 @@ def main(arguments: list[str] | None = None) -> int:
     given: Any = parser.parse_args(arguments)
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return exit_status(lambda: pack(given.source, given.images, given.destination, given.rows_per_shard))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    pack(given.source, given.images, given.destination, given.rows_per_shard)

@@ -12,14 +12,14 @@ from sklearn.datasets import load_digits
 from transformers import AutoTokenizer
 
 import victor_jax
+from examples.quickstart import sight
+from examples.quickstart.digits import EMPTY, KINDS, Task, compose, conversation, main, scans, write_digits
 from victor_jax.data.index import Reader
 from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.data.records import open_records
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.evaluation.digits import DIGITS
-from victor_jax.quickstart import sight
-from victor_jax.quickstart.digits import EMPTY, KINDS, Task, compose, conversation, main, scans, write_digits
 
 SMALL = Task(train=24, described=20, test=10, seed=3)
 

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from examples.quickstart.digits import EMPTY, PARTS, Canvases, Task, paint, read_task
 from victor_jax.compression.full import full
 from victor_jax.errors import exit_status
 from victor_jax.models.config import VisionConfig, VLMConfig
@@ -26,7 +27,6 @@ from victor_jax.models.sizes import llava
 from victor_jax.models.vision import VisionTower
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.images import normalise
-from victor_jax.quickstart.digits import EMPTY, PARTS, Canvases, Task, paint, read_task
 from victor_jax.training.optimizer import schedule
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.names import flatten, nest
@@ -182,9 +182,9 @@ def _batches(rows: int, steps: int, seed: int) -> Iterator[np.ndarray]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m victor_jax.quickstart.sight", description="Stage 0 of the quickstart."
+        prog="python -m examples.quickstart.sight", description="Stage 0 of the quickstart."
     )
-    parser.add_argument("data", type=Path, help="what victor_jax.quickstart.digits wrote")
+    parser.add_argument("data", type=Path, help="what examples.quickstart.digits wrote")
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")
     given = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""python -m victor_jax.convert SRC DST --to={hf,llava,orbax}: a checkpoint from one format to another.
+"""victor-jax convert SRC DST --to={hf,llava,orbax}: a checkpoint from one format to another.
 
 Tensors pass one by one: memory stays far below the size of the checkpoint.
 """
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-
-from victor_jax.errors import exit_status
 
 
 def convert(
@@ -41,8 +39,8 @@ def convert(
     print(f"wrote {destination}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m victor_jax.convert", description=__doc__)
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__)
     parser.add_argument("source", metavar="SRC", help="a checkpoint folder of any known format")
     parser.add_argument("destination", metavar="DST", help="the folder to write")
     parser.add_argument("--to", required=True, choices=("hf", "llava", "orbax"))
@@ -53,17 +51,4 @@ def main(arguments: list[str] | None = None) -> int:
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of an error that we print
-    return exit_status(
-        lambda: convert(
-            given.source,
-            given.destination,
-            given.to,
-            vision=given.vision,
-            projector=given.projector,
-            seed=given.seed,
-        )
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    convert(given.source, given.destination, given.to, vision=given.vision, projector=given.projector, seed=given.seed)

@@ -1,4 +1,4 @@
-"""python -m victor_jax.heatmap --model=DIR --image=FILE --out=PNG [--prompt=…]: what each register read.
+"""victor-jax heatmap --model=DIR --image=FILE --out=PNG [--prompt=…]: what each register read.
 
 A panel for each register: its attention over the patches of the image in the layers that still see it, drawn over
 the image as the model sees it. With a prompt the model's answer stands below.
@@ -6,7 +6,6 @@ the image as the model sees it. With a prompt the model's answer stands below.
 
 import argparse
 import math
-import sys
 import textwrap
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from victor_jax.errors import UserError, exit_status
+from victor_jax.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,9 +108,9 @@ def _draw(axes: "Axes", image: np.ndarray, name: str, share: str) -> None:
     axes.text(1, 1.025, share, transform=axes.transAxes, fontsize=7.5, color=FAINT, va="bottom", ha="right")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m victor_jax.heatmap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="victor-jax heatmap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="a folder of a model with registers")
     parser.add_argument("--image", required=True, metavar="FILE")
@@ -119,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompt", help="a question to the model; its answer is written below")
     parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args(arguments)
-    return exit_status(lambda: draw(given.model, given.image, given.out, given.prompt, given.dtype))
+    draw(given.model, given.image, given.out, given.prompt, given.dtype)
 
 
 def draw(
@@ -146,7 +145,3 @@ def draw(
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
     print(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""python -m victor_jax.check_data --config=FILE[:args] [--config.data.path=… …]: walks the data without training.
+"""victor-jax check-data --config=FILE[:args] [--config.data.path=… …]: walks the data without training.
 
 Counts, lengths, the shapes that batches will have, rows and images that cannot be used, and a few rows as the model
 reads them, with what it learns in colour.
@@ -23,7 +23,6 @@ from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.data.records import parse_record
 from victor_jax.data.schedule import Schedule
 from victor_jax.data.shapes import shape_lengths
-from victor_jax.errors import exit_status
 
 if TYPE_CHECKING:  # jax is imported when the command line is known to be right
     from victor_jax.training.settings import Settings
@@ -183,11 +182,7 @@ def decoded(reader: Reader, row: int) -> Iterator[tuple[str, bool]]:
         before = text
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return exit_status(lambda: _command_line(arguments))
-
-
-def _command_line(arguments: list[str] | None) -> int:
+def main(arguments: list[str]) -> int:
     from absl import flags
 
     from victor_jax.training import command
@@ -197,7 +192,7 @@ def _command_line(arguments: list[str] | None) -> int:
         flags.DEFINE_integer("rows", 2, "rows shown of each modality", lower_bound=0, flag_values=values)
         flags.DEFINE_bool("read_images", True, "open every image", flag_values=values)
 
-    given = command.parse("python -m victor_jax.check_data", define, arguments)
+    given = command.parse("victor-jax check-data", define, arguments)
     return _run(read(given.config), given.rows, given.read_images)
 
 
@@ -226,7 +221,3 @@ def _run(settings: "Settings", rows: int, read_images: bool) -> int:
         print(f"\nerror: {len(bad)} bad rows are more than data.max_bad_rows={data.max_bad_rows}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

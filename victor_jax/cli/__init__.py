@@ -1,0 +1,36 @@
+"""The commands behind `victor-jax COMMAND`, one file each."""
+
+import importlib
+import sys
+
+from victor_jax.errors import exit_status
+
+# Command -> the first line of its help. Its module has the same name and a function `main(arguments)`.
+COMMANDS = {
+    "convert": "a checkpoint from one format to another",
+    "check-data": "walk a data set without training: counts, lengths, rows that cannot be used",
+    "pack-data": "a data set as a few large files, for buckets and pods",
+    "plan-pod": "compile a recipe's training step for a TPU slice that is not there: does it fit, what does it cost",
+    "heatmap": "draw what each register read of an image",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0, 1 where the command says no, 2 where the user has something to mend."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if given else 2
+    name, *rest = given
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    # Imported when chosen: a command brings along only what it needs.
+    module = importlib.import_module(f"victor_jax.cli.{name.replace('-', '_')}")
+    return exit_status(lambda: module.main(rest))
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return f"usage: victor-jax COMMAND [arguments]\n\n{listed}\n\nvictor-jax COMMAND --help says more."
