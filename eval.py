@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import victor_jax
+from victor_jax.compile_cache import use_compile_cache
 from victor_jax.errors import exit_status
 from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.runner import open_task, report, run
-from victor_jax.training.cache import use_compile_cache
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -4,224 +4,179 @@ The same command goes on where it stopped, on any number of devices, hosts and d
 """
 
 import sys
-import time
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import flags, logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from victor_jax.compile_cache import use_compile_cache
+from victor_jax.data.batches import BatchSource
 from victor_jax.data.index import check_bad_rows
 from victor_jax.data.loader import Loader
-from victor_jax.data.schedule import Schedule
 from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
-from victor_jax.training import command, memory, records
-from victor_jax.training.cache import use_compile_cache
+from victor_jax.sharding.mesh import number_on_mesh, rows_on_mesh
+from victor_jax.training import command, memory
 from victor_jax.training.checkpoints import Checkpoints
-from victor_jax.training.clock import Clock
-from victor_jax.training.evaluate import held_out_loss
-from victor_jax.training.export import export
 from victor_jax.training.inputs import open_inputs
-from victor_jax.training.metrics import Late, Metrics, device_memory
-from victor_jax.training.optimizer import Params
-from victor_jax.training.settings import Settings, read
+from victor_jax.training.metrics import Clock, Metrics, Profiler, peak_memory
+from victor_jax.training.monitor import DeferredMetrics, StepMonitor
+from victor_jax.training.optimizer import Params, learning_rate
+from victor_jax.training.settings import read
 from victor_jax.training.setup import (
+    Run,
+    described,
+    first_state,
+    frozen_params,
     lengths_of,
     make_run,
     mesh_of,
-    on_mesh,
     open_start,
-    row_shares,
-    start_params,
-    start_state,
     start_tensors,
+    trained_params,
 )
-from victor_jax.training.usage import Usage, share_of_peak
-from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.training.step import State
+from victor_jax.training.workdir import (
+    check_data,
+    export,
+    gather_bad_rows,
+    list_bad_rows,
+    list_parameters,
+    open_workdir,
+    parameter_summary,
+    show_batch,
+)
 
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
     # --- set-up -----------------------------------------------------------------------------------------------------
-    workdir, clock, is_first = records.open_workdir(workdir), Clock(), jax.process_index() == 0
+    clock, is_first = Clock(), jax.process_index() == 0
     settings = read(config)
     mesh = mesh_of(settings, jax.devices())
+    workdir = open_workdir(workdir, config.to_dict(), write=is_first)
     use_compile_cache()
-    records.keep_config(config.to_dict(), workdir, write=is_first)
+
+    # --- model and step: shapes and places only; no weight is read yet ------------------------------------------------
+    start = open_start(settings)
+    run = make_run(settings, start.config, mesh)
+    tensors = start_tensors(run, start)
+    memory.check(run)
+    say(f"from {described(run, start)}; {run.module.compression.spec}; mesh {dict(mesh.shape)}")
+    say(f"parameters: {parameter_summary(run)}")
+    if is_first:
+        list_parameters(run, workdir / "parameters.txt")
 
     # --- data -------------------------------------------------------------------------------------------------------
-    start = open_start(settings)
-    draft = make_run(settings, start.config, mesh, total_steps=1)  # the data says how many there are
-    memory.check(draft)
-    start_tensors(draft, start)  # opened here, read below: the wrong registers are an error now
-    method = draft.module.compression
-    inputs = open_inputs(settings, start.config, method, mesh, workdir)
-    schedule = inputs.train.schedule
+    inputs = open_inputs(settings, start.config, run.module.compression, mesh, workdir)
+    schedule, bad_rows = inputs.train.schedule, inputs.index.bad
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
+    memory.check(run, schedule.layouts)
     say(
-        f"{len(inputs.index.text_lengths)} rows, {len(inputs.index.bad)} of them bad; {schedule.steps_per_epoch} steps "
-        f"per epoch, programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of text is padding"
+        f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
+        f"epoch, programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of text is padding"
     )
 
-    # --- model, optimizer, resume -----------------------------------------------------------------------------------
-    run = make_run(settings, start.config, mesh, total_steps)
-    memory.check(run, schedule.layouts)
-    with (
-        jax.set_mesh(mesh),
-        Checkpoints(
-            workdir / "checkpoints",
-            settings.checkpoint.every,
-            settings.checkpoint.keep_last,
-            settings.checkpoint.keep_every,
-        ) as checkpoints,
-    ):
-        first_step, known_bad = checkpoints.latest() or 0, inputs.index.bad
-        train, frozen = start_params(run, start)
+    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", **asdict(settings.checkpoint)) as checkpoints:
+        # --- resume or begin: what is trained is read from the checkpoint or from the start, never from both ----------
+        first_step = checkpoints.latest() or 0
         if first_step:
-            train = {}  # its memory is needed
             saved = checkpoints.meta(first_step)
             check_data(saved, schedule.digest(), workdir)
-            known_bad = [(row, reason) for row, reason in saved["bad_rows"]]
+            bad_rows = [(row, reason) for row, reason in saved["bad_rows"]]
             state = checkpoints.restore(first_step, run.state)
-        elif (workdir / "model").exists():
-            raise UserError(
-                f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir"
-            )
         else:
-            state = start_state(run, train)
-            train = {}
-        sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        say(f"from {described(start, settings, method.registers)}; {method.spec}; mesh {sizes}")
-        say(
-            f"{size_of(state.train)} parameters learn, {size_of(frozen)} are frozen; step {first_step} of {total_steps}"
-        )
+            state = first_state(run, trained_params(run, tensors))
+        frozen = frozen_params(run, tensors) if first_step < total_steps else {}
+        say(f"step {first_step} of {total_steps}")
 
         # --- loop ---------------------------------------------------------------------------------------------------
-        meta = {"data": schedule.digest(), "compression": method.spec}
-        finished = first_step >= total_steps
+        meta = {"data": schedule.digest(), "compression": run.module.compression.spec}
+        finished, compiled = first_step >= total_steps, set()
         with (
             Metrics(workdir, total_steps, is_first, first_step, settings.wandb, config.to_dict()) as metrics,
             Loader(
-                inputs.train,
-                first_step,
-                total_steps,
-                settings.data.workers,
-                known_bad,
-                settings.data.max_bad_rows,
+                inputs.train, first_step, total_steps, settings.data.workers, bad_rows, settings.data.max_bad_rows
             ) as loader,
+            closing(Profiler(workdir / "profile", settings.profile.first, settings.profile.steps)) as profiler,
+            jax.transfer_guard("disallow"),  # whatever is moved between host and devices in the loop says so
         ):
-            late = Late(Watch(settings, schedule, mesh, metrics, total_steps))
-            usage, compiled = Usage(run, inputs.index), set()
+            monitor = StepMonitor(run, inputs.index, metrics, total_steps)
+            deferred = DeferredMetrics(monitor)
             for step in range(first_step, total_steps):
+                profiler.before(step)
                 with clock.measure("data"):
-                    _, parts, _ = next(loader)
-                layout, rows = schedule.at(step)
+                    batch = next(loader)
                 if step == 0 and is_first:
-                    records.show_batch(parts, inputs.tokenizer, workdir / "first_batch")
-                is_new = layout not in compiled
-                with clock.measure("compile" if is_new else "step"), memory.explained(run, layout):
-                    lengths = lengths_of(run, layout.parts)
-                    state, result = run.step(state, frozen, on_mesh(parts, mesh), np.int32(step), lengths=lengths)
-                    late.push(step, result)
+                    show_batch(batch.parts, inputs.tokenizer, workdir / "first_batch")
+                is_new = batch.layout not in compiled
+                with (
+                    clock.measure("compile" if is_new else "step"),
+                    memory.explained(run, batch.layout),
+                    jax.profiler.StepTraceAnnotation("train", step_num=step),
+                ):
+                    rate = learning_rate(settings.optimizer, step, total_steps)
+                    # Loss, gradients of what is trained, AdamW; a bad step changes nothing (training/step.py).
+                    state, result = run.step(
+                        state,
+                        frozen,
+                        rows_on_mesh(batch.parts, mesh),
+                        number_on_mesh(np.int32(step), mesh),
+                        number_on_mesh(np.float32(rate), mesh),
+                        lengths=lengths_of(run, batch.layout.parts),
+                    )
+                    deferred.push(step, result)
                     if is_new:
                         jax.block_until_ready(result["loss"])
-                compiled.add(layout)
-                late.amend(usage.of_step(rows, layout, clock.lap()) | peak_memory())
+                compiled.add(batch.layout)
+                deferred.amend(monitor.work_of(batch) | {"data_wait": clock.lap().get("data", 0.0)} | peak_memory())
+                profiler.after(step, state)
                 done = step + 1
                 finished = done == total_steps
                 leaving = checkpoints.reached_preemption(done) and not finished
                 if inputs.held_out and not leaving and (finished or done % settings.evaluation.every == 0):
                     with clock.measure("evaluation"):
-                        late.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
+                        deferred.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
                 if checkpoints.is_due(done) or finished:
-                    with clock.measure("checkpoint"):
-                        late.flush()  # a bad step must be known before what follows it is kept
-                        bad = records.gathered(loader.bad_rows)
-                        checkpoints.save(done, state, {**meta, "step": done, "bad_rows": bad}, force=finished)
+                    with clock.measure("checkpoint"), jax.transfer_guard("allow"):  # Orbax moves arrays as it likes
+                        deferred.flush()  # a bad step must be known before what follows it is kept
+                        bad_rows = gather_bad_rows(loader.bad_rows)
+                        checkpoints.save(done, state, {**meta, "step": done, "bad_rows": bad_rows}, force=finished)
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
-                    check_bad_rows(bad, settings.data.max_bad_rows, inputs.train.reader.records)
+                    check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
                     checkpoints.wait()
                     say(f"told to stop: step {done} is saved, the same command goes on from there")
                     break
-            late.flush()
-            bad = records.gathered(loader.bad_rows)
+            deferred.flush()
         checkpoints.wait()
 
         # --- end ----------------------------------------------------------------------------------------------------
-        if is_first and bad:
-            records.list_bad_rows(bad, workdir / "bad_rows.jsonl")
-            say(f"{len(bad)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
+        bad_rows = gather_bad_rows(loader.bad_rows)
+        if is_first and bad_rows:
+            list_bad_rows(bad_rows, workdir / "bad_rows.jsonl")
+            say(f"{len(bad_rows)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
         if finished and not (workdir / "model").exists():
-            export(run, state.train, start, inputs.tokenizer_folder, workdir / "model")
+            export(run, state.train, start, tensors, inputs.tokenizer_folder, workdir / "model")
         if finished:
             shares = sorted(clock.shares().items(), key=lambda item: -item[1])
             spent = "; time went to " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
             say(f"done: the model is in {workdir / 'model'}{spent if first_step < total_steps else ''}")
 
 
-class Watch:
-    """Receives each step's values one step late: logs them, and stops or counts where a step was bad."""
-
-    def __init__(self, settings: Settings, schedule: Schedule, mesh: Mesh, metrics: Metrics, total_steps: int) -> None:
-        self._settings, self._schedule, self._metrics, self._skipped = settings, schedule, metrics, 0
-        self._last, self._before = total_steps - 1, time.perf_counter()
-        shares = row_shares(mesh, settings.batch_size // settings.micro_batches)
-        # On the devices, the rows of a part stand in this order.
-        self._order = np.argsort(np.concatenate([places for _, places in shares]))
-
-    def __call__(self, step: int, values: dict[str, Any]) -> None:
-        row_loss = np.asarray(values.pop("row_loss"))
-        # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
-        self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
-        values |= {"step_time": seconds, "tokens_per_second": values["tokens"] / seconds}
-        values |= share_of_peak(values["flops"] / seconds)
-        is_special = values["bad"] or "held_out_loss" in values or step == self._last
-        if step % self._settings.log_every == 0 or is_special:
-            self._metrics.log(step, values)
-        if not values["bad"]:
-            return
-        self._skipped += 1
-        rows = self._schedule.at(step)[1][:, self._order].reshape(-1)
-        worst = np.argsort(-np.where(np.isfinite(row_loss), row_loss, np.inf))[:8]
-        said = (
-            f"step {step} is bad (loss {values['loss']}, gradient norm {values['grad_norm']}); its rows of highest "
-            f"loss are {', '.join(f'{rows[at]} ({row_loss[at]:.3g})' for at in worst if rows[at] >= 0)}"
-        )
-        action = self._settings.bad_step
-        if action.action == "stop" or self._skipped > action.most:
-            raise UserError(
-                f"{said}; go on without such steps by config.bad_step.action=skip, or start anew in another --workdir, "
-                "with the data mended or a lower learning rate"
-            )
-        self._metrics.say(f"skipped: {said}")
-
-
-def described(start: Checkpoint, settings: Settings, registers: int) -> str:
-    random = f"random weights (size {settings.size}, seed {settings.seed})"
-    weights = random if settings.init_from == "random" else f"{start.folder} ({start.format})"
-    return f"{weights}, registers drawn from seed {settings.seed}" if registers and not start.registers else weights
-
-
-def size_of(params: Params) -> str:
-    numbers = sum(leaf.size for leaf in params.values())
-    return f"{numbers / 1e6:,.1f} M" if numbers > 1e6 else f"{numbers:,}"
-
-
-def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
-    if meta.get("data") != data:
-        raise UserError(
-            f"the data of the run in {workdir} has changed since its checkpoint: rows, lengths or shapes are not the "
-            "same; put the old data back, or give another --workdir"
-        )
-
-
-def peak_memory() -> dict[str, int]:
-    used = device_memory()
-    return {} if used is None else {"memory": used}
+def held_out_loss(run: Run, state: State, frozen: Params, source: BatchSource) -> float:
+    """Mean over all supervised positions of one pass; sums cross hosts, never means."""
+    total, count = 0.0, 0
+    for step in range(source.schedule.steps_per_epoch):
+        layout, _ = source.schedule.at(step)
+        for part, lengths in zip(source[step].parts, lengths_of(run, layout.parts), strict=True):
+            evaluated = run.evaluate(state.train, frozen, rows_on_mesh(part, run.mesh), lengths=lengths)
+            sums, counts = jax.device_get(evaluated)
+            total, count = total + float(np.sum(sums)), count + int(np.sum(counts))
+    return total / max(count, 1)
 
 
 def say(text: str) -> None:

@@ -31,13 +31,13 @@ from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Implementation
 from victor_jax.ops.losses import IGNORE
 from victor_jax.training.lora import is_adapter
-from victor_jax.training.optimizer import OptimizerSettings, in_float32, make_optimizer, schedule
+from victor_jax.training.optimizer import in_float32, make_optimizer
+from victor_jax.training.settings import OptimizerSettings
 from victor_jax.training.step import State, StepSettings, make_step
 
 SPECS = ("full", "victor:registers=8,layer=3")
 # The recipes' values; none of them changes how long a step takes.
-OPTIMIZER = OptimizerSettings(2e-5, None, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0)
-TOTAL_STEPS = 1000
+OPTIMIZER = OptimizerSettings(2e-5, 0.0, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,10 @@ class Running:
     frozen: Params
     parts: tuple[Batch, ...]
     number: jax.Array
+    rate: jax.Array
 
     def __call__(self) -> jax.Array:
-        self.state, metrics = self.step(self.state, self.frozen, self.parts, self.number)
+        self.state, metrics = self.step(self.state, self.frozen, self.parts, self.number, self.rate)
         return metrics["loss"]
 
 
@@ -137,16 +138,15 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Running, dict[str, A
     train: Params = {}
     for path in [path for path in drawn if is_adapter(path) or path.split("/")[0] in stage.trained]:
         train[path] = drawn.pop(path).astype(preset.param_dtype)
-    optimizer = make_optimizer(OPTIMIZER, TOTAL_STEPS, train)
+    optimizer = make_optimizer(OPTIMIZER, train)
     state = State(train, _moments(optimizer, train), jnp.float32(0))
     batch, lengths = rows_of(module, stage)
-    parts, number = jax.device_put(((batch,), jnp.int32(0)))
+    parts, number, rate = jax.device_put(((batch,), jnp.int32(0), jnp.float32(OPTIMIZER.learning_rate)))
 
-    rate = schedule(OPTIMIZER.learning_rate, TOTAL_STEPS, OPTIMIZER.warmup_ratio)
-    step = make_step(module, optimizer, rate, StepSettings(preset.loss_chunk, spike_factor=0.0, seed=0))
+    step = make_step(module, optimizer, StepSettings(preset.loss_chunk, spike_factor=0.0, seed=0))
     began = time.perf_counter()
     lowered = jax.jit(step, static_argnames="lengths", donate_argnums=0).lower(
-        state, drawn, parts, number, lengths=(lengths,)
+        state, drawn, parts, number, rate, lengths=(lengths,)
     )
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - began
@@ -171,7 +171,7 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Running, dict[str, A
         "memory": held | {"temporaries": machine.memory(compiled).temporaries},
         "compile_seconds": compile_seconds,
     }
-    return Running(compiled, state, drawn, parts, number), record
+    return Running(compiled, state, drawn, parts, number, rate), record
 
 
 def _moments(optimizer: optax.GradientTransformation, train: Params) -> optax.OptState:

@@ -1,6 +1,10 @@
 """What all recipes share: LLaVA-1.5's values, and how a recipe's argument is read.
 
     configs/finetune.py:registers=8,layer=3,size=13b,recipe=paper,runlocal
+    configs/finetune.py:vtw,layer=12
+
+A bare word names the method (victor by default), `runlocal` shrinks the recipe; all but `size` and `recipe` are fields
+of the method. They go into config.compression as they are, which is judged where the model is built.
 
 Sources: [llava] haotian-liu/LLaVA scripts/v1_5/*.sh and the defaults of the Hugging Face Trainer under them;
 [victor] arXiv 2410.14072, section 4.1; [ours] our own choice.
@@ -8,19 +12,23 @@ Sources: [llava] haotian-liu/LLaVA scripts/v1_5/*.sh and the defaults of the Hug
 
 from ml_collections import ConfigDict
 
-METHODS = ("victor", "vtw", "full")
+FIELDS = {"victor": {"registers": "8", "layer": "3"}, "vtw": {"layer": "16"}}  # [victor] k = 3; VTW: 16 of 32
 
 
-def base(argument: str) -> tuple[ConfigDict, dict[str, str]]:
-    """The shared configuration, and the fields of the argument that a recipe reads itself."""
-    given = _parse(argument)
+def base(argument: str) -> tuple[ConfigDict, bool]:
+    """The shared configuration, and whether `runlocal` is in the argument."""
+    words = [word for word in argument.split(",") if word]
+    given = dict(word.split("=", 1) for word in words if "=" in word)
     config = ConfigDict()
-    config.recipe = given.get("recipe", "llava")
-    config.size = given.get("size", "7b")
+    config.recipe, config.size = given.pop("recipe", "llava"), given.pop("size", "7b")
     config.init_from = ""
     config.vision_from = ""
     config.projector_from = ""
-    config.compression = _compression(given)
+    method, *more = [word for word in words if "=" not in word and word != "runlocal"] or ["victor"]
+    if more:
+        raise ValueError(f"{method!r} and {more[0]!r} name two methods: name one")
+    fields = ",".join(f"{key}={value}" for key, value in (FIELDS.get(method, {}) | given).items())
+    config.compression = f"{method}:{fields}" if fields else method
     config.total_steps = 0
     config.epochs = 1  # [llava]
     config.micro_batches = 4  # [ours] with a length for each part, padding falls from 19 % to 6 %
@@ -61,7 +69,8 @@ def base(argument: str) -> tuple[ConfigDict, dict[str, str]]:
     config.checkpoint = ConfigDict({"every": 500, "keep_last": 2, "keep_every": 0})
     config.evaluation = ConfigDict({"every": 0, "rows": 0})
     config.bad_step = ConfigDict({"action": "stop", "spike_factor": 0.0, "most": 20})
-    return config, given
+    config.profile = ConfigDict({"first": 10, "steps": 0})  # a trace in DIR/profile, off
+    return config, "runlocal" in words
 
 
 def shrink(config: ConfigDict) -> None:
@@ -80,37 +89,3 @@ def shrink(config: ConfigDict) -> None:
     config.checkpoint.every = 4
     config.evaluation = ConfigDict({"every": 6, "rows": 8})
     config.lora.rank = min(config.lora.rank, 4)
-
-
-def _parse(argument: str) -> dict[str, str]:
-    given = {}
-    for part in filter(None, argument.split(",")):
-        key, equals, value = part.partition("=")
-        if key in METHODS and not equals:
-            key, value = "method", key
-        elif key == "runlocal" and not equals:
-            value = "yes"
-        elif key not in ("registers", "layer", "positions", "size", "recipe") or not value:
-            raise ValueError(
-                f"{part!r} is no argument of a recipe: write registers=M, layer=k, positions=keep or renumber, "
-                f"size=7b or 13b, recipe=llava or paper, runlocal, {', '.join(METHODS)}"
-            )
-        given[key] = value
-    for key, allowed in (("size", ("7b", "13b")), ("recipe", ("llava", "paper"))):
-        if given.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{key}={given[key]} must be {' or '.join(allowed)}")
-    return given
-
-
-def _compression(given: dict[str, str]) -> str:
-    method = given.get("method", "victor")
-    for key in ("registers", "layer", "positions"):
-        if key in given and (method == "full" or (method, key) == ("vtw", "registers")):
-            raise ValueError(f"{key}={given[key]} says nothing to the method {method}: leave it out")
-    if method == "full":
-        return "full"
-    fields = {"registers": given.get("registers", "8")} if method == "victor" else {}
-    fields["layer"] = given.get("layer", "3" if method == "victor" else "16")  # [victor] k = 3; VTW: 16 of 32
-    if "positions" in given:
-        fields["positions"] = given["positions"]
-    return f"{method}:" + ",".join(f"{key}={value}" for key, value in fields.items())

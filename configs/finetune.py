@@ -6,10 +6,10 @@ from configs.common import base, shrink
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    config, given = base(argument)
+    config, runlocal = base(argument)
     config.trainable = ("projector", "compression", "language")
     config.batch_size = 128  # [llava]
     config.optimizer.learning_rate = 2e-5  # [llava] [victor]
-    if "runlocal" in given:
+    if runlocal:
         shrink(config)
     return config

@@ -209,4 +209,4 @@ def assert_identical(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]
 def small_run(changes: Overrides | None = None, recipe: str = "finetune", argument: str = RECIPE) -> Run:
     """The static half of a run on one device, of the tiny architecture."""
     config = config_of({"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1} | (changes or {}), recipe, argument)
-    return make_run(settings.read(config), CONFIG, make_mesh(devices=jax.devices()[:1]), total_steps=4)
+    return make_run(settings.read(config), CONFIG, make_mesh(devices=jax.devices()[:1]))

@@ -27,7 +27,6 @@ from victor_jax.models.sizes import llava
 from victor_jax.models.vision import VisionTower
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.images import normalise
-from victor_jax.training.optimizer import schedule
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.names import flatten, nest
 from victor_jax.weights.place import gather, layers_of
@@ -115,7 +114,7 @@ def give_sight(
     paths = [path for path in flatten(abstract_params(module)) if path.startswith("vision/")]
     params = {path: jnp.asarray(gather(path, drawn, module, np.dtype(np.float32)).load()) for path in paths}
     codes = draw_codes(config, seed)
-    optimizer = optax.adam(schedule(RATE, steps, WARMUP))
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, RATE, round(WARMUP * steps), steps))
 
     def distances(params: dict[str, jax.Array], pixels: jax.Array) -> jax.Array:
         """uint8 [B, size, size] -> [B, P, classes]: how far each patch is from each code of its place."""

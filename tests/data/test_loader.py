@@ -53,7 +53,7 @@ def alone(data):
 
 def test_the_run_reaches_into_the_second_epoch(data, alone):
     assert data[3].steps_per_epoch < STEPS
-    assert [step for step, _, _ in alone[0]] == list(range(STEPS))
+    assert [loaded.step for loaded in alone[0]] == list(range(STEPS))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -70,10 +70,10 @@ def test_worker_processes_change_nothing_and_their_bad_rows_come_through(data, a
 def test_hosts_share_the_batches_of_one(data, alone, hosts):
     of_hosts = [read(source(data, host, hosts))[0] for host in range(hosts)]
     for step, together in enumerate(alone[0]):
-        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(steps[step][1] for steps in of_hosts))
-        assert_equal(joined, together[1])
-        rows = np.concatenate([steps[step][2] for steps in of_hosts], axis=1)
-        np.testing.assert_array_equal(rows, together[2])
+        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(steps[step].parts for steps in of_hosts))
+        assert_equal(joined, together.parts)
+        for steps in of_hosts:
+            np.testing.assert_array_equal(steps[step].rows, together.rows)
 
 
 @pytest.mark.parametrize("start", [0, 3, STEPS - 1, STEPS])

@@ -26,11 +26,11 @@ from victor_jax.errors import UserError
 from victor_jax.sharding.distributed import start
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training.checkpoints import Checkpoints
-from victor_jax.training.optimizer import OptimizerSettings, make_optimizer, update
+from victor_jax.training.optimizer import make_optimizer, update
+from victor_jax.training.settings import OptimizerSettings
 from victor_jax.training.step import State
 
 SETTINGS = OptimizerSettings(1e-3, 2e-3, 0.03, 0.1, 0.9, 0.999, 1e-8, 1.0)
-OPTIMIZER_STEPS = 1000
 SHAPES = {
     "language/stages_0/attention/q/kernel": (2, 16, 8),
     "language/stages_0/attention/q/bias": (2, 8),
@@ -48,7 +48,7 @@ def params_of(dtype: str = "float32", count: int = len(SHAPES)) -> dict[str, jax
 
 
 def optimizer_of(params: dict[str, jax.Array]) -> optax.GradientTransformation:
-    return make_optimizer(SETTINGS, OPTIMIZER_STEPS, params)
+    return make_optimizer(SETTINGS, params)
 
 
 def begin(params: dict[str, jax.Array]) -> State:
@@ -58,7 +58,7 @@ def begin(params: dict[str, jax.Array]) -> State:
 def advance(state: State) -> State:
     """A step whose gradients depend on the parameters alone, as in a run that is a function of its start."""
     grads = {path: jnp.sin(leaf) for path, leaf in state.train.items()}
-    train, moments = update(optimizer_of(state.train), grads, state.optimizer, state.train)
+    train, moments = update(optimizer_of(state.train), grads, state.optimizer, state.train, jnp.float32(1e-3))
     return State(train, moments, state.loss_average * 0.9 + 0.1)
 
 

@@ -9,11 +9,18 @@ from small_run import metrics, overrides, run_here
 
 from benchmarks.soak import saved
 from victor_jax.models.layers import Lora
-from victor_jax.sharding.mesh import make_mesh
+from victor_jax.sharding.mesh import make_mesh, rows_on_mesh
 from victor_jax.training import settings
 from victor_jax.training.inputs import open_inputs
 from victor_jax.training.lora import is_adapter, merged
-from victor_jax.training.setup import lengths_of, make_run, on_mesh, open_start, start_params
+from victor_jax.training.setup import (
+    frozen_params,
+    lengths_of,
+    make_run,
+    open_start,
+    start_tensors,
+    trained_params,
+)
 from victor_jax.training.step import row_losses
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import layers_of
@@ -59,11 +66,12 @@ def losses_of(changes, workdir, params, key=None, step=1):
     parsed = settings.read(small_run.config_of(changes, "finetune_lora"))
     begin: Checkpoint = open_start(parsed)
     mesh = make_mesh(fsdp=8)
-    run = make_run(parsed, begin.config, mesh, STEPS)
-    train, frozen = start_params(run, begin)
+    run = make_run(parsed, begin.config, mesh)
+    tensors = start_tensors(run, begin)
+    train, frozen = trained_params(run, tensors), frozen_params(run, tensors)
     inputs = open_inputs(parsed, begin.config, run.module.compression, mesh, workdir)
     layout, _ = inputs.train.schedule.at(step)
-    (part,), (lengths,) = on_mesh(inputs.train[step].parts, mesh), lengths_of(run, layout.parts)
+    (part,), (lengths,) = rows_on_mesh(inputs.train[step].parts, mesh), lengths_of(run, layout.parts)
     with jax.set_mesh(mesh):
         loss, count = jax.jit(row_losses, static_argnums=(0, 4, 5))(
             run.module, frozen | train | params, part, key, lengths, 64

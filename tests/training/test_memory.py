@@ -24,7 +24,7 @@ def run_of(size="7b", recipe="finetune", argument="registers=8,layer=3", mesh=(1
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     config = settings.read(config_of(changes, recipe, argument))
     devices = jax.devices()[: mesh[0] * mesh[1] * mesh[2]]
-    return make_run(config, SIZES[size], make_mesh(*mesh, devices=devices), total_steps=1)
+    return make_run(config, SIZES[size], make_mesh(*mesh, devices=devices))
 
 
 def each(gib):

@@ -14,8 +14,8 @@ import pytest
 
 import victor_jax
 from victor_jax.errors import UserError
-from victor_jax.training.clock import Clock
-from victor_jax.training.metrics import Late, Metrics
+from victor_jax.training.metrics import Clock, Metrics
+from victor_jax.training.monitor import DeferredMetrics
 
 LOOP = """
 import sys
@@ -93,7 +93,7 @@ def test_wandb_that_is_not_there_is_said_before_the_run(tmp_path: Path) -> None:
 
 def test_a_step_is_fetched_when_the_next_one_is_pushed(tmp_path: Path) -> None:
     written: list[tuple[int, dict]] = []
-    late = Late(lambda step, values: written.append((step, values)))
+    late = DeferredMetrics(lambda step, values: written.append((step, values)))
     late.push(0, {"loss": jnp.asarray(0.5)})
     assert written == []
     late.amend({"data_wait": 0.25})
@@ -111,7 +111,7 @@ def test_logging_does_not_wait_for_the_step_at_hand() -> None:
 
     compiled = jax.jit(slow).lower(jax.ShapeDtypeStruct((500, 500), jnp.float32)).compile()
     x = jax.block_until_ready(jnp.full((500, 500), 0.01))
-    late = Late(lambda step, values: None)
+    late = DeferredMetrics(lambda step, values: None)
     late.push(0, {"loss": jax.block_until_ready(compiled(x))})
     result = compiled(x)
     late.push(1, {"loss": result})

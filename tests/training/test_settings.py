@@ -115,7 +115,7 @@ def test_a_wrong_command_is_one_line(said, arguments, message):
         (
             "trainable",
             ("language", "vision"),
-            "config.trainable names 'vision': known are projector, registers, language",
+            "config.trainable names 'vision': known are projector, compression, language",
         ),
         ("micro_batches", 3, "config.batch_size=8 does not divide into 3 micro_batches"),
         ("bad_step.action", "ignore", "config.bad_step.action='ignore' must be one of stop, skip"),

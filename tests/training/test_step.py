@@ -49,7 +49,8 @@ def tensors(tmp_path_factory):
 
 
 def params(run, checkpoint: Checkpoint):
-    return setup.start_params(run, checkpoint)
+    tensors = setup.start_tensors(run, checkpoint)
+    return setup.trained_params(run, tensors), setup.frozen_params(run, tensors)
 
 
 def grads_of(run, checkpoint, whole, parts=1, chunk=64):
@@ -98,8 +99,8 @@ def test_the_loss_is_the_mean_over_all_supervised_positions(tensors, whole):
     run = small_run.small_run()
     train, frozen = params(run, tensors)
     parts = tuple(jax.tree.map(lambda leaf, half=half: np.split(leaf, 2)[half], batch()) for half in (0, 1))
-    state = setup.start_state(run, train)
-    _, metrics = run.step(state, frozen, parts, np.int32(0), lengths=(lengths(run, batch()),) * 2)
+    state = setup.first_state(run, train)
+    _, metrics = run.step(state, frozen, parts, np.int32(0), np.float32(1e-3), lengths=(lengths(run, batch()),) * 2)
     assert float(metrics["loss"]) == pytest.approx(float(whole[1].sum() / whole[2].sum()), rel=1e-5)
     assert int(metrics["supervised"]) == ROWS * (ROWS + 1) // 2
     norm = np.sqrt(sum(float((grad**2).sum()) for grad in whole[0].values())) / float(whole[2].sum())
@@ -142,9 +143,11 @@ def stepped(average, poison=None):
     train, frozen = ({path: jnp.asarray(drawn[path]) for path in part} for part in (run.train, run.frozen))
     if poison:
         frozen[poison] = frozen[poison].at[(0,) * frozen[poison].ndim].set(jnp.nan)
-    state = replace(setup.start_state(run, train), loss_average=jnp.float32(average))
+    state = replace(setup.first_state(run, train), loss_average=jnp.float32(average))
     before = jax.tree.map(np.array, state)
-    after, metrics = run.step(state, frozen, (batch(),), np.int32(1), lengths=(lengths(run, batch()),))
+    after, metrics = run.step(
+        state, frozen, (batch(),), np.int32(1), np.float32(1e-3), lengths=(lengths(run, batch()),)
+    )
     return before, jax.tree.map(np.asarray, after), metrics
 
 

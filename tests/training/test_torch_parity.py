@@ -15,8 +15,9 @@ from configs import finetune, pretrain  # noqa: E402
 from victor_jax.models.sequence import Batch, lay_out  # noqa: E402
 from victor_jax.ops.images import CLIP_MEAN, CLIP_STD  # noqa: E402
 from victor_jax.ops.losses import IGNORE  # noqa: E402
-from victor_jax.sharding.mesh import make_mesh  # noqa: E402
+from victor_jax.sharding.mesh import make_mesh, rows_on_mesh  # noqa: E402
 from victor_jax.training import settings, setup  # noqa: E402
+from victor_jax.training.optimizer import learning_rate  # noqa: E402
 
 STEPS, ROWS, RATE = 20, 4, 3e-3
 CONFIG = tiny.config("llama_gqa")
@@ -60,16 +61,18 @@ def our_losses(folder, recipe, compression):
     config.optimizer.warmup_ratio = 0.2
     run_settings = settings.read(config)
     start = setup.open_start(run_settings)
-    run = setup.make_run(run_settings, start.config, make_mesh(devices=jax.devices()[:1]), STEPS)
-    train, frozen = setup.start_params(run, start)
+    run = setup.make_run(run_settings, start.config, make_mesh(devices=jax.devices()[:1]))
+    tensors = setup.start_tensors(run, start)
+    train, frozen = setup.trained_params(run, tensors), setup.frozen_params(run, tensors)
     registers = np.asarray(train["compression/registers"]) if "compression/registers" in train else None
-    state, losses = setup.start_state(run, train), []
+    state, losses = setup.first_state(run, train), []
     with jax.set_mesh(run.mesh):
         for step in range(STEPS):
             batch = our_batch(step, run.module.compression.registers)
             lengths = run.module.compression.plan.lengths(np.asarray(batch.sequence.kinds))
-            parts = setup.on_mesh((batch,), run.mesh)
-            state, metrics = run.step(state, frozen, parts, np.int32(step), lengths=(lengths,))
+            parts = rows_on_mesh((batch,), run.mesh)
+            rate = learning_rate(run_settings.optimizer, step, STEPS)
+            state, metrics = run.step(state, frozen, parts, np.int32(step), np.float32(rate), lengths=(lengths,))
             losses.append(float(metrics["loss"]))
     return losses, registers
 

@@ -60,9 +60,9 @@ class Times:
 def shapes_of(settings: "Settings", text: int, images: int) -> "dict[str, Shape]":
     """A usual row, and the longest that the settings allow."""
     from victor_jax.data.shapes import Shape
-    from victor_jax.training.setup import size
+    from victor_jax.models.sizes import SIZES
 
-    visual = images * size(settings).tokens_per_image
+    visual = images * SIZES[settings.size].tokens_per_image
     longest = settings.data.max_length - visual
     if longest < 1:
         raise UserError(

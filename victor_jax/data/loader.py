@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import TracebackType
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -13,13 +14,23 @@ from absl import flags
 
 from victor_jax.data.batches import BatchSource, Step
 from victor_jax.data.index import Bad, check_bad_rows
+from victor_jax.data.shapes import Layout
 from victor_jax.models.sequence import Batch
 
 AHEAD = 2  # batches held ready; grain's own default is 500
 
 
+class Loaded(NamedTuple):
+    """The batch of one step."""
+
+    step: int
+    layout: Layout
+    rows: np.ndarray  # int64 [parts, rows of each], over all hosts: records, FILLER where there is none
+    parts: tuple[Batch, ...]  # the rows of this host
+
+
 class Loader:
-    """Iterates over (step, parts of the batch, rows) from start_step up to stop_step.
+    """Iterates over the batches from start_step up to stop_step.
 
     The same whatever the number of workers. Use it in a `with`, or call close(): worker processes end there.
     """
@@ -55,16 +66,17 @@ class Loader:
         """Rows that were left out so far, with the reason: those of the index, and those whose image failed here."""
         return sorted(self._bad.items())
 
-    def __iter__(self) -> Iterator[tuple[int, tuple[Batch, ...], np.ndarray]]:
+    def __iter__(self) -> Iterator[Loaded]:
         return self
 
-    def __next__(self) -> tuple[int, tuple[Batch, ...], np.ndarray]:
-        parts, rows, bad = next(self._steps)
+    def __next__(self) -> Loaded:
+        parts, _, bad = next(self._steps)
         self._bad |= dict(bad)
         if bad:
             check_bad_rows(self.bad_rows, self._most, self._source.reader.records)
+        loaded = Loaded(self._next, *self._source.schedule.at(self._next), parts)
         self._next += 1
-        return self._next - 1, parts, rows
+        return loaded
 
     def close(self) -> None:
         self._steps.close()  # type: ignore[attr-defined]

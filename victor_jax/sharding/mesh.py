@@ -1,6 +1,7 @@
 """The device mesh: axes `data` (rows), `fsdp` (rows, and parameters cut along one axis), `tensor` (heads, widths)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,6 +33,37 @@ def rows(mesh: Mesh, count: int) -> NamedSharding:
     """Where an array of `count` rows lies: cut over the batch axes where they divide it, else everywhere whole."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return NamedSharding(mesh, PartitionSpec(BATCH) if count % parts == 0 else PartitionSpec())
+
+
+def row_shares(mesh: Mesh, rows: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Which hosts hold which of `rows`: each share once. A tensor axis over several hosts gives them one share."""
+    held: dict[int, set[int]] = {}
+    places: Any = NamedSharding(mesh, PartitionSpec(BATCH)).devices_indices_map((rows,))
+    for device, (cut,) in places.items():
+        held.setdefault(device.process_index, set()).update(range(*cut.indices(rows)))
+    shares: dict[tuple[int, ...], list[int]] = {}
+    for host, its in held.items():
+        shares.setdefault(tuple(sorted(its)), []).append(host)
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != rows:
+        raise UserError(
+            f"a mesh of {dict(mesh.shape)} cuts the rows unevenly over the hosts: choose other config.mesh.data, "
+            "fsdp and tensor"
+        )
+    return [(tuple(hosts), share) for share, hosts in sorted(shares.items())]
+
+
+def rows_on_mesh(batch: Any, mesh: Mesh) -> Any:
+    """This host's rows of a global batch -> global arrays, cut over the batch axes."""
+    over_rows = NamedSharding(mesh, PartitionSpec(BATCH))
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda part: jax.make_array_from_process_local_data(over_rows, np.asarray(part)), batch)
+
+
+def number_on_mesh(number: np.generic, mesh: Mesh) -> jax.Array:
+    """A number that every process knows, on every device. (device_put would compare the processes each time.)"""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback((), everywhere, lambda _: np.asarray(number))
 
 
 def fetch(array: jax.Array | np.ndarray) -> np.ndarray:

@@ -19,8 +19,8 @@ from victor_jax.data.schedule import Schedule
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
+from victor_jax.sharding.mesh import row_shares
 from victor_jax.training.settings import Settings
-from victor_jax.training.setup import row_shares
 from victor_jax.weights.tokenizer import open_tokenizer
 
 SAMPLE = "sample"  # as data.path: made up, for smoke tests
@@ -66,7 +66,7 @@ def open_inputs(settings: Settings, config: VLMConfig, method: Compression, mesh
             rows=rows,
         )
         size = config.vision.image_size
-        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, mine, len(shares))  # type: ignore[arg-type]
+        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, mine, len(shares))
 
     held_out = source(chosen) if held and settings.evaluation.every else None
     return Inputs(index, source(np.setdiff1d(good, chosen)), held_out, reader.tokenizer, Path(paths["tokenizer"]))

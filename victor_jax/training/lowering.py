@@ -6,8 +6,9 @@ import jax
 from jax.sharding import Mesh
 
 from victor_jax.data.shapes import Shape
+from victor_jax.models.sizes import SIZES
 from victor_jax.training.settings import Settings
-from victor_jax.training.setup import Run, abstract_part, lengths_of, make_run, size
+from victor_jax.training.setup import Run, abstract_part, lengths_of, make_run
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class LoweredStep:
 
 def lower_step(settings: Settings, mesh: Mesh, parts: tuple[Shape, ...]) -> LoweredStep:
     """The step for batches whose parts have these shapes; nothing is allocated, nothing is read."""
-    run = make_run(settings, size(settings), mesh, total_steps=1000)
+    run = make_run(settings, SIZES[settings.size], mesh)
     lengths = lengths_of(run, parts)
     batch = tuple(abstract_part(run, part) for part in parts)
-    number = jax.ShapeDtypeStruct((), "int32")
+    number, rate = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), "float32")
     with jax.set_mesh(mesh):
-        lowered = run.step.lower(run.state, run.frozen, batch, number, lengths=lengths)  # type: ignore[attr-defined]
+        lowered = run.step.lower(run.state, run.frozen, batch, number, rate, lengths=lengths)  # type: ignore[attr-defined]
     return LoweredStep(run, parts, lengths, lowered)

@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl with each step once, TensorBoard, Weights & Biases, a progress bar."""
+"""Instruments of a run: metrics.jsonl with each step once, TensorBoard, Weights & Biases, progress, time, traces."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,30 +22,6 @@ from victor_jax.errors import UserError
 
 FILE = "metrics.jsonl"
 PLAIN_SECONDS = 10.0  # between two lines, where the output is no terminal
-
-
-class Late:
-    """Hands a step's values on when the next step comes, so that fetching them never holds up dispatch."""
-
-    def __init__(self, write: Callable[[int, dict[str, Any]], None]) -> None:
-        self._write = write
-        self._held: tuple[int, dict[str, Any]] | None = None
-
-    def push(self, step: int, values: Mapping[str, Any]) -> None:
-        """To be called when the step is dispatched; its values may be arrays on devices."""
-        self.flush()
-        self._held = step, dict(values)
-
-    def amend(self, values: Mapping[str, Any]) -> None:
-        """Adds to the step that is held back."""
-        if self._held is not None:
-            self._held[1].update(values)
-
-    def flush(self) -> None:
-        """Waits for the step that is held back and hands it on: before its checkpoint, and at the end."""
-        if self._held is not None:
-            (step, values), self._held = self._held, None
-            self._write(step, jax.device_get(values))
 
 
 class Metrics:
@@ -158,13 +135,6 @@ def cut(path: Path, resume_step: int) -> None:
     os.replace(partial, path)
 
 
-def device_memory() -> int | None:
-    """The most bytes that a device of this process ever held, where the backend knows."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    known = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
-    return max(known, default=None)
-
-
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"] if line.endswith("\n") else math.inf
@@ -208,3 +178,69 @@ def _wandb_run(workdir: Path, config: dict[str, Any] | None) -> Any:
         dir=str(workdir),
         config=config,
     )
+
+
+# --- time and memory ------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds by name: data, step, checkpoint, evaluation, compile … Nested timings are not counted twice."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._total: dict[str, float] = {}
+        self._since_lap: dict[str, float] = {}
+        self._inner = [0.0]  # seconds measured within each open measure
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            own = seconds - self._inner.pop()
+            self._inner[-1] += seconds
+            self._total[name] = self._total.get(name, 0.0) + own
+            self._since_lap[name] = self._since_lap.get(name, 0.0) + own
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of each name since the last lap."""
+        lap, self._since_lap = self._since_lap, {}
+        return lap
+
+    def shares(self) -> dict[str, float]:
+        """Each name's share of the time since the start; `other` is what nobody measured."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        shares = {name: seconds / elapsed for name, seconds in self._total.items()}
+        return shares | {"other": max(0.0, 1.0 - sum(shares.values()))}
+
+
+class Profiler:
+    """Traces some steps into a folder, for TensorBoard or Perfetto; with 0 steps it does nothing."""
+
+    def __init__(self, folder: Path, first: int, steps: int) -> None:
+        self._folder, self._traced, self._is_on = folder, range(first, first + steps), False
+
+    def before(self, step: int) -> None:
+        if step in self._traced and not self._is_on:  # a resumed run may begin in the middle of them
+            jax.profiler.start_trace(self._folder)
+            self._is_on = True
+
+    def after(self, step: int, state: Any) -> None:
+        if self._is_on and step + 1 not in self._traced:
+            jax.block_until_ready(state)  # else the trace would end while the devices still work
+            self.close()
+
+    def close(self) -> None:
+        if self._is_on:
+            jax.profiler.stop_trace()
+            self._is_on = False
+
+
+def peak_memory() -> dict[str, int]:
+    """The most bytes that a device of this process ever held, where the backend knows."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    known = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    return {"memory": max(known)} if known else {}

@@ -1,59 +1,41 @@
-"""AdamW with a warm-up and a cosine, its arithmetic and moments in float32 whatever the parameters are kept in."""
+"""AdamW, its arithmetic and moments in float32 whatever type the parameters have, and its learning rate."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from victor_jax.training.settings import OptimizerSettings
+
 Params = dict[str, jax.Array]  # by path
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    learning_rate: float
-    projector_learning_rate: float | None  # of projector and registers, where it differs
-    warmup_ratio: float
-    weight_decay: float
-    b1: float
-    b2: float
-    eps: float
-    clip_norm: float
+def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
+    """A line from 0 over ceil(ratio * total) steps, then half a cosine to 0, as in Hugging Face's Trainer."""
+    warmup = math.ceil(settings.warmup_ratio * total_steps)
+    if step < warmup:
+        return settings.learning_rate * step / warmup
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
 
 
-def schedule(peak: float, total_steps: int, warmup_ratio: float) -> Callable[[jax.Array], jax.Array]:
-    """Step 0 … -> learning rate: a line from 0 over ceil(ratio * total) steps, then half a cosine to 0."""
-    warmup = math.ceil(warmup_ratio * total_steps)
-
-    def rate(step: jax.Array) -> jax.Array:
-        done = (step - warmup) / max(1, total_steps - warmup)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
-        return peak * jnp.where(step < warmup, step / max(1, warmup), cosine)
-
-    return rate
+def is_decayed(path: str) -> bool:
+    """As Hugging Face's Trainer: all but norms and biases, so the embedding too. A method's own parameters never."""
+    return not path.startswith("compression/") and not path.endswith(("/scale", "/bias"))
 
 
-def make_optimizer(settings: OptimizerSettings, total_steps: int, params: Params) -> optax.GradientTransformation:
-    """Decays matrices only, never registers; projector and registers may have a rate of their own."""
-    decays = {path: leaf.ndim > 1 and _is_matrix(path) for path, leaf in params.items()}
+def make_optimizer(settings: OptimizerSettings, params: Params) -> optax.GradientTransformation:
+    """All of AdamW but the learning rate, which `update` takes: no program depends on how many steps there are."""
     own = settings.projector_learning_rate
     # Both rates follow one schedule, so that their ratio is a constant.
-    ratio = 1.0 if own is None else own / settings.learning_rate
+    ratio = own / settings.learning_rate if own else 1.0
     ratios = {path: ratio if path.startswith(("projector/", "compression/")) else 1.0 for path in params}
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(settings.b1, settings.b2, settings.eps),
-        optax.add_decayed_weights(settings.weight_decay, mask=decays),
+        optax.add_decayed_weights(settings.weight_decay, mask={path: is_decayed(path) for path in params}),
         optax.stateless(lambda changes, _: {path: ratios[path] * change for path, change in changes.items()}),
-        optax.scale_by_learning_rate(schedule(settings.learning_rate, total_steps, settings.warmup_ratio)),
     )
-
-
-def _is_matrix(path: str) -> bool:
-    """Stacked norms and biases have two axes as well: the name decides."""
-    return path.rsplit("/", 1)[-1] in ("kernel", "lora_a", "lora_b", "head")
 
 
 def in_float32(tree: Params) -> Params:
@@ -61,10 +43,9 @@ def in_float32(tree: Params) -> Params:
 
 
 def update(
-    optimizer: optax.GradientTransformation, grads: Params, state: optax.OptState, params: Params
+    optimizer: optax.GradientTransformation, grads: Params, state: optax.OptState, params: Params, rate: jax.Array
 ) -> tuple[Params, optax.OptState]:
     """One step in float32, the result rounded to the type that each parameter is kept in."""
     masters = in_float32(params)
     changes, state = optimizer.update(in_float32(grads), state, masters)
-    moved = optax.apply_updates(masters, changes)
-    return {path: moved[path].astype(params[path].dtype) for path in params}, state
+    return {path: (masters[path] - rate * changes[path]).astype(leaf.dtype) for path, leaf in params.items()}, state

@@ -1,170 +1,135 @@
-"""The border: a ConfigDict is read here, once, into small frozen dataclasses. Nothing below knows ConfigDict."""
+"""The settings of a run, each declared once: its type, its limits, its meaning. `read` is the border to ConfigDict."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
+
+
+class Limit(NamedTuple):
+    words: str
+    holds: Callable[[Any], bool]
+
+
+POSITIVE = Limit("above 0", lambda value: value > 0)
+NOT_NEGATIVE = Limit("at least 0", lambda value: value >= 0)
+Positive = Annotated[int, POSITIVE]
+Count = Annotated[int, NOT_NEGATIVE]
+Number = Annotated[float, NOT_NEGATIVE]
+Share = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]
+Devices = Annotated[int, Limit("a number of devices, or -1 for the rest", lambda value: value > 0 or value == -1)]
+Template = Annotated[str, Limit(f"one of {', '.join(TEMPLATES)}", lambda value: value in TEMPLATES)]
+Dtype = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
 class MeshSettings:
-    data: int
-    fsdp: int  # -1: as many devices as the rows of a part divide over
-    tensor: int  # -1: all that data and fsdp leave
+    data: Positive
+    fsdp: Devices  # -1: as many devices as the rows of a part divide over
+    tensor: Devices  # -1: all that data and fsdp leave
 
 
 @dataclass(frozen=True)
 class DataSettings:
     path: str  # LLaVA's JSON or JSONL, or a folder of our pack_data; "sample": made up in the work folder
     images: str  # the folder that image paths are relative to; empty for packed data
-    template: str
+    template: Template
     tokenizer: str  # a folder; empty: that of init_from
-    aspect: str
-    max_length: int  # positions of a row, images expanded, registers not counted
-    workers: int
-    max_bad_rows: int
+    aspect: Literal["square", "pad"]
+    max_length: Positive  # positions of a row, images expanded, registers not counted
+    workers: Count
+    max_bad_rows: Count
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    learning_rate: float
-    projector_learning_rate: float  # of projector and registers; 0: the same
-    warmup_ratio: float
-    weight_decay: float
-    b1: float
-    b2: float
-    eps: float
-    clip_norm: float
+class OptimizerSettings:
+    learning_rate: Annotated[float, POSITIVE]
+    projector_learning_rate: Number  # of the projector and of the method's own parameters; 0: the same
+    warmup_ratio: Share
+    weight_decay: Number
+    b1: Share
+    b2: Share
+    eps: Annotated[float, POSITIVE]
+    clip_norm: Annotated[float, POSITIVE]
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    rank: int  # 0: no adapters
+    rank: Count  # 0: no adapters
     alpha: float
-    dropout: float
+    dropout: Share
 
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    every: int
-    keep_last: int
-    keep_every: int  # steps of which a checkpoint stays for good; 0: none
+    every: Positive
+    keep_last: Count
+    keep_every: Count  # steps of which a checkpoint is kept for good; 0: none
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    every: int  # steps; 0: never
-    rows: int  # held out of the data, drawn by the seed
+    every: Count  # steps; 0: never
+    rows: Count  # held out of the data, drawn by the seed
 
 
 @dataclass(frozen=True)
 class BadStepSettings:
-    action: str  # stop, skip
-    spike_factor: float  # a loss above this many times the recent average is a bad step; 0: never
-    most: int  # skipped steps before the run stops all the same
+    action: Literal["stop", "skip"]
+    spike_factor: Number  # a loss above this many times the recent average is a bad step; 0: never
+    most: Count  # skipped steps before the run stops all the same
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    first: Count  # the first step that is traced
+    steps: Count  # how many are; 0: none
 
 
 @dataclass(frozen=True)
 class Settings:
-    recipe: str
-    size: str  # the architecture where init_from is "random", and for plans without weights
+    recipe: Literal["llava", "paper"]
+    size: Literal[
+        "7b", "13b", "small"
+    ]  # of models.sizes: the architecture where init_from is "random", and for plans without weights
     init_from: str  # any folder that `load` takes; "random"
     vision_from: str  # a CLIP folder, where init_from is a language model or lacks the tower
     projector_from: str  # a mm_projector.bin
     compression: str
-    trainable: tuple[str, ...]  # of projector, compression (the method's own parameters), language
-    total_steps: int  # 0: as many as `epochs` take
-    epochs: int
-    batch_size: int
-    micro_batches: int  # parts of the batch, one after the other, each with a length of its own
-    seed: int
-    dtype: str  # of the computation and of what is frozen
-    param_dtype: str  # of what is trained
-    remat: str
-    loss_chunk: int
-    attention: str
-    log_every: int
+    trainable: tuple[Literal["projector", "compression", "language"], ...]  # compression: the method's own parameters
+    total_steps: Count  # 0: as many as `epochs` take
+    epochs: Positive
+    batch_size: Positive
+    micro_batches: Positive  # parts of the batch, one after the other, each with a length of its own
+    seed: Count
+    dtype: Dtype  # of the computation and of what is frozen
+    param_dtype: Dtype  # of what is trained
+    remat: Literal["none", "full", "dots"]
+    loss_chunk: Positive
+    attention: Literal["xla", "cudnn", "splash"]
+    log_every: Positive
     wandb: bool
     mesh: MeshSettings
     data: DataSettings
-    optimizer: OptimizerConfig
+    optimizer: OptimizerSettings
     lora: LoraSettings
     checkpoint: CheckpointSettings
     evaluation: EvaluationSettings
     bad_step: BadStepSettings
+    profile: ProfileSettings
 
 
-CHOICES = {
-    "data.template": ("plain", "vicuna_v1", "llama3", "mistral", "qwen2"),
-    "data.aspect": ("square", "pad"),
-    "dtype": ("bfloat16", "float32"),
-    "param_dtype": ("bfloat16", "float32"),
-    "remat": ("none", "full", "dots"),
-    "attention": ("xla", "cudnn", "splash"),
-    "bad_step.action": ("stop", "skip"),
-}
-POSITIVE = (
-    "epochs",
-    "batch_size",
-    "micro_batches",
-    "loss_chunk",
-    "log_every",
-    "mesh.data",
-    "data.max_length",
-    "optimizer.clip_norm",
-    "checkpoint.every",
-)
-NOT_NEGATIVE = (
-    "total_steps",
-    "seed",
-    "data.workers",
-    "data.max_bad_rows",
-    "optimizer.learning_rate",
-    "optimizer.projector_learning_rate",
-    "optimizer.weight_decay",
-    "lora.rank",
-    "checkpoint.keep_last",
-    "checkpoint.keep_every",
-    "evaluation.every",
-    "evaluation.rows",
-    "bad_step.spike_factor",
-    "bad_step.most",
-)
-SHARES = ("optimizer.warmup_ratio", "optimizer.b1", "optimizer.b2", "lora.dropout")  # from 0 to below 1
-REST_OF_MESH = ("mesh.fsdp", "mesh.tensor")  # -1, or a number of devices
-PARTS = ("projector", "compression", "language")
-TYPES = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    tuple[str, ...]: "a list of texts",
-}
+TYPES = {str: "text", int: "a whole number", float: "a number", bool: "True or False", tuple: "a list of texts"}
 
 
 def read(config: Mapping[str, Any]) -> Settings:
     """A ConfigDict (or any nested mapping) -> settings, or one error about the first thing that is wrong."""
-    settings = _read(Settings, config, "")
-    for key, allowed in CHOICES.items():
-        value = _at(settings, key)
-        if value not in allowed:
-            raise UserError(f"config.{key}={value!r} must be one of {', '.join(allowed)}")
-    limits = (
-        (POSITIVE, "above 0", lambda value: value > 0),
-        (NOT_NEGATIVE, "at least 0", lambda value: value >= 0),
-        (SHARES, "from 0 to below 1", lambda value: 0 <= value < 1),
-        (REST_OF_MESH, "a number of devices, or -1 for the rest", lambda value: value > 0 or value == -1),
-    )
-    for keys, what, is_allowed in limits:
-        for key in keys:
-            if not is_allowed(_at(settings, key)):
-                raise UserError(f"config.{key}={_at(settings, key)} must be {what}")
+    settings: Settings = _section(Settings, config, "")
     if settings.evaluation.every and not settings.evaluation.rows:
         raise UserError(f"config.evaluation.every={settings.evaluation.every} needs config.evaluation.rows to hold out")
-    if unknown := [part for part in settings.trainable if part not in PARTS]:
-        raise UserError(f"config.trainable names {unknown[0]!r}: known are {', '.join(PARTS)}")
     if settings.batch_size % settings.micro_batches:
         raise UserError(
             f"config.batch_size={settings.batch_size} does not divide into {settings.micro_batches} micro_batches"
@@ -180,39 +145,42 @@ def nearest_key(key: str, known: list[str]) -> str:
     return f": did you mean {close[0]}?" if close else f": known are {', '.join(known)}"
 
 
-def _read(kind: Any, config: Mapping[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(kind)
+def _section(kind: Any, config: Any, prefix: str) -> Any:
+    hints = get_type_hints(kind, include_extras=True)
     known = [field.name for field in fields(kind)]
     for key in config:
         if key not in known:
             raise UserError(f"unknown config key config.{prefix}{key}{nearest_key(key, known)}")
     values = {}
-    for name in known:
+    for name, hint in hints.items():
         if name not in config:
             raise UserError(f"the config lacks config.{prefix}{name}")
-        value, hint = config[name], hints[name]
-        values[name] = (
-            _read(hint, value, f"{prefix}{name}.") if is_dataclass(hint) else _typed(value, hint, prefix + name)
-        )
+        check = _section if is_dataclass(hint) else _value
+        values[name] = check(hint, config[name], f"{prefix}{name}" + "." * is_dataclass(hint))
     return kind(**values)
 
 
-def _typed(value: Any, hint: Any, key: str) -> Any:
-    if get_origin(hint) is tuple:
-        wanted = get_args(hint)[0]
-        if isinstance(value, tuple | list) and all(isinstance(item, wanted) for item in value):
-            return tuple(value)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+def _value(hint: Any, value: Any, key: str) -> Any:
+    if get_origin(hint) is Annotated:
+        plain, limit = get_args(hint)
+        value = _value(plain, value, key)
+        if not limit.holds(value):
+            raise UserError(f"config.{key}={value!r} must be {limit.words}")
         return value
-    raise UserError(f"config.{key}={value!r} must be {TYPES.get(hint, hint)}")
-
-
-def _at(settings: Settings, key: str) -> Any:
-    value: Any = settings
-    for name in key.split("."):
-        value = getattr(value, name)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"config.{key}={value!r} must be one of {', '.join(get_args(hint))}")
+        return value
+    kind: Any = get_origin(hint) or hint
+    # A whole number passes for a float, a list for a tuple; True and False pass for nothing else.
+    allowed: tuple[type, ...] = {float: (int, float), tuple: (tuple, list)}.get(kind, (kind,))
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"config.{key}={value!r} must be {TYPES[kind]}")
+    value = kind(value)
+    if kind is tuple:
+        known = get_args(get_args(hint)[0])
+        if unknown := [item for item in value if item not in known]:
+            raise UserError(f"config.{key} names {unknown[0]!r}: known are {', '.join(known)}")
     return value
 
 

@@ -1,12 +1,12 @@
-"""From settings to what a run holds: the module, its parameters split and placed, and the compiled step.
+"""From settings to a run: the module, its parameters trained and frozen on the mesh, and the compiled step.
 
-Abstract first: shapes and shardings are known before a byte is read, so nothing is ever held twice.
+Shapes and shardings are known before a byte of weights is read, so nothing is ever held twice.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from victor_jax.ops.attention import check_implementation
 from victor_jax.sharding.mesh import BATCH, make_mesh
 from victor_jax.sharding.rules import sharding_of
 from victor_jax.training import lora
-from victor_jax.training.optimizer import OptimizerSettings, Params, in_float32, make_optimizer, schedule
+from victor_jax.training.optimizer import Params, in_float32, make_optimizer
 from victor_jax.training.settings import Settings
 from victor_jax.training.step import Lengths, State, StepSettings, make_step, row_losses
 from victor_jax.weights import fresh
@@ -46,36 +46,14 @@ def open_start(settings: Settings) -> Checkpoint:
     if not settings.init_from:
         raise UserError('config.init_from is empty: give a checkpoint folder, or "random" for a smoke test')
     if settings.init_from == "random":
-        return fresh.checkpoint(size(settings), settings.seed)
+        return fresh.checkpoint(SIZES[settings.size], settings.seed)
     vision, projector = settings.vision_from or None, settings.projector_from or None
     return open_checkpoint(settings.init_from, vision, projector, settings.seed)
 
 
-def size(settings: Settings) -> VLMConfig:
-    if settings.size not in SIZES:
-        raise UserError(f"config.size={settings.size!r} is unknown: known are {', '.join(SIZES)}")
-    return SIZES[settings.size]
-
-
-def make_module(settings: Settings, config: VLMConfig) -> VLMModule:
-    adapters = settings.lora
-    return VLMModule(
-        config,
-        parse(settings.compression, config.language.depth),
-        jnp.dtype(settings.dtype),
-        settings.attention,  # type: ignore[arg-type]  # checked where settings are read
-        settings.remat,  # type: ignore[arg-type]
-        Lora(adapters.rank, adapters.alpha, adapters.dropout) if adapters.rank else None,
-    )
-
-
-def is_trained(path: str, settings: Settings) -> bool:
-    return lora.is_adapter(path) or path.split("/")[0] in settings.trainable
-
-
 @dataclass(frozen=True)
 class Run:
-    """The static half of a run: everything that is known before data and weights."""
+    """What is known before data and weights are read: the model, every parameter's shape and place, the programs."""
 
     settings: Settings
     module: VLMModule
@@ -84,54 +62,66 @@ class Run:
     train: Abstract  # by path, with shardings
     frozen: Abstract
     state: State  # abstract, with shardings
-    step: Callable[..., tuple[State, dict[str, jax.Array]]]  # compiled on first use
-    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    step: Callable[..., tuple[State, dict[str, jax.Array]]]  # see make_step; compiled on first use
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]  # see row_losses
 
 
-def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int) -> Run:
-    check_batch(settings, mesh)
-    platform = mesh.devices.flat[0].platform
-    check_implementation(settings.attention, platform=platform, dtype=jnp.dtype(settings.dtype))
-    module = make_module(settings, config)
-    train: Abstract = {}
-    frozen: Abstract = {}
-    for path, leaf in flatten(abstract_params(module)).items():
-        trained = is_trained(path, settings)
-        kept = jnp.dtype(settings.param_dtype if trained else settings.dtype)
-        place = sharding_of(path, leaf.shape, mesh)
-        (train if trained else frozen)[path] = jax.ShapeDtypeStruct(leaf.shape, kept, sharding=place)
-    if not train:
-        raise UserError(f"config.trainable={settings.trainable} leaves nothing to train")
-    chosen = _optimizer_settings(settings)
-    optimizer = make_optimizer(chosen, total_steps, train)  # type: ignore[arg-type]  # shapes do as well
+def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
+    rows, parts = settings.batch_size // settings.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise UserError(
+            f"config.batch_size={settings.batch_size} in {settings.micro_batches} micro_batches gives {rows} rows, "
+            f"which do not divide over data * fsdp = {parts} devices"
+        )
+    platform, dtype = mesh.devices.flat[0].platform, jnp.dtype(settings.dtype)
+    check_implementation(settings.attention, platform=platform, dtype=dtype)
+    method = parse(settings.compression, config.language.depth)
+    adapters = Lora(**asdict(settings.lora)) if settings.lora.rank else None
+    module = VLMModule(config, method, dtype, settings.attention, settings.remat, adapters)
+    train, frozen = abstract_parameters(settings, module, mesh)
+    optimizer = make_optimizer(settings.optimizer, train)  # type: ignore[arg-type]  # shapes do as well
     state = abstract_state(optimizer, train, mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
-    step = make_step(
-        module,
-        optimizer,
-        schedule(chosen.learning_rate, total_steps, chosen.warmup_ratio),
-        StepSettings(settings.loss_chunk, settings.bad_step.spike_factor, settings.seed),
+    step_settings = StepSettings(settings.loss_chunk, settings.bad_step.spike_factor, settings.seed)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step = jax.jit(
+        make_step(module, optimizer, step_settings),
+        static_argnames="lengths",
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
     )
 
     def evaluate(train: Params, frozen: Params, batch: Batch, *, lengths: tuple[int, ...]) -> Any:
         return row_losses(module, frozen | train, batch, None, lengths, settings.loss_chunk)
 
-    return Run(
-        settings,
-        module,
-        mesh,
-        optimizer,
-        train,
-        frozen,
-        state,
-        jax.jit(
-            step,
-            static_argnames="lengths",
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
-        ),
-        jax.jit(evaluate, static_argnames="lengths", out_shardings=whole),
-    )
+    evaluate = jax.jit(evaluate, static_argnames="lengths", out_shardings=everywhere)
+    return Run(settings, module, mesh, optimizer, train, frozen, state, step, evaluate)
+
+
+def described(run: Run, start: Checkpoint) -> str:
+    """Where the weights of a run come from."""
+    settings = run.settings
+    random = f"random weights (size {settings.size}, seed {settings.seed})"
+    weights = random if settings.init_from == "random" else f"{start.folder} ({start.format})"
+    is_drawn = run.module.compression.registers and not start.registers
+    return f"{weights}, registers drawn from seed {settings.seed}" if is_drawn else weights
+
+
+def is_trained(path: str, settings: Settings) -> bool:
+    return lora.is_adapter(path) or path.split("/")[0] in settings.trainable
+
+
+def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tuple[Abstract, Abstract]:
+    """The trained and the frozen ones."""
+    train: Abstract = {}
+    frozen: Abstract = {}
+    for path, leaf in flatten(abstract_params(module)).items():
+        trained = is_trained(path, settings)
+        dtype = jnp.dtype(settings.param_dtype if trained else settings.dtype)
+        sharding = sharding_of(path, leaf.shape, mesh)
+        (train if trained else frozen)[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+    if not train:
+        raise UserError(f"config.trainable={settings.trainable} leaves nothing to train")
+    return train, frozen
 
 
 def mesh_of(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
@@ -148,63 +138,53 @@ def mesh_of(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
     if wanted.fsdp == wanted.tensor == -1:
         fsdp = math.gcd(left, max(rows // wanted.data, 1))
     tensor = len(devices) // wanted.data // fsdp if wanted.tensor == -1 else wanted.tensor
-    mesh = make_mesh(wanted.data, fsdp, tensor, devices)
-    check_batch(settings, mesh)
-    return mesh
-
-
-def check_batch(settings: Settings, mesh: Mesh) -> None:
-    rows, parts = settings.batch_size // settings.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % parts:
-        raise UserError(
-            f"config.batch_size={settings.batch_size} in {settings.micro_batches} micro_batches gives {rows} rows, "
-            f"which do not divide over data * fsdp = {parts} devices"
-        )
-
-
-def _optimizer_settings(settings: Settings) -> OptimizerSettings:
-    o = settings.optimizer
-    projector = o.projector_learning_rate or None
-    return OptimizerSettings(o.learning_rate, projector, o.warmup_ratio, o.weight_decay, o.b1, o.b2, o.eps, o.clip_norm)
+    return make_mesh(wanted.data, fsdp, tensor, devices)
 
 
 def abstract_state(optimizer: optax.GradientTransformation, train: Abstract, mesh: Mesh) -> State:
-    """Moments are float32 and lie where their parameter lies; counters lie everywhere."""
+    """Moments are float32 and sharded like their parameter; counters are replicated."""
     whole = NamedSharding(mesh, PartitionSpec())
-    masters = {
-        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding) for path, leaf in train.items()
-    }
+    masters = {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in train.items()}
 
     def placed(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        like = train.get(getattr(path[-1], "key", ""))  # a moment stands under its parameter's path
+        like = train.get(getattr(path[-1], "key", ""))  # a moment has its parameter's path
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole if like is None else like.sharding)
 
     moments = jax.tree.map_with_path(placed, jax.eval_shape(optimizer.init, masters))
     return State(train, moments, jax.ShapeDtypeStruct((), jnp.float32, sharding=whole))  # type: ignore[arg-type]
 
 
+# --- from a checkpoint to parameters on devices ---------------------------------------------------------------------
+
+
 def start_tensors(run: Run, start: Checkpoint) -> dict[str, Tensor]:
-    """The checkpoint's, with the registers of this run: its own, or drawn ones."""
+    """The checkpoint's, still unread, with the registers of this run: its own, or drawn ones. Registers that do not
+    fit are an error here."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that they are untrained: they are about to be
+        warnings.simplefilter("ignore", UserWarning)  # that they are untrained: training follows
         return fresh.with_registers(start, run.module.compression, run.settings.seed)
 
 
-def start_params(run: Run, start: Checkpoint) -> tuple[Params, Params]:
-    """Trained and frozen parameters on their devices."""
-    tensors = start_tensors(run, start)
+def trained_params(run: Run, tensors: dict[str, Tensor]) -> Params:
+    """As a run begins; one that is resumed has them from its checkpoint."""
     adapters = {path: leaf for path, leaf in run.train.items() if lora.is_adapter(path)}
     drawn = lora.initial(adapters, run.settings.seed)
-    train = {path: put(cast(from_array(drawn[path]), leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
-    train |= place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
-    return train, place(run.frozen, tensors, run.module)
+    params = {path: put(cast(from_array(drawn[path]), leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
+    return params | place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
 
 
-def start_state(run: Run, train: Params) -> State:
+def frozen_params(run: Run, tensors: dict[str, Tensor]) -> Params:
+    return place(run.frozen, tensors, run.module)
+
+
+def first_state(run: Run, train: Params) -> State:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state.optimizer)
     moments = jax.jit(lambda params: run.optimizer.init(in_float32(params)), out_shardings=shardings)(train)
     average = jax.device_put(np.float32(0), run.state.loss_average.sharding)
     return State(train, moments, average)
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
 
 
 def abstract_part(run: Run, shape: Shape) -> Batch:
@@ -226,26 +206,3 @@ def lengths_of(run: Run, parts: tuple[Shape, ...]) -> Lengths:
     module = run.module
     per_image, registers = module.config.tokens_per_image, module.compression.registers
     return tuple(shape_lengths(part, module.compression.plan, per_image, registers) for part in parts)
-
-
-def row_shares(mesh: Mesh, rows: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Which hosts hold which of `rows`: each share once. A tensor axis over several hosts gives them one share."""
-    held: dict[int, set[int]] = {}
-    places: Any = NamedSharding(mesh, PartitionSpec(BATCH)).devices_indices_map((rows,))
-    for device, (cut,) in places.items():
-        held.setdefault(device.process_index, set()).update(range(*cut.indices(rows)))
-    shares: dict[tuple[int, ...], list[int]] = {}
-    for host, its in held.items():
-        shares.setdefault(tuple(sorted(its)), []).append(host)
-    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != rows:
-        raise UserError(
-            f"a mesh of {dict(mesh.shape)} cuts the rows unevenly over the hosts: choose other config.mesh.data, "
-            "fsdp and tensor"
-        )
-    return [(tuple(hosts), share) for share, hosts in sorted(shares.items())]
-
-
-def on_mesh(batch: Any, mesh: Mesh) -> Any:
-    """This host's rows of a global batch -> global arrays."""
-    over_rows = NamedSharding(mesh, PartitionSpec(BATCH))
-    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(over_rows, np.asarray(part)), batch)

@@ -38,9 +38,9 @@ class StepSettings:
 
 
 def make_step(
-    module: VLMModule, optimizer: optax.GradientTransformation, rate: Callable, settings: StepSettings
+    module: VLMModule, optimizer: optax.GradientTransformation, settings: StepSettings
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """step(state, frozen, parts, number, lengths=…) -> the next state and its metrics; to be compiled.
+    """step(state, frozen, parts, number, rate, lengths=…) -> the next state and its metrics; to be compiled.
 
     The batch comes in parts of equally many rows, each of one length; their gradients are added up. The loss is the
     mean over all supervised positions of the batch, whatever part they are in.
@@ -50,7 +50,7 @@ def make_step(
     """
 
     def step(
-        state: State, frozen: Params, parts: tuple[Batch, ...], number: jax.Array, *, lengths: Lengths
+        state: State, frozen: Params, parts: tuple[Batch, ...], number: jax.Array, rate: jax.Array, *, lengths: Lengths
     ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
         grads, row_loss, row_count = gradients(module, state.train, frozen, parts, key, lengths, settings.loss_chunk)
@@ -60,14 +60,14 @@ def make_step(
         average = state.loss_average
         spike = (settings.spike_factor > 0) & (average > 0) & (loss > settings.spike_factor * average)
         bad = ~jnp.isfinite(loss) | ~jnp.isfinite(norm) | spike
-        train, moments = update(optimizer, grads, state.optimizer, state.train)
+        train, moments = update(optimizer, grads, state.optimizer, state.train, rate)
         recent = jnp.where(average > 0, AVERAGE_DECAY * average + (1 - AVERAGE_DECAY) * loss, loss)
         after = State(train, moments, recent)
         after = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state, after)
         metrics = {
             "loss": loss,
             "grad_norm": norm,
-            "learning_rate": rate(number),
+            "learning_rate": rate,
             "supervised": row_count.sum(),
             "bad": bad,
             "row_loss": row_loss / jnp.maximum(row_count, 1),  # [B], to name the rows of a bad step

@@ -1,0 +1,121 @@
+"""What each step did, known one step late: its throughput, its FLOPs, and whether it was bad."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from victor_jax.analysis import flops
+from victor_jax.data.index import Index
+from victor_jax.data.loader import Loaded
+from victor_jax.data.schedule import FILLER
+from victor_jax.data.shapes import Layout
+from victor_jax.errors import UserError
+from victor_jax.sharding.mesh import row_shares
+from victor_jax.training.metrics import Metrics
+from victor_jax.training.setup import Run, lengths_of
+
+# Dense bfloat16 FLOP/s of one device, from the makers' data sheets, by the beginning of its kind's name.
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+class DeferredMetrics:
+    """Passes a step's values on when the next step is dispatched, so that fetching them never delays a dispatch."""
+
+    def __init__(self, write: Callable[[int, dict[str, Any]], None]) -> None:
+        self._write = write
+        self._held: tuple[int, dict[str, Any]] | None = None
+
+    def push(self, step: int, values: Mapping[str, Any]) -> None:
+        """To be called when the step is dispatched; its values may be arrays on devices."""
+        self.flush()
+        self._held = step, dict(values)
+
+    def amend(self, values: Mapping[str, Any]) -> None:
+        """Adds to the step that is held back."""
+        if self._held is not None:
+            self._held[1].update(values)
+
+    def flush(self) -> None:
+        """Waits for the step that is held back and passes it on: before its checkpoint, and at the end."""
+        if self._held is not None:
+            (step, values), self._held = self._held, None
+            self._write(step, jax.device_get(values))
+
+
+class StepMonitor:
+    """Receives each step's values from DeferredMetrics: logs them, and stops the run or counts where it was bad."""
+
+    def __init__(self, run: Run, index: Index, metrics: Metrics, total_steps: int) -> None:
+        self._run, self._index, self._metrics, self._last = run, index, metrics, total_steps - 1
+        self._flops = functools.cache(functools.partial(step_flops, run))
+        self._skipped, self._before = 0, time.perf_counter()
+        shares = row_shares(run.mesh, run.settings.batch_size // run.settings.micro_batches)
+        # Row i of a part, as the devices hold it, is row order[i] of the schedule.
+        self._order = np.argsort(np.concatenate([places for _, places in shares]))
+
+    def work_of(self, batch: Loaded) -> dict[str, Any]:
+        """What the host knows of a step: positions that are no padding, FLOPs of the model, records of the rows."""
+        rows, module = batch.rows[batch.rows != FILLER], self._run.module
+        per_image = module.config.tokens_per_image + module.compression.registers
+        tokens = self._index.text_lengths[rows].sum() + self._index.image_counts[rows].sum() * per_image
+        of_loss = batch.rows[:, self._order].reshape(-1)
+        return {"tokens": int(tokens), "flops": self._flops(batch.layout), "rows": of_loss}
+
+    def __call__(self, step: int, values: dict[str, Any]) -> None:
+        rows, row_loss = values.pop("rows"), np.asarray(values.pop("row_loss"))
+        # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
+        self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
+        values |= {"step_time": seconds, "tokens_per_second": values["tokens"] / seconds}
+        values |= share_of_peak(values["flops"] / seconds)
+        settings = self._run.settings
+        if step % settings.log_every == 0 or values["bad"] or "held_out_loss" in values or step == self._last:
+            self._metrics.log(step, values)
+        if not values["bad"]:
+            return
+        self._skipped += 1
+        worst = np.argsort(-np.where(np.isfinite(row_loss), row_loss, np.inf))[:8]
+        said = (
+            f"step {step} is bad (loss {values['loss']}, gradient norm {values['grad_norm']}); its rows of highest "
+            f"loss are {', '.join(f'{rows[at]} ({row_loss[at]:.3g})' for at in worst if rows[at] != FILLER)}"
+        )
+        if settings.bad_step.action == "stop" or self._skipped > settings.bad_step.most:
+            raise UserError(
+                f"{said}; go on without such steps by config.bad_step.action=skip, or start anew in another --workdir, "
+                "with the data mended or a lower learning rate"
+            )
+        self._metrics.say(f"skipped: {said}")
+
+
+def step_flops(run: Run, layout: Layout) -> int:
+    """Of the model, as papers count them: attention in full, without what the backward pass computes again."""
+    settings, module = run.settings, run.module
+    rows = settings.batch_size // settings.micro_batches
+    training = flops.Training(settings.trainable, module.compression.registers, settings.remat, settings.lora.rank)
+    return sum(
+        flops.training_step(
+            module.config,
+            module.compression.plan,
+            flops.Work.of_loss(rows, lengths, rows * part.images, settings.loss_chunk),
+            training,
+        ).model_flops
+        for part, lengths in zip(layout.parts, lengths_of(run, layout.parts), strict=True)
+    )
+
+
+def share_of_peak(flops_per_second: float) -> dict[str, float]:
+    """Of all devices together (MFU); nothing where the device's peak is not known."""
+    kind = jax.devices()[0].device_kind
+    peak = next((PEAKS[name] for name in sorted(PEAKS, key=len, reverse=True) if kind.startswith(name)), None)
+    return {} if peak is None else {"share_of_peak": flops_per_second / (peak * jax.device_count())}

@@ -1,0 +1,177 @@
+"""What a run leaves in its work folder besides checkpoints and metrics, from config.json to the trained model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from PIL import Image
+
+from victor_jax.compression.plan import Kind
+from victor_jax.data.index import Bad
+from victor_jax.data.templates import TEMPLATES
+from victor_jax.errors import UserError
+from victor_jax.models.sequence import Batch
+from victor_jax.ops.losses import IGNORE
+from victor_jax.sharding.mesh import fetch
+from victor_jax.training.lora import merged
+from victor_jax.training.optimizer import Params
+from victor_jax.training.settings import DataSettings, flat
+from victor_jax.training.setup import Run
+from victor_jax.weights.checkpoint import Checkpoint, Prompt
+from victor_jax.weights.place import layers_of
+from victor_jax.weights.tensors import Tensor
+from victor_jax.weights.write import write_checkpoint
+
+# What may change between a run and its resumption: where it runs and what it says, not what it computes.
+FREE = (
+    "mesh.",
+    "checkpoint.",
+    "data.workers",
+    "data.max_bad_rows",
+    "log_every",
+    "wandb",
+    "bad_step.",
+    "evaluation.every",
+    "profile.",
+)
+SHOWN = 16  # rows of the first batch
+
+
+def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Path:
+    """The folder, with the config of the run in it. A folder that holds a step of another run is refused, and one
+    that holds a finished model and no step to resume from."""
+    if "://" in str(workdir):
+        raise UserError(f"--workdir={workdir} is no folder: mount the bucket on every host and name the mounted folder")
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}): give another") from None
+    file, now = workdir / "config.json", flat(json.loads(json.dumps(config)))
+    has_steps = any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+    if not has_steps and (workdir / "model").exists():
+        raise UserError(f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir")
+    if has_steps and file.exists():
+        before = flat(json.loads(file.read_text()))
+        for key in sorted(before.keys() | now.keys()):
+            if not key.startswith(FREE) and before.get(key) != now.get(key):
+                raise UserError(
+                    f"{workdir} holds a run with config.{key}={before.get(key)!r}, now it is {now.get(key)!r}: go on "
+                    "with the old value, or give another --workdir"
+                )
+    elif write:
+        file.write_text(json.dumps(config, indent=2) + "\n")
+    return workdir
+
+
+# --- at the start ---------------------------------------------------------------------------------------------------
+
+
+def list_parameters(run: Run, file: Path) -> None:
+    """A line per parameter: name, shape, dtype, sharding, and whether it is trained or frozen."""
+    with file.open("w") as table:
+        for path, leaf in sorted((run.train | run.frozen).items()):
+            kind = "trained" if path in run.train else "frozen"
+            table.write(f"{path:<48} {list(leaf.shape)!s:<22} {leaf.dtype.name:<9} {leaf.sharding.spec!s:<44} {kind}\n")
+
+
+def parameter_summary(run: Run) -> str:
+    """`projector 20.98 M trained, vision 303.51 M frozen, …`: one entry per part, for the terminal."""
+    sizes: dict[tuple[str, str], int] = {}
+    for kind, leaves in (("trained", run.train), ("frozen", run.frozen)):
+        for path, leaf in leaves.items():
+            part = path.split("/")[0], kind
+            sizes[part] = sizes.get(part, 0) + leaf.size
+    return ", ".join(f"{part} {size / 1e6:,.2f} M {kind}" for (part, kind), size in sizes.items())
+
+
+def show_batch(parts: tuple[Batch, ...], tokenizer: Any, folder: Path) -> None:
+    """The first rows as the model gets them, for human eyes: PNG images, and text with [[what is supervised]]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for part in parts:
+        for row in range(min(SHOWN - len(lines), len(part.targets))):
+            number = len(lines)
+            lines.append(f"{number}: {_text(part, row, tokenizer)}")
+            for at, image in enumerate(() if part.pixels is None else part.pixels[row]):
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number}-{at}.png")
+    (folder / "text.txt").write_text("\n\n".join(lines) + "\n")
+
+
+def _text(part: Batch, row: int, tokenizer: Any) -> str:
+    kinds, index = np.asarray(part.sequence.kinds[row]), np.asarray(part.sequence.index[row])
+    supervised = np.concatenate([[False], np.asarray(part.targets[row])[:-1] != IGNORE])
+    real = kinds != Kind.PADDING
+    kinds, index, supervised = kinds[real], index[real], supervised[real]
+    edges = np.flatnonzero((np.diff(kinds) != 0) | (np.diff(supervised.astype(int)) != 0)) + 1
+    said = []
+    for run in np.split(np.arange(len(kinds)), edges):
+        if not len(run):
+            continue
+        kind = kinds[run[0]]
+        text = tokenizer.decode(index[run]) if kind == Kind.TEXT else f"<{len(run)} {Kind(kind).name.lower()}>"
+        said.append(f"[[{text}]]" if supervised[run[0]] else text)
+    return "".join(said)
+
+
+# --- on the way -----------------------------------------------------------------------------------------------------
+
+
+def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
+    """Refuses to go on from a checkpoint whose data had another digest."""
+    if meta.get("data") != data:
+        raise UserError(
+            f"the data of the run in {workdir} has changed since its checkpoint: rows, lengths or shapes are not the "
+            "same; put the old data back, or give another --workdir"
+        )
+
+
+def gather_bad_rows(bad: list[Bad]) -> list[Bad]:
+    """The bad rows that any host met. To be called on all of them."""
+    if jax.process_count() == 1:
+        return bad
+    text = np.frombuffer(json.dumps(bad).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
+    return sorted({row: reason for one in texts for row, reason in json.loads(one.tobytes())}.items())
+
+
+# --- at the end -----------------------------------------------------------------------------------------------------
+
+
+def list_bad_rows(bad: list[Bad], file: Path) -> None:
+    file.write_text("".join(json.dumps({"row": row, "reason": reason}) + "\n" for row, reason in bad))
+
+
+def export(
+    run: Run, train: Params, start: Checkpoint, tensors: dict[str, Tensor], companions: Path, destination: Path
+) -> None:
+    """The trained model, as a checkpoint that `load`, `convert` and `init_from` take: what was trained in the type it
+    was trained in, all else bit by bit from `tensors`, those that the run started from.
+
+    Every process takes part in collecting; the first one writes.
+    """
+    if jax.process_count() > 1:
+        whole: Any = ((path, fetch(leaf)) for path, leaf in train.items())
+        train = {path: leaf for path, leaf in whole if jax.process_index() == 0}
+    if jax.process_index() == 0:
+        tensors = tensors | layers_of(train, run.module)
+        if run.module.lora:
+            tensors = merged(tensors, run.module.lora)
+        spec = run.module.compression.spec
+        prompt = prompt_taught(run.settings.data)
+        checkpoint = replace(start, folder=companions, tensors=tensors, compression=spec, prompt=prompt)
+        write_checkpoint(checkpoint, destination, "orbax", lambda _: None)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("model written")
+
+
+def prompt_taught(data: DataSettings) -> Prompt:
+    """How the trained model is to be asked. Captions alone teach no way of asking: the default takes their place."""
+    if TEMPLATES[data.template].captions:
+        return Prompt(aspect=data.aspect)
+    return Prompt(data.template, data.aspect)
