@@ -77,9 +77,9 @@ WORKDIR = "--workdir=never_made"
         ([], "--config=FILE[:args] is missing: configs/ holds the recipes"),
         (["--config=configs/nothing.py"], "the config file cannot be read: [Errno 2] No such file or directory"),
         ([FINETUNE], "--workdir=DIR is missing"),
-        ([f"{FINETUNE}:registers=8,leyer=3", WORKDIR], "'leyer=3' is no argument of a recipe: write registers=M"),
-        ([f"{FINETUNE}:size=8b", WORKDIR], "size=8b must be 7b or 13b"),
-        ([f"{FINETUNE}:full,registers=8", WORKDIR], "registers=8 says nothing to the method full: leave it out"),
+        ([f"{FINETUNE}:victor,vtw", WORKDIR], "'victor' and 'vtw' name two methods: name one"),
+        ([f"{FINETUNE}:size=8b", WORKDIR], "config.size='8b' must be one of 7b, 13b, small"),
+        ([f"{FINETUNE}:recipe=mine", WORKDIR], "config.recipe='mine' must be one of llava, paper"),
         (
             [FINETUNE, WORKDIR, "--config.batch_sise=3"],
             "unknown config key config.batch_sise: did you mean batch_size?",
@@ -107,6 +107,14 @@ def test_a_wrong_command_is_one_line(said, arguments, message):
         ("batch_size", True, "config.batch_size=True must be a whole number"),
         ("batch_size", 0, "config.batch_size=0 must be above 0"),
         ("seed", -1, "config.seed=-1 must be at least 0"),
+        ("dtype", None, "config.dtype=None must be one of bfloat16, float32"),
+        (
+            "data.template",
+            "lama",
+            "config.data.template='lama' must be one of plain, vicuna_v1, llama3, mistral, qwen",
+        ),
+        ("optimizer.eps", -1.0, "config.optimizer.eps=-1.0 must be above 0"),
+        ("optimizer.weight_decay", float("nan"), "config.optimizer.weight_decay=nan must be at least 0"),
         ("total_steps", -5, "config.total_steps=-5 must be at least 0"),
         ("optimizer.learning_rate", "fast", "config.optimizer.learning_rate='fast' must be a number"),
         ("optimizer.warmup_ratio", 3.0, "config.optimizer.warmup_ratio=3.0 must be from 0 to below 1"),
@@ -132,6 +140,34 @@ def test_a_wrong_value_is_named(key, value, message):
     with pytest.raises(UserError) as caught:
         settings.read(nested)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("registers=8,leyer=3", "unknown field 'leyer=3' in compression 'victor:registers=8,layer=3,leyer=3'"),
+        ("full,registers=8", "unknown field 'registers=8' in compression 'full:registers=8'"),
+        ("victro,layer=3", "unknown compression 'victro' in 'victro:layer=3'"),
+    ],
+)
+def test_a_recipe_hands_the_methods_fields_on_to_be_judged_there(said, tmp_path, argument, message):
+    line = said(f"{FINETUNE}:{argument},runlocal", f"--workdir={tmp_path / 'run'}", "--processes=1")
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("argument", "compression"),
+    [
+        ("", "victor:registers=8,layer=3"),
+        ("registers=64", "victor:registers=64,layer=3"),
+        ("vtw", "vtw:layer=16"),
+        ("layer=2,vtw,positions=renumber,size=13b", "vtw:layer=2,positions=renumber"),
+        ("full,runlocal", "full"),
+        ("fastv,keep=144", "fastv:keep=144"),
+    ],
+)
+def test_a_recipes_argument_becomes_a_compression(argument, compression):
+    assert config_of({}, argument=argument).compression == compression
 
 
 def test_every_recipe_is_read():

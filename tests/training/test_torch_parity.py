@@ -20,6 +20,7 @@ from victor_jax.training import settings, setup  # noqa: E402
 from victor_jax.training.optimizer import learning_rate  # noqa: E402
 
 STEPS, ROWS, RATE = 20, 4, 3e-3
+WARMUP, DECAY = 0.17, 0.5  # 3.4 steps, rounded up; enough decay to be seen in the loss
 CONFIG = tiny.config("llama_gqa")
 REGISTERS = 3
 
@@ -58,7 +59,7 @@ def our_losses(folder, recipe, compression):
     config = recipe.get_config("full")
     config.init_from, config.compression = str(folder), compression
     config.batch_size, config.micro_batches, config.dtype, config.optimizer.learning_rate = ROWS, 1, "float32", RATE
-    config.optimizer.warmup_ratio = 0.2
+    config.optimizer.warmup_ratio, config.optimizer.weight_decay = WARMUP, DECAY
     run_settings = settings.read(config)
     start = setup.open_start(run_settings)
     run = setup.make_run(run_settings, start.config, make_mesh(devices=jax.devices()[:1]))
@@ -87,8 +88,13 @@ def torch_losses(recipe, method, row_loss):
         trained.append(method.registers)
     for weight in net.parameters():
         weight.requires_grad_(any(weight is one for one in trained))
-    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    warmup = math.ceil(0.2 * STEPS)
+    # As Hugging Face's Trainer groups them: norms and biases do not decay; the registers are no part of its model.
+    plain = [one for name, one in net.named_parameters() if "norm" in name or name.endswith("bias")]
+    plain += [method.registers] if method.registers is not None else []
+    decayed = [weight for weight in trained if not any(weight is one for one in plain)]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.999), eps=1e-8)
+    warmup = math.ceil(WARMUP * STEPS)
 
     def rate(step):
         if step < warmup:

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import small_run
 from PIL import Image
 from small_run import conversation, image_row, losses, metrics, overrides, run_here
 
+import train
 import victor_jax
 from benchmarks.soak import saved
 from victor_jax import cli
@@ -21,6 +25,7 @@ from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
 from victor_jax.training.inputs import open_inputs
 from victor_jax.training.setup import open_start
+from victor_jax.training.workdir import export
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.read import open_checkpoint
 
@@ -92,6 +97,48 @@ def test_a_finished_model_without_checkpoints_is_not_trained_over(tmp_path, undi
     shutil.rmtree(workdir / "checkpoints")
     with pytest.raises(UserError, match="holds a finished model, and no checkpoint"):
         run_here(workdir, overrides(start, data))
+
+
+@pytest.fixture
+def bytes_read(monkeypatch):
+    """Bytes of each tensor of the start that a run reads: before its export, and for it."""
+    counts = before, for_export = Counter(), Counter()
+    current = [before]
+
+    def counted(name, tensor):
+        def read(index):
+            array = tensor.read(index)
+            current[-1][name] += array.nbytes
+            return array
+
+        return replace(tensor, read=read)
+
+    def open_counted(given):
+        start = open_start(given)
+        return replace(start, tensors={name: counted(name, tensor) for name, tensor in start.tensors.items()})
+
+    def export_counted(*arguments):
+        current.append(for_export)
+        export(*arguments)
+
+    monkeypatch.setattr(train, "open_start", open_counted)
+    monkeypatch.setattr(train, "export", export_counted)
+    return counts
+
+
+@pytest.mark.parametrize("step", [0, 5, 10])
+def test_each_tensor_of_the_start_is_read_once_and_what_is_trained_not_after_a_restart(
+    tmp_path, undisturbed, start, data, bytes_read, step
+):
+    """From step 0; after a kill with the checkpoint of step 5; after one between the last step and the export."""
+    workdir = interrupted(undisturbed, tmp_path, step) if step else tmp_path / "run"
+    run_here(workdir, overrides(start, data))
+    sizes = {name: tensor.nbytes for name, tensor in open_checkpoint(start).tensors.items()}
+    frozen = {name: size for name, size in sizes.items() if name.startswith("vision/")}
+    unused = {name for name in frozen if name.startswith(("vision/layers/2/", "vision/post_norm/"))}
+    used = {name: size for name, size in (frozen if step else sizes).items() if name not in unused}
+    assert bytes_read[0] == ({} if step == 10 else used)
+    assert bytes_read[1] == frozen, "the export takes what was not trained bit by bit from the start"
 
 
 def test_another_mesh_goes_on_with_the_same_data(tmp_path, undisturbed, start, data):
@@ -206,6 +253,42 @@ def loss_of_row(model, source, row):
     chosen = logits[learnt - 1]
     likelihoods = np.log(np.exp(chosen - chosen.max(-1, keepdims=True)).sum(-1)) + chosen.max(-1)
     return (likelihoods - chosen[np.arange(len(learnt)), wanted[learnt]]).sum(), len(learnt)
+
+
+def test_a_transfer_in_the_loop_that_nobody_asked_for_is_an_error(tmp_path, start, data, monkeypatch):
+    monkeypatch.setattr(train, "number_on_mesh", lambda number, mesh: number)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run_here(tmp_path / "run", overrides(start, data))
+
+
+def test_the_chosen_steps_are_traced_also_where_a_resumed_run_begins_among_them(tmp_path, undisturbed, start, data):
+    assert not (undisturbed / "profile").exists()
+    workdir = interrupted(undisturbed, tmp_path)
+    run_here(workdir, overrides(start, data, profile__first=4, profile__steps=3))
+    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    events = [
+        dict(event.stats)
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    assert sorted(int(stats["step_num"]) for stats in events) == [5, 6]
+
+
+def test_every_parameter_is_listed_with_its_shape_and_place(undisturbed, start, data, capsys):
+    rows = [line.split() for line in (undisturbed / "parameters.txt").read_text().splitlines()]
+    rows = {row[0]: " ".join(row[1:]) for row in rows}
+    assert rows["compression/registers"] == "[2, 64] float32 P() trained"
+    assert rows["language/stages_1/mlp/up/kernel"] == "[2, 64, 96] float32 P(None, 'fsdp', 'tensor') trained"
+    assert rows["vision/position_embedding"].endswith("frozen")
+    assert len(rows) == len(saved_params(undisturbed)) + sum(row.endswith("frozen") for row in rows.values())
+    run_here(undisturbed, overrides(start, data))
+    assert "parameters: compression 128 trained, language 1" in capsys.readouterr().out
+
+
+def saved_params(workdir):
+    return [path for path in saved(workdir, 10) if path.startswith("params/")]
 
 
 def test_the_first_batch_is_there_to_be_looked_at(undisturbed):

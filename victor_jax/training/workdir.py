@@ -80,13 +80,14 @@ def list_parameters(run: Run, file: Path) -> None:
 
 
 def parameter_summary(run: Run) -> str:
-    """`projector 20.98 M trained, vision 303.51 M frozen, …`: one entry per part, for the terminal."""
+    """`projector 21.0 M trained, vision 303.5 M frozen, …`: one entry per part, for the terminal."""
     sizes: dict[tuple[str, str], int] = {}
     for kind, leaves in (("trained", run.train), ("frozen", run.frozen)):
         for path, leaf in leaves.items():
             part = path.split("/")[0], kind
             sizes[part] = sizes.get(part, 0) + leaf.size
-    return ", ".join(f"{part} {size / 1e6:,.2f} M {kind}" for (part, kind), size in sizes.items())
+    said = {part: f"{size / 1e6:,.1f} M" if size > 1e6 else f"{size:,}" for part, size in sizes.items()}
+    return ", ".join(f"{part} {said[part, kind]} {kind}" for part, kind in sizes)
 
 
 def show_batch(parts: tuple[Batch, ...], tokenizer: Any, folder: Path) -> None:
