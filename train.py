@@ -20,55 +20,33 @@ from victor_jax.data.loader import Loader
 from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import number_on_mesh, rows_on_mesh
-from victor_jax.training import command, memory
+from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
 from victor_jax.training.inputs import open_inputs
 from victor_jax.training.metrics import Clock, Metrics, Profiler, peak_memory
 from victor_jax.training.monitor import DeferredMetrics, StepMonitor
 from victor_jax.training.optimizer import Params, learning_rate
 from victor_jax.training.settings import read
-from victor_jax.training.setup import (
-    Run,
-    described,
-    first_state,
-    frozen_params,
-    lengths_of,
-    make_run,
-    mesh_of,
-    open_start,
-    start_tensors,
-    trained_params,
-)
 from victor_jax.training.step import State
-from victor_jax.training.workdir import (
-    check_data,
-    export,
-    gather_bad_rows,
-    list_bad_rows,
-    list_parameters,
-    open_workdir,
-    parameter_summary,
-    show_batch,
-)
 
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
     # --- set-up -----------------------------------------------------------------------------------------------------
     clock, is_first = Clock(), jax.process_index() == 0
     settings = read(config)
-    mesh = mesh_of(settings, jax.devices())
-    workdir = open_workdir(workdir, config.to_dict(), write=is_first)
+    mesh = setup.mesh_of(settings, jax.devices())
+    workdir = outputs.open_workdir(workdir, config.to_dict(), write=is_first)
     use_compile_cache()
 
     # --- model and step: shapes and places only; no weight is read yet ------------------------------------------------
-    start = open_start(settings)
-    run = make_run(settings, start.config, mesh)
-    tensors = start_tensors(run, start)
+    start = setup.open_start(settings)
+    run = setup.make_run(settings, start.config, mesh)
+    tensors = setup.start_tensors(run, start)
     memory.check(run)
-    say(f"from {described(run, start)}; {run.module.compression.spec}; mesh {dict(mesh.shape)}")
-    say(f"parameters: {parameter_summary(run)}")
+    say(f"from {setup.described(run, start)}; {run.module.compression.spec}; mesh {dict(mesh.shape)}")
+    say(f"parameters: {outputs.parameter_summary(run)}")
     if is_first:
-        list_parameters(run, workdir / "parameters.txt")
+        outputs.list_parameters(run, workdir / "parameters.txt")
 
     # --- data -------------------------------------------------------------------------------------------------------
     inputs = open_inputs(settings, start.config, run.module.compression, mesh, workdir)
@@ -85,12 +63,12 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         first_step = checkpoints.latest() or 0
         if first_step:
             saved = checkpoints.meta(first_step)
-            check_data(saved, schedule.digest(), workdir)
+            outputs.check_data(saved, schedule.digest(), workdir)
             bad_rows = [(row, reason) for row, reason in saved["bad_rows"]]
             state = checkpoints.restore(first_step, run.state)
         else:
-            state = first_state(run, trained_params(run, tensors))
-        frozen = frozen_params(run, tensors) if first_step < total_steps else {}
+            state = setup.first_state(run, setup.trained_params(run, tensors))
+        frozen = setup.frozen_params(run, tensors) if first_step < total_steps else {}
         say(f"step {first_step} of {total_steps}")
 
         # --- loop ---------------------------------------------------------------------------------------------------
@@ -111,7 +89,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 with clock.measure("data"):
                     batch = next(loader)
                 if step == 0 and is_first:
-                    show_batch(batch.parts, inputs.tokenizer, workdir / "first_batch")
+                    outputs.show_batch(batch.parts, inputs.tokenizer, workdir / "first_batch")
                 is_new = batch.layout not in compiled
                 with (
                     clock.measure("compile" if is_new else "step"),
@@ -126,7 +104,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                         rows_on_mesh(batch.parts, mesh),
                         number_on_mesh(np.int32(step), mesh),
                         number_on_mesh(np.float32(rate), mesh),
-                        lengths=lengths_of(run, batch.layout.parts),
+                        lengths=setup.lengths_of(run, batch.layout.parts),
                     )
                     deferred.push(step, result)
                     if is_new:
@@ -143,7 +121,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 if checkpoints.is_due(done) or finished:
                     with clock.measure("checkpoint"), jax.transfer_guard("allow"):  # Orbax moves arrays as it likes
                         deferred.flush()  # a bad step must be known before what follows it is kept
-                        bad_rows = gather_bad_rows(loader.bad_rows)
+                        bad_rows = outputs.gather_bad_rows(loader.bad_rows)
                         checkpoints.save(done, state, {**meta, "step": done, "bad_rows": bad_rows}, force=finished)
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
@@ -155,24 +133,24 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         checkpoints.wait()
 
         # --- end ----------------------------------------------------------------------------------------------------
-        bad_rows = gather_bad_rows(loader.bad_rows)
+        bad_rows = outputs.gather_bad_rows(loader.bad_rows)
         if is_first and bad_rows:
-            list_bad_rows(bad_rows, workdir / "bad_rows.jsonl")
+            outputs.list_bad_rows(bad_rows, workdir / "bad_rows.jsonl")
             say(f"{len(bad_rows)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
         if finished and not (workdir / "model").exists():
-            export(run, state.train, start, tensors, inputs.tokenizer_folder, workdir / "model")
+            outputs.export(run, state.train, start, tensors, inputs.tokenizer_folder, workdir / "model")
         if finished:
             shares = sorted(clock.shares().items(), key=lambda item: -item[1])
             spent = "; time went to " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
             say(f"done: the model is in {workdir / 'model'}{spent if first_step < total_steps else ''}")
 
 
-def held_out_loss(run: Run, state: State, frozen: Params, source: BatchSource) -> float:
+def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSource) -> float:
     """Mean over all supervised positions of one pass; sums cross hosts, never means."""
     total, count = 0.0, 0
     for step in range(source.schedule.steps_per_epoch):
         layout, _ = source.schedule.at(step)
-        for part, lengths in zip(source[step].parts, lengths_of(run, layout.parts), strict=True):
+        for part, lengths in zip(source[step].parts, setup.lengths_of(run, layout.parts), strict=True):
             evaluated = run.evaluate(state.train, frozen, rows_on_mesh(part, run.mesh), lengths=lengths)
             sums, counts = jax.device_get(evaluated)
             total, count = total + float(np.sum(sums)), count + int(np.sum(counts))

@@ -124,16 +124,6 @@ def test_what_is_saved_is_the_state_at_the_call_though_the_next_step_takes_its_b
             assert_same(checkpoints.restore(number, state), then)
 
 
-def test_parameters_alone_restore_in_the_type_that_is_asked_for(tmp_path: Path) -> None:
-    state = begin(params_of())
-    with Checkpoints(tmp_path, every=1, keep_last=1) as checkpoints:
-        checkpoints.save(1, state, {})
-        found = checkpoints.restore_params(1, {path: leaf.astype(jnp.bfloat16) for path, leaf in state.train.items()})
-    assert found.keys() == state.train.keys()
-    for path, leaf in found.items():
-        np.testing.assert_array_equal(leaf, state.train[path].astype(jnp.bfloat16))
-
-
 def test_meta_comes_back(tmp_path: Path) -> None:
     meta = {"compression": "victor:registers=8,layer=3", "step": 3, "versions": {"jax": jax.__version__}}
     with Checkpoints(tmp_path, every=0, keep_last=1) as checkpoints:
@@ -150,7 +140,7 @@ def test_the_last_ones_and_every_so_manyth_are_kept(tmp_path: Path) -> None:
         assert not checkpoints.save(23, state, {}, force=True)
     assert written == list(range(2, 24, 2))
     with Checkpoints(tmp_path, every=2, keep_last=2, keep_every=8) as checkpoints:
-        assert checkpoints.steps() == [8, 16, 22, 23]
+        assert sorted(int(folder.name) for folder in tmp_path.iterdir()) == [8, 16, 22, 23]
         assert checkpoints.latest() == 23
 
 
@@ -177,14 +167,15 @@ def test_a_damaged_step_says_which_folder_to_delete(tmp_path: Path) -> None:
     state = begin({"registers": jnp.ones((8, 16))})  # one leaf: Orbax leaves the reads of the others dangling
     with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
         checkpoints.save(1, state, {})
+        checkpoints.save(2, state, {})
     shutil.rmtree(tmp_path / "1" / "optimizer")
     with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
         with pytest.raises(UserError, match=r"optimizer is missing.*delete the folder 1 to go on from the one before"):
             checkpoints.restore(1, state)
-        for file in (tmp_path / "1" / "params" / "d").iterdir():
+        for file in (tmp_path / "2" / "params" / "d").iterdir():
             os.truncate(file, 10)
-        with pytest.raises(UserError, match=r"cannot be read.*delete the folder 1") as error:
-            checkpoints.restore_params(1, state.train)
+        with pytest.raises(UserError, match=r"cannot be read.*delete the folder 2") as error:
+            checkpoints.restore(2, state)
     assert len(str(error.value)) < 600
 
 

@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel
 
 import train
 from victor_jax.errors import UserError, exit_status
-from victor_jax.training import settings
+from victor_jax.training import command, settings
 from victor_jax.training.inputs import data_paths, open_reader, open_rows
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.read import open_checkpoint
@@ -89,6 +89,8 @@ WORKDIR = "--workdir=never_made"
         ([FINETUNE, WORKDIR, "--config.batch_size=abc"], "config.batch_size=abc must be a whole number"),
         ([FINETUNE, WORKDIR, "--config.optimizer.b1=x"], "config.optimizer.b1=x must be a number"),
         ([FINETUNE, WORKDIR, "--config.wandb=maybe"], "config.wandb=maybe must be True or False"),
+        ([FINETUNE, WORKDIR, "--config.trainable=language"], "config.trainable=language must be a list of texts"),
+        ([FINETUNE, WORKDIR, "--config.seed", "3"], "--config.seed is without a value: write --config.seed=…"),
         ([FINETUNE, WORKDIR, "--start_timeout=soon"], "--start_timeout=soon must be a whole number"),
         ([FINETUNE, WORKDIR, "--config.dtype=fp8"], "config.dtype='fp8' must be one of bfloat16, float32"),
         ([FINETUNE, "--workdri=x"], "unknown flag --workdri: did you mean workdir?"),
@@ -108,11 +110,7 @@ def test_a_wrong_command_is_one_line(said, arguments, message):
         ("batch_size", 0, "config.batch_size=0 must be above 0"),
         ("seed", -1, "config.seed=-1 must be at least 0"),
         ("dtype", None, "config.dtype=None must be one of bfloat16, float32"),
-        (
-            "data.template",
-            "lama",
-            "config.data.template='lama' must be one of plain, vicuna_v1, llama3, mistral, qwen",
-        ),
+        ("data.template", "x", "config.data.template='x' must be one of plain, vicuna_v1, llama3, mistral, qwen2"),
         ("optimizer.eps", -1.0, "config.optimizer.eps=-1.0 must be above 0"),
         ("optimizer.weight_decay", float("nan"), "config.optimizer.weight_decay=nan must be at least 0"),
         ("total_steps", -5, "config.total_steps=-5 must be at least 0"),
@@ -168,6 +166,29 @@ def test_a_recipe_hands_the_methods_fields_on_to_be_judged_there(said, tmp_path,
 )
 def test_a_recipes_argument_becomes_a_compression(argument, compression):
     assert config_of({}, argument=argument).compression == compression
+
+
+def test_an_override_is_read_as_the_type_of_its_key():
+    given = command.parse(
+        "train.py",
+        lambda values: None,
+        [
+            f"{FINETUNE}:runlocal",
+            "--config.trainable=('projector',)",
+            "--config.optimizer.b1=0",
+            "--config.wandb=true",
+            "--config.init_from=a=b",
+            "--config.seed=7",
+        ],
+    )
+    read = settings.read(given.config)
+    assert (read.trainable, read.optimizer.b1, read.wandb, read.init_from, read.seed) == (
+        ("projector",),
+        0.0,
+        True,
+        "a=b",
+        7,
+    )
 
 
 def test_every_recipe_is_read():

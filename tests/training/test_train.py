@@ -22,10 +22,10 @@ from victor_jax.data.images import normalise, preprocess
 from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.errors import UserError
 from victor_jax.sharding.mesh import make_mesh
-from victor_jax.training import settings
+from victor_jax.training import outputs, settings, setup
 from victor_jax.training.inputs import open_inputs
+from victor_jax.training.outputs import export
 from victor_jax.training.setup import open_start
-from victor_jax.training.workdir import export
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.read import open_checkpoint
 
@@ -121,8 +121,8 @@ def bytes_read(monkeypatch):
         current.append(for_export)
         export(*arguments)
 
-    monkeypatch.setattr(train, "open_start", open_counted)
-    monkeypatch.setattr(train, "export", export_counted)
+    monkeypatch.setattr(setup, "open_start", open_counted)
+    monkeypatch.setattr(outputs, "export", export_counted)
     return counts
 
 

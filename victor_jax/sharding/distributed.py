@@ -1,11 +1,18 @@
-"""Joining the processes of one run: by flags, or as jax finds them on a TPU pod, GKE, SLURM or Open MPI."""
+"""The processes of one run: they join by flags, or as jax finds them on a TPU pod, GKE, SLURM or Open MPI; what one
+of them knows or sees, and all must."""
 
+import json
+import secrets
 import socket
 import threading
+from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
 
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, some
 
 GRACE_SECONDS = 600  # jax kills the process at its own timeout, without a word to us: ours must come first
 
@@ -103,3 +110,36 @@ def _answers(coordinator: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def gather(value: list[Any]) -> list[list[Any]]:
+    """A list of JSON values from each process. To be called on all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
+    return [json.loads(one.tobytes()) for one in texts]
+
+
+def check_shared(directory: str) -> None:
+    """That all hosts see the same folder."""
+    if jax.process_count() == 1:
+        return
+    folder = epath.Path(directory)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    number = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
+    probe = folder / f".shared-{number}"
+    if jax.process_index() == 0:
+        probe.write_text("")
+    multihost_utils.sync_global_devices("probe written")
+    sees = np.asarray(multihost_utils.process_allgather(np.bool_(probe.exists())))
+    if jax.process_index() == 0:
+        probe.unlink()
+    if not sees.all():
+        blind = [str(process) for process in np.flatnonzero(~sees)]
+        raise UserError(
+            f"{directory} is not one folder for all hosts: process {some(blind)} does not see what process 0 writes "
+            f"there; use a bucket or a shared file system"
+        )

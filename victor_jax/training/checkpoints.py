@@ -1,15 +1,15 @@
 """What a run goes on from: Orbax checkpoints, written in the background, each of them whole or not there.
 
-Three items per step: `params` (the trainable ones; enough to evaluate), `optimizer` (its state and the running loss)
-and `meta`. A step's number is the count of steps done. Names of leaves are paths, whatever types the state is made of.
+Three items per step: `params` (the trained ones), `optimizer` (its state and the running loss) and `meta`. A step's
+number is the count of steps done. Names of leaves are paths, whatever types the state is made of.
 """
 
 import os
-import secrets
 import signal
 import textwrap
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,12 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from victor_jax.errors import UserError, some
-from victor_jax.training.optimizer import Params
+from victor_jax.sharding.distributed import check_shared
 from victor_jax.training.step import State
 from victor_jax.weights.names import flatten, nest
 
@@ -31,7 +30,7 @@ ERROR_LENGTH = 200  # of tensorstore's part in a message of ours
 Leaves = dict[str, Any]  # by path
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager):
     """Every process makes one on the same folder and calls the same methods with the same steps."""
 
     def __init__(self, directory: str | Path, every: int, keep_last: int, keep_every: int = 0) -> None:
@@ -41,7 +40,7 @@ class Checkpoints:
         """
         self.directory = str(directory) if "://" in str(directory) else os.path.abspath(directory)
         self._every = every
-        _check_shared(self.directory)
+        check_shared(self.directory)  # Orbax hangs or saves halves where each host has a folder of its own
         kept: list[Any] = [checkpoint_managers.LatestN(keep_last or None)]
         if keep_every:
             kept.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -64,9 +63,6 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest step, one that is still being written included."""
         return self._manager.latest_step()
-
-    def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the processes agreed to leave after this step. To be asked at every step; the answer stays."""
@@ -91,14 +87,24 @@ class Checkpoints:
     def restore(self, step: int, abstract: State) -> State:
         """The state, placed as `abstract` says: arrays, or ShapeDtypeStructs with a sharding on every leaf."""
         wanted = {"params": dict(abstract.train), "optimizer": _optimizer_leaves(abstract)}
-        found = self._read(step, wanted, is_same_dtype=True)
-        leaves = [found["optimizer"][name] for name in wanted["optimizer"]]
-        rest = jax.tree.unflatten(jax.tree.structure(_all_but_params(abstract)), leaves)
-        return State(found["params"], rest["optimizer"], rest["loss_average"])
-
-    def restore_params(self, step: int, abstract: Params) -> Params:
-        """The trainable parameters alone, in the types and the places of `abstract`."""
-        return self._read(step, {"params": dict(abstract)}, is_same_dtype=False)["params"]
+        stored = dict(self._checked(step, lambda: self._manager.item_metadata(step)).items())
+        have = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
+        if have.keys() != wanted.keys():
+            raise self._unreadable(step, f"{some(sorted(wanted.keys() - have.keys()))} is missing")
+        problems = [line for item in wanted for line in _differences(wanted[item], have[item])]
+        if problems:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} does not fit this run: {'; '.join(problems)}: go on with the "
+                f"config that wrote it, or start in another folder"
+            )
+        items = {
+            item: ocp.args.StandardRestore(nest(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)))
+            for item, tree in wanted.items()
+        }
+        found = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
+        moments = flatten(found["optimizer"])
+        rest = jax.tree.map_with_path(lambda path, _: moments[_name(path)], _all_but_params(abstract))
+        return State(flatten(found["params"]), rest["optimizer"], rest["loss_average"])
 
     def meta(self, step: int) -> dict[str, Any]:
         return self._checked(
@@ -113,26 +119,8 @@ class Checkpoints:
         self._preemption.close()
         self._written(self._manager.close)
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _read(self, step: int, wanted: dict[str, Leaves], is_same_dtype: bool) -> dict[str, Leaves]:
-        stored = dict(self._checked(step, lambda: self._manager.item_metadata(step)).items())
-        have = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
-        if have.keys() != wanted.keys():
-            raise self._unreadable(step, f"{some(sorted(wanted.keys() - have.keys()))} is missing")
-        problems = [line for item in wanted for line in _differences(wanted[item], have[item], is_same_dtype)]
-        if problems:
-            raise UserError(
-                f"checkpoint {step} in {self.directory} does not fit this run: {'; '.join(problems)}: go on with the "
-                f"config that wrote it, or start in another folder"
-            )
-        items = {item: ocp.args.StandardRestore(nest(jax.tree.map(_abstract, tree))) for item, tree in wanted.items()}
-        found = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
-        return {item: flatten(found[item]) for item in wanted}
 
     def _checked(self, step: int, read: Callable[[], Any]) -> Any:
         self.wait()  # a step that is being written is none yet
@@ -172,57 +160,28 @@ class _Preemption:
     """SIGTERM, as a question asked at every step."""
 
     def __init__(self) -> None:
-        # Among several processes jax's own notifier catches the signal and finds a step that none has passed.
-        self._is_alone = jax.process_count() == 1
-        self._is_asked = self._is_listening = False
+        self._is_asked = self._answer = False
         self._asked_at: int | None = None
-        self._answer = False
-        if self._is_alone and threading.current_thread() is threading.main_thread():
+        self._before: Any = None
+        # Among several processes jax's own notifier catches the signal and finds a step that none has passed.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
-            self._is_listening = True
 
     def _note(self, *_: int | FrameType | None) -> None:
         self._is_asked = True
-        self._restore()  # a second signal does what it did before us
+        self.close()  # a second signal does what it did before us
 
-    def _restore(self) -> None:
-        if self._is_listening:
+    def close(self) -> None:
+        if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
-            self._is_listening = False
+            self._before = None
 
     def reached(self, step: int) -> bool:
-        if not self._is_alone:
+        if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         if step != self._asked_at:  # else a signal between two calls would leave without a save
             self._asked_at, self._answer = step, self._is_asked
         return self._answer
-
-    def close(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._restore()
-
-
-def _check_shared(directory: str) -> None:
-    """Orbax hangs or saves halves where each host has a folder of its own."""
-    if jax.process_count() == 1:
-        return
-    folder = epath.Path(directory)
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    number = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
-    probe = folder / f".shared-{number}"
-    if jax.process_index() == 0:
-        probe.write_text("")
-    multihost_utils.sync_global_devices("probe written")
-    sees = np.asarray(multihost_utils.process_allgather(np.bool_(probe.exists())))
-    if jax.process_index() == 0:
-        probe.unlink()
-    if not sees.all():
-        blind = [str(process) for process in np.flatnonzero(~sees)]
-        raise UserError(
-            f"{directory} is not one folder for all hosts: process {some(blind)} does not see what process 0 writes "
-            f"there; use a bucket or a shared file system"
-        )
 
 
 def _all_but_params(state: State) -> dict[str, Any]:
@@ -230,20 +189,18 @@ def _all_but_params(state: State) -> dict[str, Any]:
 
 
 def _optimizer_leaves(state: State) -> Leaves:
-    leaves = jax.tree.leaves_with_path(_all_but_params(state))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(_all_but_params(state))}
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _differences(wanted: Leaves, have: Leaves, is_same_dtype: bool) -> list[str]:
-    """Every leaf that is missing, too many or of another shape, in one phrase per kind."""
+def _differences(wanted: Leaves, have: Leaves) -> list[str]:
+    """Every leaf that is missing, too many or of another shape or type, in one phrase per kind."""
 
     def described(leaf: Any) -> str:
-        shape = str(list(leaf.shape))
-        return f"{jax.numpy.dtype(leaf.dtype).name}{shape}" if is_same_dtype else shape
+        return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
     other = [
         f"{name} (checkpoint {described(have[name])}, run {described(wanted[name])})"
@@ -253,7 +210,7 @@ def _differences(wanted: Leaves, have: Leaves, is_same_dtype: bool) -> list[str]
     kinds = {
         "not in the checkpoint": sorted(wanted.keys() - have.keys()),
         "not in this run": sorted(have.keys() - wanted.keys()),
-        "of another shape or type" if is_same_dtype else "of another shape": other,
+        "of another shape or type": other,
     }
     return [f"{kind}: {some(names)}" for kind, names in kinds.items() if names]
 

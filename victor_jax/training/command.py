@@ -1,82 +1,66 @@
 """The command line of everything that takes a recipe: --config=FILE[:args] --config.some.key=value."""
 
+import ast
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from victor_jax.errors import UserError
-from victor_jax.training.settings import flat, nearest_key
+from victor_jax.training.settings import TYPES, flat, nearest_key
 
-# What Python and absl say of a wrong value -> what was wanted.
-WANTED = {
-    "invalid literal for int()": "a whole number",
-    "could not convert string to float": "a number",
-    "Non-boolean argument": "True or False",
-}
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse(
     name: str, define: Callable[[flags.FlagValues], None], arguments: list[str] | None = None
 ) -> flags.FlagValues:
-    """The flags of the arguments (of sys.argv where none are given), `config` among them; one error for whatever is
-    wrong with them."""
+    """The flags of the arguments (of sys.argv where none are given), `config` among them with its keys overridden; one
+    error for whatever is wrong with them."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    overrides = [argument for argument in arguments if argument.startswith("--config.")]
     given = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "a recipe, FILE[:args]", flag_values=given, sys_argv=arguments)
+    config_flags.DEFINE_config_file("config", None, "a recipe, FILE[:args]", flag_values=given, sys_argv=[])
     define(given)
     try:
-        rest = given([name, *arguments])[1:]
-        if given["config"].value is not None:
-            given["config"].value.to_dict()  # fails where the file could not be read
+        rest = given([name, *(argument for argument in arguments if argument not in overrides)])[1:]
+        config = given["config"].value
+        known = flat(config.to_dict()) if config else {}  # to_dict fails where the file could not be read
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"unknown flag --{error.flagname}{_suggest(error.flagname, given)}") from None
+        raise UserError(f"unknown flag --{error.flagname}{nearest_key(error.flagname, list(given))}") from None
     except flags.IllegalFlagValueError as error:
-        raise UserError(_illegal(error)) from None
+        flag, _, why = str(error).removeprefix("flag ").partition(": ")
+        is_number = why.startswith("invalid literal for int()")
+        raise UserError(f"{flag} must be a whole number" if is_number else _last_line(error)) from None
     except OSError as error:
         raise UserError(f"the config file cannot be read: {_last_line(error)}") from None
     except Exception as error:  # of absl, of ml_collections, and whatever a user's recipe raises
-        _check_keys(arguments)
         raise UserError(_last_line(error)) from None
+    if config is None:
+        raise UserError("--config=FILE[:args] is missing: configs/ holds the recipes")
+    for override in overrides:
+        _apply(override.removeprefix("--config."), config, known)
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
-    if given["config"].value is None:
-        raise UserError("--config=FILE[:args] is missing: configs/ holds the recipes")
     return given
 
 
-def _suggest(flag: str, given: flags.FlagValues) -> str:
-    return nearest_key(flag, [name for name in given if not name.startswith("config.")])
-
-
-def _illegal(error: flags.IllegalFlagValueError) -> str:
-    """`flag --config.seed=x: invalid literal for int() with base 10: 'x'` in the words of the settings."""
-    message = str(error).removeprefix("flag ")
-    flag = message.split(": ", 1)[0]
-    for told, wanted in WANTED.items():
-        if told in message and "\n" not in message:  # else a recipe's own error, with its traceback
-            return f"{flag.removeprefix('--') if flag.startswith('--config.') else flag} must be {wanted}"
-    return _last_line(error)
-
-
-def _check_keys(arguments: list[str]) -> None:
-    """An override of a key that the recipe does not have."""
-    recipe = [argument for argument in arguments if argument.startswith("--config=")]
-    alone = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=alone, sys_argv=[])
+def _apply(override: str, config: ConfigDict, known: dict[str, Any]) -> None:
+    """`key=text`, read as the type that the recipe has for the key."""
+    key, equals, text = override.partition("=")
+    if key not in known:
+        raise UserError(f"unknown config key config.{key}{nearest_key(key, list(known))}")
+    if not equals:
+        raise UserError(f"--config.{key} is without a value: write --config.{key}=…")
+    kind = type(known[key])
     try:
-        alone(["", *recipe])
-        config: Any = alone["config"].value
-        known = list(flat(config.to_dict()))
-    except Exception:  # the recipe itself fails: it is no matter of keys
-        return
-    for argument in arguments:
-        key = argument.removeprefix("--config.").partition("=")[0]
-        if argument.startswith("--config.") and key not in known:
-            raise UserError(f"unknown config key config.{key}{nearest_key(key, known)}")
+        value = BOOLEANS[text.lower()] if kind is bool else ast.literal_eval(text) if kind is tuple else kind(text)
+    except (ValueError, KeyError, SyntaxError):
+        raise UserError(f"config.{key}={text} must be {TYPES[kind]}") from None
+    config.update_from_flattened_dict({key: value})
 
 
 def _last_line(error: Exception) -> str:

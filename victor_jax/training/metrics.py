@@ -1,5 +1,6 @@
 """Instruments of a run: metrics.jsonl with each step once, TensorBoard, Weights & Biases, progress, time, traces."""
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -8,8 +9,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ FILE = "metrics.jsonl"
 PLAIN_SECONDS = 10.0  # between two lines, where the output is no terminal
 
 
-class Metrics:
+class Metrics(AbstractContextManager):
     """The first host writes, the others do nothing. Steps count from 0; a run resumes at `resume_step`."""
 
     def __init__(
@@ -37,78 +38,61 @@ class Metrics:
         config: dict[str, Any] | None = None,
     ) -> None:
         """`config` is what Weights & Biases shows of the run; the project is WANDB_PROJECT or ours."""
-        if wandb and not _is_installed("wandb"):
+        if wandb and not importlib.util.find_spec("wandb"):
             raise UserError("config.wandb is on, but wandb is not installed: pip install wandb, or turn it off")
-        self._file = None
-        self._tensorboard = self._wandb = None
+        self._open, self._write = ExitStack(), list[Callable[[int, dict[str, Any]], Any]]()
+        self._is_writing = is_first_host
         if not is_first_host:
             return
         path = Path(workdir) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         cut(path, resume_step)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-        if _is_installed("tensorboardX"):
+        file = self._open.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        self._write.append(lambda step, values: file.write(json.dumps({"step": step} | values, allow_nan=False) + "\n"))
+        if importlib.util.find_spec("tensorboardX"):
             module = importlib.import_module("tensorboardX")
-            self._tensorboard = module.SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step)
+            writer = module.SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step)
+            self._open.callback(writer.close)
+            self._write.append(lambda step, values: [writer.add_scalar(*item, step) for item in _numbers(values)])
         if wandb:
-            self._wandb = _wandb_run(path.parent, config)
-        self._progress = _Bar(total_steps, resume_step) if sys.stderr.isatty() else _Lines(total_steps, resume_step)
+            run = _wandb_run(path.parent, config)
+            self._open.callback(run.finish)
+            self._write.append(lambda step, values: run.log(dict(_numbers(values)), step=step))
+        if sys.stderr.isatty():
+            bar = tqdm(total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True)
+            self._write.append(functools.partial(_advance, self._open.enter_context(bar)))
+        else:
+            self._write.append(_Lines(total_steps))
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """One object of plain numbers; what is not finite is written as null."""
-        if self._file is None:
-            return
-        plain = {name: _plain(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
-        numbers = {name: value for name, value in plain.items() if isinstance(value, int | float)}
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
-        self._progress.show(step, plain)
+        """Values become plain numbers and lists; what is not finite is written as null."""
+        plain = {name: _plain(value) for name, value in values.items()} if self._is_writing else {}
+        for write in self._write:
+            write(step, plain)
 
     def say(self, text: str) -> None:
         """A line that leaves the progress bar whole."""
-        if self._file is not None:
+        if self._is_writing:
             tqdm.write(text, file=sys.stderr)
 
-    def close(self) -> None:
-        if self._file is None:
-            return
-        self._file.close()
-        self._progress.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-
-    def __enter__(self) -> "Metrics":
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._open.close()
 
 
-class _Bar:
-    def __init__(self, total_steps: int, resume_step: int) -> None:
-        self._bar = tqdm(total=total_steps, initial=resume_step, unit="step", dynamic_ncols=True)
-
-    def show(self, step: int, values: dict[str, Any]) -> None:
-        self._bar.set_postfix_str(", ".join(_said(values)), refresh=False)
-        self._bar.update(step + 1 - self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()
+def _advance(bar: tqdm, step: int, values: dict[str, Any]) -> None:
+    bar.set_postfix_str(", ".join(_said(values)), refresh=False)
+    bar.update(step + 1 - bar.n)
 
 
 class _Lines:
-    def __init__(self, total_steps: int, resume_step: int) -> None:
-        self._total, self._resume = total_steps, resume_step
+    """Progress where the output is no terminal: a line now and then, with the time left."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._total = total_steps
         self._first: tuple[int, float] | None = None  # the ETA counts from the first step's end: that one compiled
         self._shown = -math.inf
 
-    def show(self, step: int, values: dict[str, Any]) -> None:
+    def __call__(self, step: int, values: dict[str, Any]) -> None:
         now, done = time.monotonic(), step + 1
         if self._first is None:
             self._first = done, now
@@ -120,9 +104,6 @@ class _Lines:
             left = (now - self._first[1]) / (done - self._first[0]) * (self._total - done)
             said.append(f"ETA {timedelta(seconds=round(left))}")
         print(", ".join(said), file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        pass
 
 
 def cut(path: Path, resume_step: int) -> None:
@@ -151,17 +132,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _numbers(values: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in values.items() if isinstance(value, int | float)]
+
+
 def _said(values: dict[str, Any]) -> list[str]:
-    said = []
-    if isinstance(values.get("loss"), int | float):
-        said.append(f"loss {values['loss']:.4f}")
-    if isinstance(values.get("tokens_per_second"), int | float):
-        said.append(f"{values['tokens_per_second']:,.0f} tokens/s")
-    return said
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    written = {"loss": "loss {:.4f}", "tokens_per_second": "{:,.0f} tokens/s"}
+    return [written[name].format(value) for name, value in _numbers(values) if name in written]
 
 
 def _wandb_run(workdir: Path, config: dict[str, Any] | None) -> Any:

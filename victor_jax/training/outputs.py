@@ -16,6 +16,7 @@ from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import Batch
 from victor_jax.ops.losses import IGNORE
+from victor_jax.sharding.distributed import gather
 from victor_jax.sharding.mesh import fetch
 from victor_jax.training.lora import merged
 from victor_jax.training.optimizer import Params
@@ -133,12 +134,7 @@ def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
 
 def gather_bad_rows(bad: list[Bad]) -> list[Bad]:
     """The bad rows that any host met. To be called on all of them."""
-    if jax.process_count() == 1:
-        return bad
-    text = np.frombuffer(json.dumps(bad).encode(), np.uint8)
-    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
-    texts = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
-    return sorted({row: reason for one in texts for row, reason in json.loads(one.tobytes())}.items())
+    return sorted({row: reason for of_host in gather(bad) for row, reason in of_host}.items())
 
 
 # --- at the end -----------------------------------------------------------------------------------------------------
