@@ -43,13 +43,13 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     run = setup.make_run(settings, start.config, mesh)
     tensors = setup.start_tensors(run, start)
     memory.check(run)
-    say(f"from {setup.described(run, start)}; {run.module.compression.spec}; mesh {dict(mesh.shape)}")
+    say(f"from {setup.described(run, start)}; {run.module.method.spec}; mesh {dict(mesh.shape)}")
     say(f"parameters: {outputs.parameter_summary(run)}")
     if is_first:
         outputs.list_parameters(run, workdir / "parameters.txt")
 
     # --- data -------------------------------------------------------------------------------------------------------
-    inputs = open_inputs(settings, start.config, run.module.compression, mesh, workdir)
+    inputs = open_inputs(settings, start.config, run.module.method, mesh, workdir)
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     memory.check(run, schedule.layouts)
@@ -72,7 +72,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         say(f"step {first_step} of {total_steps}")
 
         # --- loop ---------------------------------------------------------------------------------------------------
-        meta = {"data": schedule.digest(), "compression": run.module.compression.spec}
+        meta = {"data": schedule.digest(), "compression": run.module.method.spec}
         finished, compiled = first_step >= total_steps, set()
         with (
             Metrics(workdir, total_steps, is_first, first_step, settings.wandb, config.to_dict()) as metrics,
@@ -104,13 +104,13 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                         rows_on_mesh(batch.parts, mesh),
                         number_on_mesh(np.int32(step), mesh),
                         number_on_mesh(np.float32(rate), mesh),
-                        lengths=setup.lengths_of(run, batch.layout.parts),
+                        sizes=setup.sizes_of(run, batch.layout.parts),
                     )
                     deferred.push(step, result)
                     if is_new:
                         jax.block_until_ready(result["loss"])
                 compiled.add(batch.layout)
-                deferred.amend(monitor.work_of(batch) | {"data_wait": clock.lap().get("data", 0.0)} | peak_memory())
+                deferred.amend(monitor.work_of(batch) | {"data_wait": clock.latest["data"]} | peak_memory())
                 profiler.after(step, state)
                 done = step + 1
                 finished = done == total_steps
@@ -140,9 +140,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         if finished and not (workdir / "model").exists():
             outputs.export(run, state.train, start, tensors, inputs.tokenizer_folder, workdir / "model")
         if finished:
-            shares = sorted(clock.shares().items(), key=lambda item: -item[1])
-            spent = "; time went to " + ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
-            say(f"done: the model is in {workdir / 'model'}{spent if first_step < total_steps else ''}")
+            spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
+            say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
 
 
 def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSource) -> float:
@@ -150,8 +149,8 @@ def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSou
     total, count = 0.0, 0
     for step in range(source.schedule.steps_per_epoch):
         layout, _ = source.schedule.at(step)
-        for part, lengths in zip(source[step].parts, setup.lengths_of(run, layout.parts), strict=True):
-            evaluated = run.evaluate(state.train, frozen, rows_on_mesh(part, run.mesh), lengths=lengths)
+        for part, sizes in zip(source[step].parts, setup.sizes_of(run, layout.parts), strict=True):
+            evaluated = run.evaluate(state.train, frozen, rows_on_mesh(part, run.mesh), sizes=sizes)
             sums, counts = jax.device_get(evaluated)
             total, count = total + float(np.sum(sums)), count + int(np.sum(counts))
     return total / max(count, 1)

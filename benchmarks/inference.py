@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from victor_jax.inference.generate import decode, prefill
 
 from benchmarks import machine
 from benchmarks.shapes import Params, counted, prompts, random_params, sequence_of, small
 from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
-from victor_jax.inference.generate import decode, prefill
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import image_slots, images_per_row
 from victor_jax.models.sizes import SIZES

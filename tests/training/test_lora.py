@@ -15,9 +15,9 @@ from victor_jax.training.inputs import open_inputs
 from victor_jax.training.lora import is_adapter, merged
 from victor_jax.training.setup import (
     frozen_params,
-    lengths_of,
     make_run,
     open_start,
+    sizes_of,
     start_tensors,
     trained_params,
 )
@@ -69,12 +69,12 @@ def losses_of(changes, workdir, params, key=None, step=1):
     run = make_run(parsed, begin.config, mesh)
     tensors = start_tensors(run, begin)
     train, frozen = trained_params(run, tensors), frozen_params(run, tensors)
-    inputs = open_inputs(parsed, begin.config, run.module.compression, mesh, workdir)
+    inputs = open_inputs(parsed, begin.config, run.module.method, mesh, workdir)
     layout, _ = inputs.train.schedule.at(step)
-    (part,), (lengths,) = rows_on_mesh(inputs.train[step].parts, mesh), lengths_of(run, layout.parts)
+    (part,), (sizes,) = rows_on_mesh(inputs.train[step].parts, mesh), sizes_of(run, layout.parts)
     with jax.set_mesh(mesh):
         loss, count = jax.jit(row_losses, static_argnums=(0, 4, 5))(
-            run.module, frozen | train | params, part, key, lengths, 64
+            run.module, frozen | train | params, part, key, sizes, 64
         )
     return np.asarray(loss / count), train
 

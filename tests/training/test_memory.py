@@ -15,7 +15,7 @@ from victor_jax.models.sizes import SIZES
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import memory, settings
 from victor_jax.training.memory import GIB, Room
-from victor_jax.training.setup import abstract_part, lengths_of, make_run
+from victor_jax.training.setup import abstract_part, make_run, sizes_of
 
 SHORT, LONG = (Layout((Shape(text, 1),), batches=1, text=1) for text in (32, 2048))
 
@@ -154,9 +154,9 @@ def test_a_model_too_large_for_this_machine_is_refused_within_seconds(tmp_path):
 def test_the_compiled_step_takes_no_less(kept):
     run = run_of("small", argument="registers=8,layer=3,runlocal", dtype="bfloat16", param_dtype=kept)
     batch = tuple(abstract_part(run, part) for part in SHORT.parts)
-    number = jax.ShapeDtypeStruct((), "int32")
+    number, rate = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), "float32")
     with jax.set_mesh(run.mesh):
-        lowered = run.step.lower(run.state, run.frozen, batch, number, lengths=lengths_of(run, SHORT.parts))
+        lowered = run.step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, SHORT.parts))
     taken = lowered.compile().memory_analysis()
     bound = sum(memory.held(run, False, [SHORT]).values())
     assert taken.argument_size_in_bytes < bound <= taken.argument_size_in_bytes + taken.temp_size_in_bytes

@@ -12,7 +12,8 @@ import slow  # noqa: E402
 import tiny  # noqa: E402
 
 from configs import finetune, pretrain  # noqa: E402
-from victor_jax.models.sequence import Batch, lay_out  # noqa: E402
+from victor_jax.inference.arrays import encoded_rows  # noqa: E402
+from victor_jax.models.sequence import Batch, kind_counts, lay_out  # noqa: E402
 from victor_jax.ops.images import CLIP_MEAN, CLIP_STD  # noqa: E402
 from victor_jax.ops.losses import IGNORE  # noqa: E402
 from victor_jax.sharding.mesh import make_mesh, rows_on_mesh  # noqa: E402
@@ -41,18 +42,21 @@ def as_floats(pixels):
     return (pixels.astype(np.float32) / 255 - CLIP_MEAN.reshape(3, 1, 1)) / CLIP_STD.reshape(3, 1, 1)
 
 
-def our_batch(step, registers):
+def our_batch(step, method):
+    """The batch, and the static lengths of the method's plan for it."""
+    registers = method.registers
     rows, pixels = rows_of(step)
     longest = max(len(ids) for ids, _ in rows)
     ids, mask = np.zeros((2, ROWS, longest), np.int64)
     for i, (row, _) in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = row, 1
-    sequence = lay_out(ids, mask, image_token=tiny.IMAGE_TOKEN, tokens_per_image=9, registers=registers)
+    encoded = encoded_rows(ids, mask, CONFIG, tokens_per_image=9)
+    sequence, _ = lay_out(encoded, registers)
     targets = np.full(sequence.kinds.shape, IGNORE, np.int32)
     for i, (row, first) in enumerate(rows):
         for position in range(first, len(row)):
             targets[i, position + registers - 1] = row[position]  # the position before it must predict it
-    return Batch(sequence, targets, pixels)
+    return Batch(sequence, targets, pixels), method.plan.sizes(kind_counts(encoded, registers))
 
 
 def our_losses(folder, recipe, compression):
@@ -69,11 +73,10 @@ def our_losses(folder, recipe, compression):
     state, losses = setup.first_state(run, train), []
     with jax.set_mesh(run.mesh):
         for step in range(STEPS):
-            batch = our_batch(step, run.module.compression.registers)
-            lengths = run.module.compression.plan.lengths(np.asarray(batch.sequence.kinds))
+            batch, sizes = our_batch(step, run.module.method)
             parts = rows_on_mesh((batch,), run.mesh)
             rate = learning_rate(run_settings.optimizer, step, STEPS)
-            state, metrics = run.step(state, frozen, parts, np.int32(step), np.float32(rate), lengths=(lengths,))
+            state, metrics = run.step(state, frozen, parts, np.int32(step), np.float32(rate), sizes=(sizes,))
             losses.append(float(metrics["loss"]))
     return losses, registers
 

@@ -70,7 +70,7 @@ class Loader:
         return self
 
     def __next__(self) -> Loaded:
-        parts, _, bad = next(self._steps)
+        _, parts, _, bad = next(self._steps)
         self._bad |= dict(bad)
         if bad:
             check_bad_rows(self.bad_rows, self._most, self._source.reader.records)

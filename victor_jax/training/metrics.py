@@ -161,37 +161,28 @@ def _wandb_run(workdir: Path, config: dict[str, Any] | None) -> Any:
 
 
 class Clock:
-    """Seconds by name: data, step, checkpoint, evaluation, compile … Nested timings are not counted twice."""
+    """Seconds by name: data, step, compile, evaluation, checkpoint."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._total: dict[str, float] = {}
-        self._since_lap: dict[str, float] = {}
-        self._inner = [0.0]  # seconds measured within each open measure
+        self.latest: dict[str, float] = {}  # of each name, its latest measure
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
-        self._inner.append(0.0)
         try:
             yield
         finally:
-            seconds = time.perf_counter() - start
-            own = seconds - self._inner.pop()
-            self._inner[-1] += seconds
-            self._total[name] = self._total.get(name, 0.0) + own
-            self._since_lap[name] = self._since_lap.get(name, 0.0) + own
-
-    def lap(self) -> dict[str, float]:
-        """Seconds of each name since the last lap."""
-        lap, self._since_lap = self._since_lap, {}
-        return lap
+            self.latest[name] = time.perf_counter() - start
+            self._total[name] = self._total.get(name, 0.0) + self.latest[name]
 
     def shares(self) -> dict[str, float]:
-        """Each name's share of the time since the start; `other` is what nobody measured."""
+        """Each name's share of the time since the start, largest first; `other` is what nobody measured."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         shares = {name: seconds / elapsed for name, seconds in self._total.items()}
-        return shares | {"other": max(0.0, 1.0 - sum(shares.values()))}
+        shares["other"] = max(0.0, 1.0 - sum(shares.values()))
+        return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 class Profiler:

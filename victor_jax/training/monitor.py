@@ -16,7 +16,7 @@ from victor_jax.data.shapes import Layout
 from victor_jax.errors import UserError
 from victor_jax.sharding.mesh import row_shares
 from victor_jax.training.metrics import Metrics
-from victor_jax.training.setup import Run, lengths_of
+from victor_jax.training.setup import Run, sizes_of
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets, by the beginning of its kind's name.
 PEAKS = {
@@ -67,9 +67,8 @@ class StepMonitor:
 
     def work_of(self, batch: Loaded) -> dict[str, Any]:
         """What the host knows of a step: positions that are no padding, FLOPs of the model, records of the rows."""
-        rows, module = batch.rows[batch.rows != FILLER], self._run.module
-        per_image = module.config.tokens_per_image + module.compression.registers
-        tokens = self._index.text_lengths[rows].sum() + self._index.image_counts[rows].sum() * per_image
+        rows, index, registers = batch.rows[batch.rows != FILLER], self._index, self._run.module.method.registers
+        tokens = (index.text_lengths[rows] + index.visual_lengths[rows] + index.image_counts[rows] * registers).sum()
         of_loss = batch.rows[:, self._order].reshape(-1)
         return {"tokens": int(tokens), "flops": self._flops(batch.layout), "rows": of_loss}
 
@@ -100,18 +99,14 @@ class StepMonitor:
 
 def step_flops(run: Run, layout: Layout) -> int:
     """Of the model, as papers count them: attention in full, without what the backward pass computes again."""
-    settings, module = run.settings, run.module
+    settings, plan = run.settings, run.module.method.plan
     rows = settings.batch_size // settings.micro_batches
-    training = flops.Training(settings.trainable, module.compression.registers, settings.remat, settings.lora.rank)
-    return sum(
-        flops.training_step(
-            module.config,
-            module.compression.plan,
-            flops.Work.of_loss(rows, lengths, rows * part.images, settings.loss_chunk),
-            training,
-        ).model_flops
-        for part, lengths in zip(layout.parts, lengths_of(run, layout.parts), strict=True)
-    )
+    training = flops.Training(settings.trainable, settings.remat, settings.lora.rank)
+    works = [
+        flops.Work.of_loss(rows, plan.stage_lengths(sizes), rows * part.images, settings.loss_chunk)
+        for part, sizes in zip(layout.parts, sizes_of(run, layout.parts), strict=True)
+    ]
+    return sum(flops.training_step(run.module, work, training).model_flops for work in works)
 
 
 def share_of_peak(flops_per_second: float) -> dict[str, float]:

@@ -15,28 +15,27 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from victor_jax.compression.plan import Size, length_of
 from victor_jax.compression.spec import parse
-from victor_jax.data.shapes import Shape, shape_lengths
+from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.layers import Lora
 from victor_jax.models.sequence import Batch
 from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
-from victor_jax.models.vlm import VLMModule, abstract_params
+from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import check_implementation
-from victor_jax.sharding.mesh import BATCH, make_mesh
-from victor_jax.sharding.rules import sharding_of
+from victor_jax.sharding.mesh import BATCH, make_mesh, of_parameter
 from victor_jax.training import lora
 from victor_jax.training.optimizer import Params, in_float32, make_optimizer
 from victor_jax.training.settings import Settings
-from victor_jax.training.step import Lengths, State, StepSettings, make_step, row_losses
+from victor_jax.training.step import PartSizes, State, StepSettings, make_step, row_losses
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
-from victor_jax.weights.names import flatten
 from victor_jax.weights.place import place, put
 from victor_jax.weights.read import open_checkpoint
-from victor_jax.weights.tensors import Tensor, cast, from_array
+from victor_jax.weights.tensors import Tensor, cast
 
 Abstract = dict[str, jax.ShapeDtypeStruct]
 
@@ -75,7 +74,7 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
         )
     platform, dtype = mesh.devices.flat[0].platform, jnp.dtype(settings.dtype)
     check_implementation(settings.attention, platform=platform, dtype=dtype)
-    method = parse(settings.compression, config.language.depth)
+    method = parse(settings.compression, config)
     adapters = Lora(**asdict(settings.lora)) if settings.lora.rank else None
     module = VLMModule(config, method, dtype, settings.attention, settings.remat, adapters)
     train, frozen = abstract_parameters(settings, module, mesh)
@@ -85,15 +84,15 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
     everywhere = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
         make_step(module, optimizer, step_settings),
-        static_argnames="lengths",
+        static_argnames="sizes",
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
     )
 
-    def evaluate(train: Params, frozen: Params, batch: Batch, *, lengths: tuple[int, ...]) -> Any:
-        return row_losses(module, frozen | train, batch, None, lengths, settings.loss_chunk)
+    def evaluate(train: Params, frozen: Params, batch: Batch, *, sizes: tuple[Size, ...]) -> Any:
+        return row_losses(module, frozen | train, batch, None, sizes, settings.loss_chunk)
 
-    evaluate = jax.jit(evaluate, static_argnames="lengths", out_shardings=everywhere)
+    evaluate = jax.jit(evaluate, static_argnames="sizes", out_shardings=everywhere)
     return Run(settings, module, mesh, optimizer, train, frozen, state, step, evaluate)
 
 
@@ -102,7 +101,7 @@ def described(run: Run, start: Checkpoint) -> str:
     settings = run.settings
     random = f"random weights (size {settings.size}, seed {settings.seed})"
     weights = random if settings.init_from == "random" else f"{start.folder} ({start.format})"
-    is_drawn = run.module.compression.registers and not start.registers
+    is_drawn = run.module.method.registers and not start.registers
     return f"{weights}, registers drawn from seed {settings.seed}" if is_drawn else weights
 
 
@@ -114,10 +113,10 @@ def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tu
     """The trained and the frozen ones."""
     train: Abstract = {}
     frozen: Abstract = {}
-    for path, leaf in flatten(abstract_params(module)).items():
+    for path, leaf in parameters(module).items():
         trained = is_trained(path, settings)
         dtype = jnp.dtype(settings.param_dtype if trained else settings.dtype)
-        sharding = sharding_of(path, leaf.shape, mesh)
+        sharding = of_parameter(path, leaf.shape, leaf.spec, mesh)
         (train if trained else frozen)[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
     if not train:
         raise UserError(f"config.trainable={settings.trainable} leaves nothing to train")
@@ -158,18 +157,19 @@ def abstract_state(optimizer: optax.GradientTransformation, train: Abstract, mes
 
 
 def start_tensors(run: Run, start: Checkpoint) -> dict[str, Tensor]:
-    """The checkpoint's, still unread, with the registers of this run: its own, or drawn ones. Registers that do not
-    fit are an error here."""
+    """The checkpoint's, still unread, with the method's own parameters: those that it holds, or drawn ones. What does
+    not fit the method is an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they are untrained: training follows
-        return fresh.with_registers(start, run.module.compression, run.settings.seed)
+        return fresh.with_own(start, run.module.method, run.settings.seed)
 
 
 def trained_params(run: Run, tensors: dict[str, Tensor]) -> Params:
     """As a run begins; one that is resumed has them from its checkpoint."""
+    declared, seed = parameters(run.module), run.settings.seed
     adapters = {path: leaf for path, leaf in run.train.items() if lora.is_adapter(path)}
-    drawn = lora.initial(adapters, run.settings.seed)
-    params = {path: put(cast(from_array(drawn[path]), leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
+    drawn = {path: fresh.drawn(path, leaf.shape, declared[path].start, seed) for path, leaf in adapters.items()}
+    params = {path: put(cast(drawn[path], leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
     return params | place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
 
 
@@ -189,20 +189,17 @@ def first_state(run: Run, train: Params) -> State:
 
 def abstract_part(run: Run, shape: Shape) -> Batch:
     """One part of the global batch, with shardings: what the step is compiled for."""
-    config, registers = run.module.config, run.module.compression.registers
-    rows, size = run.settings.batch_size // run.settings.micro_batches, config.vision.image_size
+    rows, size = run.settings.batch_size // run.settings.micro_batches, run.module.config.vision.image_size
     over_rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
     def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=over_rows)
 
-    length = shape_lengths(shape, run.module.compression.plan, config.tokens_per_image, registers)[0]
-    line = of((length,), jnp.int32)
+    line = of((length_of(shape.counts(run.module.method.registers)),), jnp.int32)
     pixels = of((shape.images, 3, size, size), jnp.uint8) if shape.images else None
-    return Batch(Positions(line, line, line), line, pixels)
+    return Batch(Positions(line, line, line, of((), jnp.int32)), line, pixels)
 
 
-def lengths_of(run: Run, parts: tuple[Shape, ...]) -> Lengths:
-    module = run.module
-    per_image, registers = module.config.tokens_per_image, module.compression.registers
-    return tuple(shape_lengths(part, module.compression.plan, per_image, registers) for part in parts)
+def sizes_of(run: Run, parts: tuple[Shape, ...]) -> PartSizes:
+    method = run.module.method
+    return tuple(method.plan.sizes(part.counts(method.registers)) for part in parts)
