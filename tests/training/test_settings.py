@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import train
+from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError, exit_status
 from victor_jax.training import command, settings
 from victor_jax.training.inputs import data_paths, open_reader, open_rows
@@ -292,7 +293,8 @@ def test_a_model_of_ours_brings_its_tokenizer_without_a_word_of_warning(tmp_path
     paths = data_paths(parsed, tmp_path)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)  # it hands nothing on
-    reader = open_reader(parsed, open_checkpoint(places["registers"]).config, open_rows(paths)[0], paths)
+    config = open_checkpoint(places["registers"]).config
+    reader = open_reader(parsed, config, parse(parsed.compression, config), open_rows(paths)[0], paths)
     logger.removeHandler(caplog.handler)
     assert len(reader[0].images) == 1
     assert not caplog.messages
