@@ -1,26 +1,14 @@
 """The settings of a run, each declared once: its type, its limits, its meaning. `read` is the border to ConfigDict."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
+from victor_jax.limits import POSITIVE, Count, Devices, Limit, Number, Positive, Share
 
-
-class Limit(NamedTuple):
-    words: str
-    holds: Callable[[Any], bool]
-
-
-POSITIVE = Limit("above 0", lambda value: value > 0)
-NOT_NEGATIVE = Limit("at least 0", lambda value: value >= 0)
-Positive = Annotated[int, POSITIVE]
-Count = Annotated[int, NOT_NEGATIVE]
-Number = Annotated[float, NOT_NEGATIVE]
-Share = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]
-Devices = Annotated[int, Limit("a number of devices, or -1 for the rest", lambda value: value > 0 or value == -1)]
 Template = Annotated[str, Limit(f"one of {', '.join(TEMPLATES)}", lambda value: value in TEMPLATES)]
 Dtype = Literal["bfloat16", "float32"]
 
