@@ -1,11 +1,12 @@
 import io
 
 import pytest
+from image_files import write_llava_next
 from llava_folder import image_row, opened, rows_of_every_kind, text_row, turns, write
 from tokenizers_tiny import write_sentencepiece
 
 from victor_jax import cli
-from victor_jax.cli.check_data import CheckSettings, check, decoded
+from victor_jax.cli.check_data import check, shown
 from victor_jax.compression.spec import parse
 
 # Of ml_collections, which loads recipes so.
@@ -16,8 +17,9 @@ def checked(folder, rows, out=None, **changes):
     """What is printed, and the bad rows."""
     reader, images, _ = opened(folder, rows)
     out = out or io.StringIO()
-    settings = CheckSettings(parse("victor:registers=2,layer=1", 4), 8, 2, 0, 0, **changes)
-    bad = check(reader, images, settings, out, progress=False)
+    method, schedule = parse("victor:registers=2,layer=1", 4), {"batch_size": 8, "micro_batches": 2, "seed": 0}
+    bad, good = check(reader, images, method, out, **schedule, workers=0, progress=False, **changes)
+    assert good == len(rows) - len(bad)
     return out.getvalue(), bad
 
 
@@ -68,7 +70,7 @@ def test_nothing_but_bad_rows_is_reported_and_no_crash(tmp_path):
     assert "3 rows, 0 of them good" in printed
 
 
-def test_what_is_learnt_stands_in_brackets_where_there_is_no_terminal(tmp_path):
+def test_what_is_supervised_is_in_brackets_where_there_is_no_terminal(tmp_path):
     rows = [{"image": "0.png", "conversations": turns("<image>\nA cat?", "Yes, it is.", "Red?", "No.")}]
     printed, _ = checked(tmp_path, rows)
     assert "USER: <image: 0.png>\nA cat? ASSISTANT:[[ Yes, it is.</s>]]USER: Red? ASSISTANT:[[ No.</s>]]" in printed
@@ -86,11 +88,9 @@ def test_and_in_colour_on_a_terminal_that_wants_it(tmp_path, monkeypatch):
     assert "\033" not in checked(tmp_path, [text_row(1)], Terminal())[0]
 
 
-def test_the_runs_of_a_row_are_its_whole_text(tmp_path):
+def test_the_marked_row_is_its_whole_text(tmp_path):
     reader, _, _ = opened(tmp_path, [{"conversations": turns("Grüße?", "naïve ☂ 雨")}])
-    runs = list(decoded(reader, 0))
-    assert [learnt for _, learnt in runs] == [False, True]
-    assert runs[1][0] == " naïve ☂ 雨</s>"
+    assert shown(reader, 0).endswith("USER: Grüße? ASSISTANT:[[ naïve ☂ 雨</s>]]")
 
 
 @pytest.fixture
@@ -123,6 +123,20 @@ def test_the_command_fails_where_the_recipe_allows_fewer_bad_rows(command, capsy
     assert command(broken_rows(), "--config.data.max_bad_rows=3") == 0
     assert command(broken_rows(), "--config.data.max_bad_rows=2") == 1
     assert "3 bad rows are more than data.max_bad_rows=2" in capsys.readouterr().err
+
+
+def test_the_command_fails_where_no_row_can_be_used(command, capsys):
+    assert command([{"conversations": turns("Why?", "")}] * 3) == 1
+    assert "error: no row can be used" in capsys.readouterr().err
+
+
+def test_the_command_takes_parquet(command, tmp_path, capsys):
+    path = write_llava_next(tmp_path / "a.parquet", 24)
+    assert command([], f"--config.data.path={path}", "--config.data.images=", "--config.batch_size=8") == 0
+    out = capsys.readouterr().out
+    assert "24 rows, 24 of them good" in out
+    assert "a.parquet, row 7; [[supervised]]:" in out
+    assert "USER: <image: 7/0>\nWhat 7? ASSISTANT:[[ So.</s>]]" in out
 
 
 @pytest.mark.parametrize(

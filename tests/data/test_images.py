@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
-from victor_jax.data.images import BACKGROUND, BadImage, ImageFolder, NoImages, normalise, open_images, preprocess
+from victor_jax.data.images import BACKGROUND, BadImage, ImageFolder, NoImages, normalise, preprocess
 from victor_jax.errors import UserError
 
 SIZE = 42
@@ -168,8 +168,6 @@ def test_a_source_goes_to_other_processes(tmp_path):
 
 def test_the_folder_must_exist_and_may_be_left_out(tmp_path):
     with pytest.raises(UserError, match=r"image folder .* does not exist"):
-        open_images([], tmp_path / "nowhere")
-    source = open_images([], None)
-    assert isinstance(source, NoImages)
+        ImageFolder(tmp_path / "nowhere")
     with pytest.raises(BadImage, match="no image folder is set"):
-        source.open("x.png")
+        NoImages().open("x.png")

@@ -40,7 +40,7 @@ def test_too_many_bad_rows_are_an_error_that_names_the_first(tmp_path):
     rows = [text_row(1), *({"conversations": turns("Why?", "")} for _ in range(9))]
     its = reader(tmp_path, rows)
     assert len(built(its, max_bad_rows=9).bad) == 9
-    with pytest.raises(UserError, match=r"max_bad_rows=8 .*data\.json, row 1 .*answer.* row 5 .*check_data"):
+    with pytest.raises(UserError, match=r"max_bad_rows=8 .*data\.json, row 1 .*answer.* row 5 .*check-data"):
         built(its, max_bad_rows=8)
 
 

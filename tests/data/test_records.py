@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from victor_jax.data import json_index
-from victor_jax.data.records import BadRow, Record, Turn, open_records, parse_record
+from victor_jax.data import json_rows
+from victor_jax.data.records import BadRow, Record, Turn, parse_record
+from victor_jax.data.sources import open_source
 from victor_jax.errors import UserError
 
 ROWS = [
@@ -28,30 +29,34 @@ def gpt(text):
     return {"from": "gpt", "value": text}
 
 
+def open_rows(path):
+    return open_source(path)[0]
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 20])
 @pytest.mark.parametrize("form", [{}, {"indent": 2}, {"separators": (",", ":")}])
 def test_rows_are_those_of_json_load_wherever_the_file_is_cut(tmp_path, monkeypatch, chunk, form):
-    monkeypatch.setattr(json_index, "CHUNK", chunk)
+    monkeypatch.setattr(json_rows, "CHUNK", chunk)
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(ROWS, **form))
-    assert list(open_records(path)) == ROWS
+    assert list(open_rows(path)) == ROWS
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 1 << 20])
 def test_text_beyond_ascii_is_read_wherever_the_file_is_cut(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(json_index, "CHUNK", chunk)
+    monkeypatch.setattr(json_rows, "CHUNK", chunk)
     rows = [{"id": "猫 café 😀" * 3}, {"é": "😀"}, {"id": "plain"}]
     path = tmp_path / "rows.json"
     path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps(rows, ensure_ascii=False, indent=1).encode() + b"\n")
-    assert list(open_records(path)) == rows
+    assert list(open_rows(path)) == rows
 
 
 def test_lines_are_rows_and_blank_ones_are_not(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n".join(json.dumps(row) for row in ROWS) + "\n  \n")
-    assert list(open_records(path)) == ROWS
+    assert list(open_rows(path)) == ROWS
     path.write_bytes(b"\xef\xbb\xbf" + '{"id": "猫"}\r\n{"id": 2}'.encode())
-    assert list(open_records(path)) == [{"id": "猫"}, {"id": 2}]
+    assert list(open_rows(path)) == [{"id": "猫"}, {"id": 2}]
 
 
 @pytest.mark.parametrize(
@@ -74,17 +79,19 @@ def test_lines_are_rows_and_blank_ones_are_not(tmp_path):
         ('[{"a": 1},', "ends in the middle of row 1: is it cut off"),
         ('[{"a": 1}', "the file ends after row 0 and the list is not closed"),
         ('[{"a": 1}] 5', "expected the end of the file after the list, found '5'"),
-        (b'[{"a": 1},\n{"b": "\xff"}]', r"not UTF-8 text \(byte 18\)"),
-        ('[{"a": 1}]'.encode("utf-16"), r"not UTF-8 text \(byte 0\)"),
+        (b'[{"a": 1},\n{"b": "\xff"}]', r"\(byte 18\): not UTF-8 text"),
+        ('[{"a": 1},\n{"a": ' + "[" * 100_000 + "]" * 100_000 + "}]", "line 2 .*: row 1 cannot be parsed"),
+        ('[{"a": 1},\n{"a": ' + "1" * 5000 + "}]", "line 2 .*: row 1 cannot be parsed"),
+        ('[{"a": 1}]'.encode("utf-16"), r"\(byte 0\): not UTF-8 text"),
     ],
 )
 @pytest.mark.parametrize("chunk", [4, 1 << 20])
 def test_a_broken_list_is_named_with_its_place(tmp_path, monkeypatch, chunk, text, message):
-    monkeypatch.setattr(json_index, "CHUNK", chunk)
+    monkeypatch.setattr(json_rows, "CHUNK", chunk)
     path = tmp_path / "rows.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message) as caught:
-        open_records(path)
+        open_rows(path)
     assert "rows.json" in str(caught.value)
 
 
@@ -92,36 +99,38 @@ def test_a_broken_list_is_named_with_its_place(tmp_path, monkeypatch, chunk, tex
     ("text", "message"),
     [
         ("", "holds no rows"),
-        ('{"a": 1}\n{"b": \n', "line 2: not JSON"),
-        ('{"a": 1}\n\n[1]\n', "line 3: not an object"),
-        (b'{"a": "\xff"}\n', "line 1: not UTF-8"),
+        ('{"a": 1}\n{"b": \n', r"line 2 \(byte 9\): the file ends in the middle of row 1"),
+        ('{"a": 1}\n{"b" 2}\n{"c": 3}\n', "line 2 .*: row 1 is not JSON: Expecting ':'"),
+        ('{"a": 1}\n{"b": "open}\n{"c": 3}\n', "line 2 .*: row 1 is not JSON: Invalid control character"),
+        ('{"a": 1}\n\n[1]\n', "line 3 .*: row 1 is not an object"),
+        (b'{"a": "\xff"}\n', "line 1 .*: not UTF-8"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, text, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
-        open_records(path)
+        open_rows(path)
 
 
 def test_a_string_that_never_ends_is_not_read_into_memory_to_the_end_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_index, "CHUNK", 64)
-    monkeypatch.setattr(json_index, "MAX_ROW", 1000)
+    monkeypatch.setattr(json_rows, "CHUNK", 64)
+    monkeypatch.setattr(json_rows, "MAX_ROW", 1000)
     path = tmp_path / "rows.json"
     path.write_text('[{"a": "' + "x" * 100_000 + '"}]')
     with pytest.raises(UserError, match="row 0 is not JSON: Unterminated string"):
-        open_records(path)
+        open_rows(path)
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        open_records(tmp_path / "rows.json")
+        open_rows(tmp_path / "rows.json")
 
 
 def test_no_row_beyond_the_last(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"a": 1}]')
-    records = open_records(path)
+    records = open_rows(path)
     for index in (1, -1):
         with pytest.raises(IndexError):
             records[index]
@@ -131,7 +140,7 @@ def test_no_row_beyond_the_last(tmp_path):
 def test_pickled_it_reads_on_and_carries_no_rows(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"id": i, "text": "x" * 1000} for i in range(100)]))
-    records = open_records(path)
+    records = open_rows(path)
     assert records[3]["id"] == 3
     pickled = pickle.dumps(records)
     assert len(pickled) < 4000
@@ -141,7 +150,7 @@ def test_pickled_it_reads_on_and_carries_no_rows(tmp_path):
 def test_a_file_that_changes_in_between_is_refused(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('[{"a": 1}, {"a": 2}]')
-    records = open_records(path)
+    records = open_rows(path)
     path.write_text('[{"aaaa": 1}, {"a": 2}]')
     with pytest.raises(UserError, match="was changed"):
         records[1]
@@ -149,10 +158,10 @@ def test_a_file_that_changes_in_between_is_refused(tmp_path):
 
 MEASURE = """
 import resource, sys, numpy
-from victor_jax.data.records import open_records
+from victor_jax.data.sources import open_source
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = used()
-records = open_records(sys.argv[1])
+records, _ = open_source(sys.argv[1])
 assert len(records) == 665_000
 assert all(records[i]["id"] == i for i in range(0, 665_000, 500))
 print((used() - before) / 1024)
@@ -213,6 +222,7 @@ def test_a_last_question_without_an_answer_stays():
         ({"conversations": [human("a"), {"from": "gpt", "value": None}]}, "turn 1 has no text"),
         ({"conversations": [human("a"), {"from": "gpt"}]}, "turn 1 has no text"),
         ({"conversations": [human("a"), gpt("b\ud83d")]}, "turn 1 holds half a character"),
+        ({"image": "\ud83d.jpg", "conversations": [human("a"), gpt("b")]}, "'image' holds half a character"),
         ({"image": 3, "conversations": [human("a"), gpt("b")]}, "neither a path nor a list"),
         ({"image": ["a", 3], "conversations": [human("a"), gpt("b")]}, "neither a path nor a list"),
     ],

@@ -18,7 +18,6 @@ from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.errors import UserError
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
-from victor_jax.training.inputs import open_inputs
 from victor_jax.training.setup import make_module, open_start
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.read import open_checkpoint
@@ -177,7 +176,9 @@ def test_held_out_loss_comes_at_its_steps_and_is_the_exported_models(tmp_path, s
     parsed = settings.read(small_run.config_of(changes))
     checkpoint = open_start(parsed)
     method = make_module(parsed, checkpoint.config).compression
-    inputs = open_inputs(parsed, checkpoint.config, method, make_mesh(data=2, fsdp=4), tmp_path / "run")
+    inputs = small_run.open_inputs(
+        parsed, checkpoint.config, method.registers, make_mesh(data=2, fsdp=4), tmp_path / "run"
+    )
     held = rows_of(inputs.held_out.schedule)
     assert len(held) == 5
     assert not held & rows_of(inputs.train.schedule)

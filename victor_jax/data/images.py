@@ -1,8 +1,9 @@
 """Images as LLaVA-1.5 sees them: the CLIP processor's arithmetic bit by bit, in PIL and numpy alone."""
 
 import io
+from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -99,13 +100,18 @@ def _reason(error: Exception) -> str:
     return f"cannot be read: {str(error) or type(error).__name__}"
 
 
-class ImageSource(Protocol):
-    """Images by the paths that the rows name; raises BadImage."""
+class ImageSource(ABC):
+    """Image files by the names that the rows of one data source give them."""
 
-    def open(self, path: str) -> Image.Image: ...
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """The file as it is; raises BadImage."""
+
+    def open(self, path: str) -> Image.Image:
+        return decode(self.read(path), path)
 
 
-class ImageFolder:
+class ImageFolder(ImageSource):
     """Image files below one folder; no path leads out of it."""
 
     def __init__(self, folder: str | Path):
@@ -113,11 +119,7 @@ class ImageFolder:
         if not self.folder.is_dir():
             raise UserError(f"the image folder {self.folder} does not exist")
 
-    def open(self, path: str) -> Image.Image:
-        return decode(self.read(path), path)
-
     def read(self, path: str) -> bytes:
-        """The file as it is."""
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts:
             raise BadImage(path, "the path leads out of the image folder")
@@ -129,17 +131,8 @@ class ImageFolder:
             raise BadImage(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-class NoImages:
-    """For data that is text only."""
+class NoImages(ImageSource):
+    """For text-only data."""
 
-    def open(self, path: str) -> Image.Image:
+    def read(self, path: str) -> bytes:
         raise BadImage(path, "no image folder is set")
-
-
-def open_images(records: Any, folder: str | Path | None) -> ImageSource:
-    """Where the images of these records are: in the pack itself, or in a folder."""
-    if hasattr(records, "images"):
-        if folder:
-            raise UserError(f"{records.folder} is packed and holds its images: give no image folder ({folder})")
-        return records.images()
-    return ImageFolder(folder) if folder else NoImages()

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from victor_jax.data import json_index, labels, records, templates
 from victor_jax.data.labels import IGNORE, IMAGE, Example, encode
 from victor_jax.data.records import BadRow, Records, parse_record
+from victor_jax.data.sources import stamps
 from victor_jax.data.templates import Template
 from victor_jax.errors import UserError
 
@@ -158,12 +158,9 @@ def _work(part: Any) -> Any:
 def index_key(reader: Reader, path: Path) -> str:
     """Changes with whatever the index depends on: the data, the tokenizer, the limits, and the code that reads."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        status = file.stat()
-        digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
-    for module in (json_index, records, templates, labels):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    digest.update(repr(stamps(path)).encode())
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
     backend = getattr(reader.tokenizer, "backend_tokenizer", None)
     digest.update(backend.to_str().encode() if backend is not None else pickle.dumps(reader.tokenizer))
     numbers = (len(reader), reader.template.name, reader.tokens_per_image, reader.max_length)

@@ -1,0 +1,48 @@
+"""Every format that rows and images come in, behind one function."""
+
+from pathlib import Path
+
+from victor_jax.data import parquet, webdataset
+from victor_jax.data.images import ImageFolder, ImageSource, NoImages
+from victor_jax.data.json_rows import JsonRecords
+from victor_jax.data.packed import PACK, open_pack
+from victor_jax.data.records import Records
+from victor_jax.errors import UserError
+
+# Formats that hold their images, by suffix. A folder of such files is one source, in the order of their names.
+SELF_CONTAINED = {".parquet": parquet.open_files, ".tar": webdataset.open_files}
+
+
+def needs_image_folder(path: str | Path) -> bool:
+    """Whether the images of this source are files of their own."""
+    return not Path(path).is_dir() and Path(path).suffix not in SELF_CONTAINED
+
+
+def open_source(path: str | Path, images: str | Path | None = None) -> tuple[Records, ImageSource]:
+    """The rows of a JSON list, a JSONL file, a pack, parquet or tar files, and where their images are read.
+
+    `images` is the folder of the images that a JSON file names.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist: expected a .json, .jsonl, .parquet or .tar file, or a folder that "
+            "victor-jax pack-data has written"
+        )
+    if needs_image_folder(path):
+        return JsonRecords(path), ImageFolder(images) if images else NoImages()
+    if images:
+        raise UserError(f"{path} holds its images: give no image folder ({images})")
+    if not path.is_dir():
+        return SELF_CONTAINED[path.suffix]([path])
+    if not (path / PACK).exists():
+        for suffix, open_files in SELF_CONTAINED.items():
+            if files := sorted(path.glob(f"*{suffix}")):
+                return open_files(files)
+    return open_pack(path)
+
+
+def stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file of a source: equal where its data is."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
