@@ -156,7 +156,7 @@ WRONG_WORLDS = {
     "no tokenizer": ({"init_from": "{bare}"}, "no tokenizer could be read from"),
     "a tokenizer too large": ({"data.tokenizer": "{large}"}, "tokens, the model 512: they do not belong together"),
     "no data": ({"data.path": ""}, "config.data.path is empty"),
-    "data elsewhere": ({"data.path": "/nowhere.json"}, "/nowhere.json does not exist: expected a .json or .jsonl"),
+    "data elsewhere": ({"data.path": "/nowhere.json"}, "/nowhere.json does not exist: expected a .json, .jsonl"),
     "not a list": ({"data.path": "{object}"}, "expected a JSON list, found '{'"),
     "not LLaVA's": ({"data.path": "{captions}"}, "none of the 3 rows of * can be used, the first: it has no 'conv"),
     "no images": ({"data.images": "/nowhere"}, "the image folder /nowhere does not exist"),
