@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 import train
+from victor_jax.compression.plan import Method
 from victor_jax.data import inputs
 from victor_jax.data.inputs import Inputs
 from victor_jax.data.sample import write_sample
@@ -29,7 +30,7 @@ from victor_jax.models.sizes import llava
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
 from victor_jax.training.setup import Run, make_run, row_shares
-from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
+from victor_jax.weights.checkpoint import Checkpoint, expected
 from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
 
@@ -64,7 +65,7 @@ def write_start(folder: Path, seed: int = 0, **language: Any) -> Path:
     config = replace(CONFIG, language=replace(CONFIG.language, **language))
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in expected_shapes(config).items():
+    for name, shape in expected(config).items():
         drawn = rng.normal(0, shape[0] ** -0.5 if len(shape) > 1 else 0.1, shape)
         tensors[name] = from_array((drawn + name.endswith("scale")).astype(np.float32))
     sample = write_sample(folder / "sample")
@@ -80,12 +81,12 @@ def rewrite(checkpoint: Checkpoint, folder: Path, changed: dict[str, np.ndarray]
     write_checkpoint(replace(checkpoint, tensors=tensors), folder, "hf", lambda _: None)
 
 
-def open_inputs(parsed: settings.Settings, config: VLMConfig, registers: int, mesh: Mesh, workdir: Path) -> Inputs:
+def open_inputs(parsed: settings.Settings, config: VLMConfig, method: Method, mesh: Mesh, workdir: Path) -> Inputs:
     """As train.py does it."""
     return inputs.open_inputs(
         inputs.with_paths(parsed.data, parsed.init_from, workdir),
         config,
-        registers,
+        method,
         workdir / "index",
         batch_size=parsed.batch_size,
         micro_batches=parsed.micro_batches,

@@ -60,7 +60,7 @@ def losses_of(changes, workdir, params, key=None, step=1):
     mesh = make_mesh(fsdp=8)
     run = make_run(parsed, begin.config, mesh, STEPS)
     train, frozen = start_params(run, begin)
-    inputs = small_run.open_inputs(parsed, begin.config, run.module.compression.registers, mesh, workdir)
+    inputs = small_run.open_inputs(parsed, begin.config, run.module.method, mesh, workdir)
     layout, _ = inputs.train.schedule.at(step)
     (part,), (lengths,) = on_mesh(inputs.train[step].parts, mesh), lengths_of(run, layout.parts)
     with jax.set_mesh(mesh):

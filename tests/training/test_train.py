@@ -175,10 +175,8 @@ def test_held_out_loss_comes_at_its_steps_and_is_the_exported_models(tmp_path, s
 
     parsed = settings.read(small_run.config_of(changes))
     checkpoint = open_start(parsed)
-    method = make_module(parsed, checkpoint.config).compression
-    inputs = small_run.open_inputs(
-        parsed, checkpoint.config, method.registers, make_mesh(data=2, fsdp=4), tmp_path / "run"
-    )
+    method = make_module(parsed, checkpoint.config).method
+    inputs = small_run.open_inputs(parsed, checkpoint.config, method, make_mesh(data=2, fsdp=4), tmp_path / "run")
     held = rows_of(inputs.held_out.schedule)
     assert len(held) == 5
     assert not held & rows_of(inputs.train.schedule)

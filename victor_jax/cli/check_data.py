@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from victor_jax.compression.plan import Compression
+from victor_jax.compression.plan import Method
 from victor_jax.data.images import BadImage, ImageSource
 from victor_jax.data.index import Bad, Index, Reader, build_index, spread
-from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.data.records import parse_record
 from victor_jax.data.schedule import Schedule
-from victor_jax.data.shapes import shape_lengths
 from victor_jax.data.show import MARKS, marked_text
+from victor_jax.models.sequence import IMAGE
+from victor_jax.ops.losses import IGNORE
 
 if TYPE_CHECKING:  # jax is imported when the command line is known to be right
     from victor_jax.training.settings import Settings
@@ -36,7 +36,7 @@ GREEN = ("\033[32m", "\033[0m")
 def check(
     reader: Reader,
     images: ImageSource,
-    method: Compression,
+    method: Method,
     out: TextIO,
     *,
     batch_size: int,
@@ -56,9 +56,7 @@ def check(
     if len(good):
         _print_lengths(index.text_lengths[good], index.image_counts[good], reader.max_length, out)
         # Broken images are only found when they are read: the schedule of a run counts on them too.
-        positions = reader.tokens_per_image + method.registers
-        schedule = Schedule(index, batch_size, seed, positions, micro_batches)
-        _print_schedule(schedule, method, reader.tokens_per_image, out)
+        _print_schedule(Schedule(index, batch_size, seed, method.registers, micro_batches), method, out)
     of_them = f", {len(of_images)} of them for missing or unreadable images" if bad else ""
     print(f"\n{len(bad)} bad rows{of_them}{'' if read_images else ' (images were not read)'}", file=out)
     for row, reason in bad[:LISTED]:
@@ -78,7 +76,7 @@ def shown(reader: Reader, row: int, marks: tuple[str, str] = MARKS) -> str:
     """The row as the model reads it."""
     example = reader[row]
     names = iter(example.images)
-    tokens = [f"<image: {next(names)}>" if token == IMAGE else token for token in example.input_ids.tolist()]
+    tokens = [f"<image: {next(names)}>" if token == IMAGE else token for token in example.ids.tolist()]
     return marked_text(tokens, (example.targets != IGNORE).tolist(), reader.tokenizer, marks)
 
 
@@ -92,7 +90,7 @@ def _print_lengths(text_lengths: np.ndarray, image_counts: np.ndarray, max_lengt
         print(f"{name:12}{len(here):10}" + "".join(f"{n:8}" for n in at) + f"{here.mean():8.0f}", file=out)
 
 
-def _print_schedule(schedule: Schedule, method: Compression, tokens_per_image: int, out: TextIO) -> None:
+def _print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
     programs = "1 program" if len(schedule.layouts) == 1 else f"{len(schedule.layouts)} programs"
     in_parts = f" in {schedule.parts} parts" if schedule.parts > 1 else ""
     print(
@@ -104,7 +102,7 @@ def _print_schedule(schedule: Schedule, method: Compression, tokens_per_image: i
     for layout in schedule.layouts:
         parts = "; ".join(
             f"{part.text} -> "
-            + ", ".join(map(str, shape_lengths(part, method.plan, tokens_per_image, method.registers)))
+            + ", ".join(map(str, method.plan.stage_lengths(method.plan.sizes(part.counts(method.registers)))))
             for part in layout.parts
         )
         padding = f"{layout.padding_share(schedule.batch):.1%}"
@@ -165,8 +163,8 @@ def _run(settings: "Settings", examples: int, read_images: bool) -> int:
         data = with_paths(settings.data, settings.init_from, Path(folder))
         records, images = open_source(data.path, data.images)
         model = open_start(settings).config
-        reader = open_reader(data, records, model)
-        method = parse(settings.compression, model.language.depth)
+        method = parse(settings.compression, model)
+        reader = open_reader(data, records, model, method)
         bad, good = check(
             reader,
             images,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from victor_jax.compression.plan import Method
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.images import BadImage, ImageSource
 from victor_jax.data.index import Index, Reader, open_index
@@ -49,16 +50,16 @@ def with_paths(data: DataSettings, init_from: str, workdir: Path) -> DataSetting
     return replace(data, path=path, images=images, tokenizer=tokenizer)
 
 
-def open_reader(data: DataSettings, records: Records, model: VLMConfig) -> Reader:
+def open_reader(data: DataSettings, records: Records, model: VLMConfig, method: Method) -> Reader:
     """The rows as this model reads them."""
     tokenizer = _open_tokenizer(data.tokenizer, model.language.vocabulary)
-    return Reader(records, TEMPLATES[data.template], tokenizer, model.tokens_per_image, data.max_length)
+    return Reader(records, TEMPLATES[data.template], tokenizer, method.tokens_per_image(model), data.max_length)
 
 
 def open_inputs(
     data: DataSettings,
     model: VLMConfig,
-    registers: int,
+    method: Method,
     index_folder: Path,
     *,
     batch_size: int,
@@ -69,7 +70,7 @@ def open_inputs(
 ) -> Inputs:
     """Everything is checked and indexed here, before any weight is read."""
     records, images = open_source(data.path, data.images)
-    reader = open_reader(data, records, model)
+    reader = open_reader(data, records, model, method)
     is_first = jax.process_index() == 0
     index = open_index(reader, data.path, index_folder, data.workers, data.max_bad_rows, is_first)
     good = np.flatnonzero(index.text_lengths)
@@ -85,10 +86,9 @@ def open_inputs(
     share = next(number for number, hosts in enumerate(shares) if jax.process_index() in hosts)
 
     def source(rows: np.ndarray) -> BatchSource:
-        positions = model.tokens_per_image + registers
-        schedule = Schedule(index, batch_size, seed, positions, micro_batches, rows=rows)
+        schedule = Schedule(index, batch_size, seed, method.registers, micro_batches, rows=rows)
         size = model.vision.image_size
-        return BatchSource(reader, images, schedule, registers, size, data.aspect, share, len(shares))  # type: ignore[arg-type]
+        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, share, len(shares))  # type: ignore[arg-type]
 
     train = source(np.setdiff1d(good, held_out))
     return Inputs(index, train, source(held_out) if held_out_rows else None, reader.tokenizer, Path(data.tokenizer))

@@ -27,7 +27,7 @@ class Turn:
 @dataclass(frozen=True)
 class Record:
     index: int
-    images: tuple[str, ...]  # names that the row's image source knows; none for a text-only row
+    images: tuple[Any, ...]  # names that the row's image source knows, or pictures; none for a text-only row
     turns: tuple[Turn, ...]  # human and assistant alternate, the human first
 
 
