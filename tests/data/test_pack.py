@@ -10,7 +10,7 @@ import pytest
 from image_files import image_bytes, turns, write_finevision, write_llava_next, write_tar
 
 from victor_jax import cli
-from victor_jax.data.pack import PackArguments, chosen_rows, write_pack
+from victor_jax.data.pack import chosen_rows, write_pack
 from victor_jax.data.sources import open_source
 from victor_jax.errors import UserError
 
@@ -36,19 +36,23 @@ def folder(tmp_path):
 def arguments(folder, *sources, **changes):
     sources = sources or (("a.json", 1.0), ("b.parquet", 1.5), ("c.parquet", 1.0), ("d.tar", 2.0))
     named = [(str(folder / name), weight) for name, weight in sources]
-    return PackArguments(named, str(folder / "images"), **{"rows_per_shard": SHARD, **changes})
+    return {"sources": named, "images": str(folder / "images"), "rows_per_shard": SHARD, **changes}
 
 
-def content(pack):
-    return {path.name: path.read_bytes() for path in pack.iterdir()}
+def pack(folder, name, *sources, progress=lambda done, total: None, **changes):
+    return write_pack(**arguments(folder, *sources, **changes), destination=folder / name, progress=progress)
 
 
-def ids(pack):
-    return [row.get("id") for row in open_source(pack)[0]]
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def ids(folder):
+    return [row.get("id") for row in open_source(folder)[0]]
 
 
 def test_rows_and_images_of_every_format(folder):
-    done = write_pack(arguments(folder), folder / "pack")
+    rows, _, unread = pack(folder, "pack")
     records, images = open_source(folder / "pack")
     assert ids(folder / "pack")[:12] == [*(f"j{i}" for i in range(11)), "bad"]
     assert ids(folder / "pack")[-4:] == ["k", "k", None, None]
@@ -57,14 +61,13 @@ def test_rows_and_images_of_every_format(folder):
         assert [images.read(path) for path in by_id[name]["image"]] == [image_bytes(seed)]
     (two,) = [row for row in records if row.get("image") != 3 and len(row.get("image") or ()) == 2]
     assert [images.read(path) for path in two["image"]] == [image_bytes(0), image_bytes(1)]
-    assert (done.rows, len(records)) == (12 + 11 + 4 + 4, 31)
-    assert sum("d.tar, row 1 (l)" in sentence for sentence in done.unread) == 2
-    assert sum("image 6.png" in sentence for sentence in done.unread) == 1
+    assert (rows, len(records)) == (12 + 11 + 4 + 4, 31)
+    assert sum("d.tar, row 1 (l)" in sentence for sentence in unread) == 2
+    assert sum("image 6.png" in sentence for sentence in unread) == 1
 
 
 def test_an_image_is_stored_once_however_often_its_row_is(folder):
-    done = write_pack(arguments(folder, ("b.parquet", 3.0)), folder / "pack")
-    assert (done.rows, done.images) == (21, 5)
+    assert pack(folder, "pack", ("b.parquet", 3.0)) == (21, 5, [])
 
 
 @pytest.mark.parametrize(("weight", "total"), [(1, 1000), (0.25, 250), (2, 2000), (2.5, 2500), (0.0001, 0)])
@@ -99,23 +102,24 @@ def end_at(done, rows):
 
 @pytest.mark.parametrize("rows", range(0, 30, 3))
 def test_an_ended_pack_goes_on_and_is_the_same_byte_for_byte(folder, rows):
-    undisturbed = write_pack(arguments(folder), folder / "whole")
+    undisturbed = pack(folder, "whole")
     with pytest.raises(EndedError):
-        write_pack(arguments(folder), folder / "pack", lambda done, total: end_at(done, rows + 1))
+        pack(folder, "pack", progress=lambda done, total: end_at(done, rows + 1))
     assert not (folder / "pack").exists()
-    assert len(list((folder / "pack.partial").glob("rows-*"))) == rows // SHARD
-    done = write_pack(arguments(folder), folder / "pack")
+    assert len(list((folder / "pack.partial").glob("rows-*.array_record"))) == rows // SHARD
+    done = pack(folder, "pack")
     assert content(folder / "pack") == content(folder / "whole")
     assert not (folder / "pack.partial").exists()
-    assert (done.rows, done.images) == (undisturbed.rows, undisturbed.images)
+    assert done[:2] == undisturbed[:2]
+    assert len(done[2]) == len(undisturbed[2])
 
 
 def test_whole_shards_are_not_read_again_from_their_source(folder, monkeypatch):
     with pytest.raises(EndedError):
-        write_pack(arguments(folder), folder / "pack", lambda done, total: end_at(done, 12))
+        pack(folder, "pack", progress=lambda done, total: end_at(done, 12))
     for name in ("0.png", "1.png", "2.png", "3.png"):  # in the first shard of images
         (folder / "images" / name).unlink()
-    write_pack(arguments(folder), folder / "pack")
+    pack(folder, "pack")
     _, images = open_source(folder / "pack")
     assert images.read("2/2.png") == image_bytes(102)
 
@@ -123,7 +127,7 @@ def test_whole_shards_are_not_read_again_from_their_source(folder, monkeypatch):
 @pytest.mark.parametrize("change", ["weight", "seed", "shards", "data"])
 def test_other_arguments_do_not_go_on(folder, change):
     with pytest.raises(EndedError):
-        write_pack(arguments(folder), folder / "pack", lambda done, total: end_at(done, 9))
+        pack(folder, "pack", progress=lambda done, total: end_at(done, 9))
     other = {
         "weight": arguments(folder, ("a.json", 2.0)),
         "seed": arguments(folder, seed=1),
@@ -134,14 +138,14 @@ def test_other_arguments_do_not_go_on(folder, change):
         os.utime(folder / "a.json", (1, 1))
     before = content(folder / "pack.partial")
     with pytest.raises(UserError, match=r"pack\.partial is the beginning of a pack with other .* or remove it"):
-        write_pack(other, folder / "pack")
+        write_pack(**other, destination=folder / "pack")
     assert content(folder / "pack.partial") == before
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_weight_must_be_above_zero(folder, weight):
     with pytest.raises(UserError, match="a weight must be above 0"):
-        write_pack(arguments(folder, ("a.json", weight)), folder / "pack")
+        pack(folder, "pack", ("a.json", weight))
     assert not (folder / "pack.partial").exists()
 
 

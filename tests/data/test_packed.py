@@ -11,7 +11,7 @@ from PIL import Image
 
 from victor_jax import cli
 from victor_jax.data.images import BadImage
-from victor_jax.data.pack import PackArguments, write_pack
+from victor_jax.data.pack import write_pack
 from victor_jax.data.records import BadRow, parse_record
 from victor_jax.data.sources import open_source
 from victor_jax.errors import UserError
@@ -33,12 +33,12 @@ def source(tmp_path):
 
 
 def packed(source, rows_per_shard=7):
-    write_pack(arguments(source, rows_per_shard), source / "pack")
+    return pack(source, source / "images", rows_per_shard)
+
+
+def pack(source, images, rows_per_shard=7):
+    write_pack([(str(source / "rows.json"), 1.0)], images and str(images), source / "pack", rows_per_shard)
     return source / "pack"
-
-
-def arguments(source, rows_per_shard=7, images="images"):
-    return PackArguments([(str(source / "rows.json"), 1.0)], images and str(source / images), rows_per_shard)
 
 
 @pytest.mark.parametrize("rows_per_shard", [1, 7, 1000])
@@ -92,15 +92,15 @@ def test_a_pack_needs_no_image_folder_and_takes_none(source):
 
 
 def test_a_shard_that_is_absent_or_cut_off_is_named(source):
-    pack = packed(source)
-    shard = pack / "rows-00001.array_record"
+    folder = packed(source)
+    shard = folder / "rows-00001.array_record"
     data = shard.read_bytes()
     shard.write_bytes(data[:100])
     with pytest.raises(UserError, match=r"rows-00001.array_record has 0 records and should have 7"):
-        open_source(pack)[0][7]
+        open_source(folder)[0][7]
     shard.unlink()
     with pytest.raises(UserError, match=r"lacks rows-00001.array_record"):
-        open_source(pack)
+        open_source(folder)
 
 
 def test_a_folder_that_is_no_pack_is_refused(source):
@@ -111,15 +111,15 @@ def test_a_folder_that_is_no_pack_is_refused(source):
 def test_the_wrong_image_folder_leaves_nothing(source):
     (source / "empty").mkdir()
     with pytest.raises(
-        UserError, match=r"none of the images of .*rows\.json can be read .* the first: image coco/0\.jpg"
+        UserError, match=r"none of the images of .*rows\.json can be read .* the last: image coco/5\.jpg"
     ):
-        write_pack(arguments(source, images="empty"), source / "pack")
+        pack(source, source / "empty")
     assert sorted(path.name for path in source.iterdir()) == ["empty", "images", "rows.json"]
 
 
 def test_rows_with_images_need_a_folder(source):
     with pytest.raises(UserError, match="--images=DIR"):
-        write_pack(arguments(source, images=None), source / "pack")
+        pack(source, None)
     assert not (source / "pack").exists()
 
 
@@ -136,15 +136,15 @@ def test_the_command_packs_and_says_what_is_missing(source, capsys):
 
 
 def test_a_damaged_record_is_a_bad_row_or_image_and_ends_nothing(source):
-    pack = packed(source, 1000)
+    folder = packed(source, 1000)
     for kind, inside in (("rows", b'"id"'), ("images", (source / "images" / "coco" / "2.jpg").read_bytes()[-40:-20])):
-        shard = pack / f"{kind}-00000.array_record"
+        shard = folder / f"{kind}-00000.array_record"
         data = bytearray(shard.read_bytes())
         # Rows are compressed: whatever is at the beginning of the first one.
         at = data.index(inside) if inside in data else data.index(b"\x28\xb5\x2f\xfd") + 20
         data[at] ^= 255
         shard.write_bytes(data)
-    records, images = open_source(pack)
+    records, images = open_source(folder)
     with pytest.raises(BadRow, match="row 0: its bytes in the pack are damaged"):
         records[0]
     (path,) = parse_record(records[2], 2).images
@@ -156,10 +156,10 @@ def test_a_damaged_record_is_a_bad_row_or_image_and_ends_nothing(source):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1, "rows": 3, "images": {}}'])
 def test_a_damaged_pack_json_is_one_sentence(source, text):
-    pack = packed(source)
-    (pack / "pack.json").write_text(text)
+    folder = packed(source)
+    (folder / "pack.json").write_text(text)
     with pytest.raises(UserError, match=r"pack.json is damaged"):
-        open_source(pack)
+        open_source(folder)
 
 
 def test_a_pack_that_the_first_version_wrote_is_read(tmp_path):

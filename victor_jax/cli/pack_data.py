@@ -19,7 +19,7 @@ SHOWN = 10  # images and rows that could not be read
 
 
 def main(arguments: list[str]) -> None:
-    from victor_jax.data.pack import ROWS_PER_SHARD, PackArguments, write_pack
+    from victor_jax.data.pack import ROWS_PER_SHARD, write_pack
 
     parser = argparse.ArgumentParser(
         prog="victor-jax pack-data",
@@ -40,15 +40,16 @@ def main(arguments: list[str]) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        wanted = PackArguments(given.sources, given.images, given.rows_per_shard, given.seed)
-        done = write_pack(wanted, given.destination, progress)
-    print(f"wrote {given.destination}: {done.rows} rows, {done.images} images")
-    if done.unread:
-        print(f"{len(done.unread)} images or rows cannot be read, and their rows will be skipped in training:")
-        for sentence in done.unread[:SHOWN]:
+        rows, images, unread = write_pack(
+            given.sources, given.images, Path(given.destination), given.rows_per_shard, given.seed, progress
+        )
+    print(f"wrote {given.destination}: {rows} rows, {images} images")
+    if unread:
+        print(f"{len(unread)} images or rows cannot be read, and their rows will be skipped in training:")
+        for sentence in unread[:SHOWN]:
             print(f"  {sentence}")
-        if len(done.unread) > SHOWN:
-            print(f"  and {len(done.unread) - SHOWN} more")
+        if len(unread) > SHOWN:
+            print(f"  and {len(unread) - SHOWN} more")
 
 
 def _source(text: str) -> tuple[str, float]:

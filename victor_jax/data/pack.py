@@ -6,9 +6,9 @@ byte for byte, since rows, their order and the numbers of images depend on the a
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from itertools import repeat
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,81 +16,57 @@ import numpy as np
 from array_record.python import array_record_module
 
 from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.packed import MISSING, PACK, RANDOM_ACCESS, VERSION, ShardReader
-from victor_jax.data.records import BadRow, image_paths
+from victor_jax.data.packed import ARGUMENTS, MISSING, PACK, RANDOM_ACCESS, VERSION, ShardReader
+from victor_jax.data.records import BadRow, Records, image_paths
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
 from victor_jax.files import new_folder, partial_of
 
 ROWS_PER_SHARD = 8192
-ARGUMENTS = "arguments.json"  # in the unfinished folder: what it is the beginning of
 TRIED = 64  # images of a source of which one must be there
 # One record per group: any of them is read without its neighbours.
-ROWS = "group_size:1"
-IMAGES = "group_size:1,uncompressed"  # image files are compressed already
-
-
-@dataclass
-class Packed:
-    rows: int = 0
-    images: int = 0
-    unread: list[str] = field(default_factory=list)  # a sentence for each row or image that could not be read
-
-
-@dataclass(frozen=True)
-class PackArguments:
-    sources: list[tuple[str, float]]  # path, weight: how often each row is written, on average
-    images: str | None  # the folder of the images that JSON sources name
-    rows_per_shard: int = ROWS_PER_SHARD  # and images per shard of images
-    seed: int = 0  # draws the rows of the fraction of a weight
+OPTIONS = {"rows": "group_size:1", "images": "group_size:1,uncompressed"}  # image files are compressed already
 
 
 def write_pack(
-    arguments: PackArguments, destination: str | Path, progress: Callable[[int, int], Any] = lambda done, total: None
-) -> Packed:
-    """Rows of the sources in order, the bad ones too; image files are neither decoded nor checked."""
-    if arguments.rows_per_shard < 1:
-        raise UserError(f"rows per shard must be at least 1, not {arguments.rows_per_shard}")
-    opened = [
-        (path, *open_source(path, arguments.images if needs_image_folder(path) else None))
-        for path, _ in arguments.sources
-    ]
+    sources: list[tuple[str, float]],  # path, and how often each row is written on average
+    images: str | None,  # the folder of the images that JSON sources name
+    destination: Path,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    seed: int = 0,  # draws the rows of the fraction of a weight
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> tuple[int, int, list[str]]:
+    """Rows, images, and a sentence for each row or image that could not be read.
+
+    The rows of the sources in order, the bad ones too; image files are neither decoded nor checked.
+    """
+    if rows_per_shard < 1:
+        raise UserError(f"rows per shard must be at least 1, not {rows_per_shard}")
+    writer = _Writer([(path, *open_source(path, images if needs_image_folder(path) else None)) for path, _ in sources])
     chosen = [
-        chosen_rows(len(records), weight, (arguments.seed, number))
-        for number, ((_, records, _), (_, weight)) in enumerate(zip(opened, arguments.sources, strict=True))
+        chosen_rows(len(records), weight, (seed, number))
+        for number, ((_, records, _), (_, weight)) in enumerate(zip(writer.sources, sources, strict=True))
     ]
-    stamped = asdict(arguments) | {"files": [stamps(Path(path)) for path, _ in arguments.sources]}
-    _check_same(partial_of(Path(destination)), json.loads(json.dumps(stamped)))
-    done, total = Packed(), sum(map(len, chosen))
-    with new_folder(Path(destination), resumable=True) as partial:
-        (partial / ARGUMENTS).write_text(json.dumps(stamped))
-        rows = _Shards(partial, "rows", ROWS, arguments.rows_per_shard)
-        images = _Shards(partial, "images", IMAGES, arguments.rows_per_shard)
-        for (path, records, source), indices in zip(opened, chosen, strict=True):
-            numbering = _Numbering(path, source, images, done.unread)
-            for index in indices.tolist():
-                if (kept := rows.kept()) is not None:  # written before the process was ended
-                    packed = json.loads(kept)
-                    numbering.numbers_of(packed["row"], index, packed["images"])
-                    rows.write(kept)
-                else:
-                    try:
-                        raw = records[index]
-                    except BadRow as error:
-                        done.unread.append(f"{records.describe(index)}: {error.reason}")
-                        raw = {}
-                    rows.write(json.dumps({"row": raw, "images": numbering.numbers_of(raw, index)}).encode())
-                progress(len(rows), total)
-            numbering.check()
-        rows.close()
-        images.close()
-        for shards in (rows, images):
-            ShardReader(partial, shards.counts).check()
-        pack = {"version": VERSION, "rows": rows.counts, "images": images.counts}
-        (partial / PACK).write_text(json.dumps(pack, indent=2) + "\n")
-        (partial / ARGUMENTS).unlink()
-    done.rows, done.images = len(rows), len(images)
-    return done
+    order = np.stack([np.repeat(np.arange(len(chosen)), [*map(len, chosen)]), np.concatenate(chosen)], axis=1)
+    arguments = {
+        "sources": [[path, weight, stamps(Path(path))] for path, weight in sources],
+        "images": images,
+        "rows_per_shard": rows_per_shard,
+        "seed": seed,
+    }
+    _check_same(partial_of(destination), json.loads(json.dumps(arguments)))
+    with new_folder(destination, resumable=True) as partial:
+        (partial / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n")
+        for start in range(0, len(order), rows_per_shard):
+            shard = writer.write_shard(partial, start // rows_per_shard, order[start : start + rows_per_shard])
+            for done, _ in enumerate(shard, start + 1):
+                progress(done, len(order))
+        for source in range(len(sources)):
+            writer.check_images(source)
+        for counts in writer.counts.values():
+            ShardReader(partial, counts).check()
+        (partial / PACK).write_text(json.dumps({"version": VERSION, **writer.counts}, indent=2) + "\n")
+    return len(order), writer.images, writer.unread
 
 
 def chosen_rows(count: int, weight: float, seed: tuple[int, int]) -> np.ndarray:
@@ -105,110 +81,114 @@ def chosen_rows(count: int, weight: float, seed: tuple[int, int]) -> np.ndarray:
 
 
 def _check_same(partial: Path, arguments: dict[str, Any]) -> None:
+    """What an ended process has left must be the beginning of the same pack."""
     try:
         before = json.loads((partial / ARGUMENTS).read_text())
     except (OSError, ValueError):
+        shutil.rmtree(partial, ignore_errors=True)  # it had not begun
         return
     for key, value in arguments.items():
-        if before.get(key) != value:
+        if before[key] != value:
             raise UserError(
-                f"{partial} is the beginning of a pack with other {key} ({before.get(key)}, now {value}): give the "
-                "same arguments to go on with it, or remove it"
+                f"{partial} is the beginning of a pack with other {key} ({before[key]}, now {value}): give the same "
+                "arguments to go on with it, or remove it"
             )
 
 
-class _Numbering:
-    """The images of one source: writes each once, and knows its number."""
+class _Writer:
+    """Shard n of the rows, with shard n of the images: those that its rows are the first to show."""
 
-    def __init__(self, path: str, source: ImageSource, shards: "_Shards", unread: list[str]):
-        self.path, self.source, self.shards, self.unread = path, source, shards, unread
-        self.numbers: dict[str, int | str] = {}
-        self.found = 0
-        self.first_missing = ""
+    def __init__(self, sources: list[tuple[str, Records, ImageSource]]):
+        self.sources = sources
+        self.numbers: list[dict[str, int | str]] = [{} for _ in sources]  # of images, by name; MISSING
+        self.images = 0
+        self.unread: list[str] = []
+        self.counts: dict[str, dict[str, int]] = {"rows": {}, "images": {}}
 
-    def numbers_of(self, raw: dict[str, Any], index: int, known: list[int | str] | None = None) -> list[int | str]:
-        """Of a row's images; `known` from a shard that was written before."""
-        try:
-            paths = image_paths(raw, index)
-        except BadRow:
-            return []  # the row is kept as it is: its reader finds out again
-        for path, number in zip(paths, known or repeat(None), strict=False):
-            if path not in self.numbers:
-                self.numbers[path] = self._add(path, number)
-        return [self.numbers[path] for path in paths]
+    def write_shard(self, folder: Path, shard: int, order: np.ndarray) -> Iterator[None]:
+        """order: int64 [rows, 2], source and row. Yields after each of them."""
+        files = {kind: folder / f"{kind}-{shard:05d}.array_record" for kind in OPTIONS}
+        first = self.images
+        kept = _whole(files["rows"], len(order))
+        if kept is not None:
+            for (source, index), record in zip(order.tolist(), kept, strict=True):
+                self._know(source, index, json.loads(record))
+                yield
+        else:
+            # Closed in reverse: with whole rows, the images are whole too.
+            with _opened("rows", files["rows"]) as rows, _opened("images", files["images"]) as images:
+                for source, index in order.tolist():
+                    rows.write(self._record(source, index, images))
+                    yield
+        self.counts["rows"][files["rows"].name] = len(order)
+        if self.images > first:
+            self.counts["images"][files["images"].name] = self.images - first
+        else:
+            files["images"].unlink(missing_ok=True)
 
-    def _add(self, path: str, known: int | str | None) -> int | str:
-        number = len(self.shards)
-        try:
-            if known == MISSING:
-                raise BadImage(path, "it could not be read before")
-            # No need to read again what a whole shard holds.
-            self.shards.write(b"" if known is not None and self.shards.has_kept else self.source.read(path))
-        except BadImage as error:
-            self.unread.append(str(error))
-            self.first_missing = self.first_missing or str(error)
-            if len(self.numbers) + 1 == TRIED:
-                self.check()
-            return MISSING
-        self.found += 1
-        return number
-
-    def check(self) -> None:
-        """Where not one image is there, the folder is another one."""
-        if self.first_missing and not self.found:
+    def check_images(self, source: int) -> None:
+        """Where not one image of a source is there, the folder is another one."""
+        if set(self.numbers[source].values()) == {MISSING}:
             raise UserError(
-                f"none of the images of {self.path} can be read (is --images=DIR their folder?), the first: "
-                f"{self.first_missing}"
+                f"none of the images of {self.sources[source][0]} can be read (is --images=DIR their folder?), the "
+                f"last: {self.unread[-1]}"
             )
 
+    def _record(self, source: int, index: int, images: Any) -> bytes:
+        _, records, image_source = self.sources[source]
+        try:
+            row = records[index]
+        except BadRow as error:
+            self.unread.append(f"{records.describe(index)}: {error.reason}")
+            row = {}
+        numbers = self.numbers[source]
+        for path in _paths(row, index):
+            if path in numbers:
+                continue
+            try:
+                images.write(image_source.read(path))
+                numbers[path], self.images = self.images, self.images + 1
+            except BadImage as error:
+                numbers[path] = MISSING
+                self.unread.append(str(error))
+                if len(numbers) == TRIED:
+                    self.check_images(source)
+        return json.dumps({"row": row, "images": [numbers[path] for path in _paths(row, index)]}).encode()
 
-class _Shards:
-    """Writes records into one shard after another. A shard gets its name when it is whole."""
+    def _know(self, source: int, index: int, record: dict[str, Any]) -> None:
+        """The numbers of a row that was written before."""
+        for path, number in zip(_paths(record["row"], index), record["images"], strict=True):
+            if path in self.numbers[source]:
+                continue
+            self.numbers[source][path] = number
+            if number == MISSING:
+                self.unread.append(f"image {path}: it could not be read before")
+            else:
+                self.images += 1
 
-    def __init__(self, folder: Path, name: str, options: str, limit: int):
-        self.folder, self.name, self.options, self.limit = folder, name, options, limit
-        self.counts: dict[str, int] = {}
-        self._length = 0
-        self._writer: Any = None
-        self._kept: list[Any] = []  # readers of the whole shards of a process that was ended
-        while (file := folder / self._file(len(self._kept))).exists():
-            reader = array_record_module.ArrayRecordReader(str(file), RANDOM_ACCESS)
-            if reader.num_records() != limit:
-                break
-            self._kept.append(reader)
 
-    def __len__(self) -> int:
-        return self._length
+def _paths(row: dict[str, Any], index: int) -> tuple[str, ...]:
+    try:
+        return image_paths(row, index)
+    except BadRow:
+        return ()  # the row is kept as it is: its reader finds out again
 
-    @property
-    def has_kept(self) -> bool:
-        """Whether the record that is due is in a shard that was kept."""
-        return self._length < len(self._kept) * self.limit
 
-    def kept(self) -> bytes | None:
-        shard, at = divmod(self._length, self.limit)
-        return self._kept[shard].read(at, at + 1)[0] if self.has_kept else None
+def _whole(file: Path, count: int) -> Iterator[bytes] | None:
+    """The records of a shard that an ended process left."""
+    if not file.exists():
+        return None
+    reader = array_record_module.ArrayRecordReader(str(file), RANDOM_ACCESS)
+    if reader.num_records() != count:
+        return None
+    return (reader.read(at, at + 1)[0] for at in range(count))
 
-    def write(self, data: bytes) -> None:
-        """Only counts where the record was kept."""
-        shard, at = divmod(self._length, self.limit)
-        if not self.has_kept:
-            if at == 0:
-                self.close()
-                self._writer = array_record_module.ArrayRecordWriter(str(self._unfinished), self.options)
-            self._writer.write(data)
-        self.counts[self._file(shard)] = at + 1
-        self._length += 1
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            os.replace(self._unfinished, self.folder / self._file(len(self.counts) - 1))
-
-    @property
-    def _unfinished(self) -> Path:
-        return self.folder / f"{self.name}.unfinished"
-
-    def _file(self, shard: int) -> str:
-        return f"{self.name}-{shard:05d}.array_record"
+@contextmanager
+def _opened(kind: str, file: Path) -> Iterator[Any]:
+    """A shard to write; it gets its name when it is whole."""
+    unfinished = file.with_suffix(".unfinished")
+    writer = array_record_module.ArrayRecordWriter(str(unfinished), OPTIONS[kind])
+    yield writer
+    writer.close()
+    os.replace(unfinished, file)

@@ -1,6 +1,7 @@
 """A pack: rows and images in ArrayRecord shards, a few large files instead of many small ones, for buckets and pods.
 
     pack.json                          the shards with their counts
+    arguments.json                     what it was made of
     rows-00000.array_record  …         one JSON object each: the row as it was, and the numbers of its images
     images-00000.array_record  …       one image file each, byte for byte; once, however many rows show it
 
@@ -21,27 +22,61 @@ from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError, some
 
 PACK = "pack.json"
+ARGUMENTS = "arguments.json"
 VERSION = 1
 MISSING = "missing"  # instead of a number: the image could not be read when the pack was made
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-def open_pack(folder: Path) -> tuple["PackedRecords", "PackedImages"]:
-    folder = folder.absolute()
-    try:
-        pack = json.loads((folder / PACK).read_text())
-        version, rows, images = pack.get("version"), dict(pack["rows"]), dict(pack["images"])
-    except OSError:
-        raise UserError(
-            f"{folder} has no {PACK}: it is no folder of victor-jax pack-data, and has no .parquet or .tar files"
-        ) from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{folder / PACK} is damaged: copy it again") from None
-    if version != VERSION:
-        raise UserError(f"{folder / PACK} has version {version}, not {VERSION}: pack again")
-    if absent := [name for name in [*rows, *images] if not (folder / name).exists()]:
-        raise UserError(f"{folder} lacks {some(absent)}: copy the folder again")
-    return PackedRecords(folder, ShardReader(folder, rows)), PackedImages(ShardReader(folder, images))
+class Pack(ImageSource):
+    """The rows of a pack, and its images by the names that the rows give them."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder = folder.absolute()
+        try:
+            pack = json.loads((folder / PACK).read_text())
+            version, counts = pack.get("version"), [dict(pack[kind]) for kind in ("rows", "images")]
+        except OSError:
+            raise UserError(
+                f"{folder} has no {PACK}: it is no folder of victor-jax pack-data, and has no .parquet or .tar files"
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{folder / PACK} is damaged: copy it again") from None
+        if version != VERSION:
+            raise UserError(f"{folder / PACK} has version {version}, not {VERSION}: pack again")
+        if absent := [name for shards in counts for name in shards if not (folder / name).exists()]:
+            raise UserError(f"{folder} lacks {some(absent)}: copy the folder again")
+        self._rows, self._images = (ShardReader(folder, shards) for shards in counts)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._folder} has {len(self)} rows, not {index}")
+        try:
+            packed = json.loads(self._rows[index])
+        except (RuntimeError, json.JSONDecodeError):
+            raise BadRow(index, "its bytes in the pack are damaged: copy the pack again") from None
+        row, numbers = packed["row"], packed["images"]
+        if numbers:
+            paths = [row["image"]] if isinstance(row["image"], str) else row["image"]
+            row["image"] = [f"{number}/{path}" for number, path in zip(numbers, paths, strict=True)]
+        return row
+
+    def describe(self, index: int) -> str:
+        return f"{self._folder}, row {index}"
+
+    def read(self, path: str) -> bytes:
+        number, _, name = path.partition("/")
+        if number == MISSING:
+            raise BadImage(name, "it could not be read when the pack was made")
+        if not (number.isascii() and number.isdecimal() and int(number) < len(self._images)):
+            raise BadImage(path, "the pack has no such image")
+        try:
+            return self._images[int(number)]
+        except RuntimeError:
+            raise BadImage(name, "its bytes in the pack are damaged: copy the pack again") from None
 
 
 class ShardReader:
@@ -79,43 +114,3 @@ class ShardReader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
-
-
-class PackedRecords:
-    def __init__(self, folder: Path, rows: ShardReader):
-        self._folder, self._rows = folder, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._folder} has {len(self)} rows, not {index}")
-        try:
-            packed = json.loads(self._rows[index])
-        except (RuntimeError, json.JSONDecodeError):
-            raise BadRow(index, "its bytes in the pack are damaged: copy the pack again") from None
-        row, numbers = packed["row"], packed["images"]
-        if numbers:
-            paths = [row["image"]] if isinstance(row["image"], str) else row["image"]
-            row["image"] = [f"{number}/{path}" for number, path in zip(numbers, paths, strict=True)]
-        return row
-
-    def describe(self, index: int) -> str:
-        return f"{self._folder}, row {index}"
-
-
-class PackedImages(ImageSource):
-    def __init__(self, images: ShardReader):
-        self._images = images
-
-    def read(self, path: str) -> bytes:
-        number, _, name = path.partition("/")
-        if number == MISSING:
-            raise BadImage(name, "it could not be read when the pack was made")
-        if not (number.isascii() and number.isdecimal() and int(number) < len(self._images)):
-            raise BadImage(path, "the pack has no such image")
-        try:
-            return self._images[int(number)]
-        except RuntimeError:
-            raise BadImage(name, "its bytes in the pack are damaged: copy the pack again") from None

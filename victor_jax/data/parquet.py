@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.records import BadRow, Records
+from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError
 
 
@@ -24,30 +24,28 @@ class _Group(NamedTuple):
     file: Path
     modified: int  # ns; so that nothing of an older file is taken from the cache
     number: int
-    first: int  # number of its first row in the whole source
+    first: int  # its first row, counted over all files
     first_in_file: int
     text: tuple[str, ...]  # columns without image bytes
     images: tuple[str, ...]  # columns of image bytes
 
 
-def open_files(files: list[Path]) -> tuple[Records, ImageSource]:
-    groups: list[_Group] = []
-    rows = 0
-    for file in files:
-        file, first = file.absolute(), rows
-        with _opened(file) as opened:
-            text, images = _columns(file, opened.schema)
-            for number in range(opened.num_row_groups):
-                groups.append(_Group(file, os.stat(file).st_mtime_ns, number, rows, rows - first, text, images))
-                rows += opened.metadata.row_group(number).num_rows
-    if not rows:
-        raise UserError(f"{files[0]} holds no rows")
-    return ParquetRecords(groups, rows), ParquetImages(groups)
+class ParquetFiles(ImageSource):
+    """Rows, and their images by name: `5/1` is the second image of row 5."""
 
-
-class ParquetRecords:
-    def __init__(self, groups: list[_Group], rows: int):
-        self._groups, self._rows = groups, rows
+    def __init__(self, files: list[Path]):
+        self._groups: list[_Group] = []
+        self._rows = 0
+        for file in map(Path.absolute, files):
+            first = self._rows
+            with _opened(file) as opened:
+                columns = _columns(file, opened.schema)
+                for number in range(opened.num_row_groups):
+                    place = (file, os.stat(file).st_mtime_ns, number, self._rows, self._rows - first)
+                    self._groups.append(_Group(*place, *columns))
+                    self._rows += opened.metadata.row_group(number).num_rows
+        if not self._rows:
+            raise UserError(f"{files[0]} holds no rows")
 
     def __len__(self) -> int:
         return self._rows
@@ -55,8 +53,9 @@ class ParquetRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._groups[0].file} has {len(self)} rows, not {index}")
+        group = self._group(index)
         try:
-            row = _row(self._groups, index, "text")
+            row = _read(group, group.text).slice(index - group.first, 1).to_pylist()[0]
         except RuntimeError as error:
             raise BadRow(index, str(error)) from None
         shown = row.pop("images", None) or [image for image in [row.get("image")] if image]
@@ -65,26 +64,23 @@ class ParquetRecords:
         return {**row, "image": [f"{index}/{number}" for number in range(len(shown))]}
 
     def describe(self, index: int) -> str:
-        group = _group(self._groups, index)
+        group = self._group(index)
         return f"{group.file}, row {index - group.first + group.first_in_file}"
 
-
-class ParquetImages(ImageSource):
-    """`5/1` is the second image of row 5."""
-
-    def __init__(self, groups: list[_Group]):
-        self._groups = groups
-
     def read(self, path: str) -> bytes:
-        row, _, number = path.partition("/")
+        row, number = map(int, path.split("/"))
+        group = self._group(row)
         try:
-            (images,) = _row(self._groups, int(row), "images").values()
-            data = (images if isinstance(images, list) else [images])[int(number)]["bytes"]
+            (images,) = _read(group, group.images).slice(row - group.first, 1).to_pylist()[0].values()
         except RuntimeError as error:
             raise BadImage(path, str(error)) from None
+        data = (images if isinstance(images, list) else [images])[number]["bytes"]
         if data is None:
             raise BadImage(path, "its bytes are not in the file, only its path is")
         return data
+
+    def _group(self, row: int) -> _Group:
+        return self._groups[bisect_right(self._groups, row, key=lambda group: group.first) - 1]
 
 
 def _conversations(texts: list[dict[str, Any]], images: int) -> list[dict[str, Any]]:
@@ -95,23 +91,13 @@ def _conversations(texts: list[dict[str, Any]], images: int) -> list[dict[str, A
     return turns
 
 
-def _group(groups: list[_Group], row: int) -> _Group:
-    return groups[bisect_right(groups, row, key=lambda group: group.first) - 1]
-
-
-def _row(groups: list[_Group], row: int, kind: str) -> dict[str, Any]:
-    group = _group(groups, row)
-    table = _read(group.file, group.modified, group.number, getattr(group, kind))
-    return table.slice(row - group.first, 1).to_pylist()[0]
-
-
 @lru_cache(maxsize=2)  # the text and the images of the rows that are being read
-def _read(file: Path, modified: int, number: int, columns: tuple[str, ...]) -> Any:
-    with _opened(file) as opened:
+def _read(group: _Group, columns: tuple[str, ...]) -> Any:
+    with _opened(group.file) as opened:
         try:
-            return opened.read_row_group(number, list(columns))
+            return opened.read_row_group(group.number, list(columns))
         except (OSError, ValueError) as error:  # pyarrow's own are subclasses
-            raise RuntimeError(f"row group {number} of {file} is damaged ({error}): copy the file again") from None
+            raise RuntimeError(f"row group {group.number} of {group.file} is damaged ({error})") from None
 
 
 def _opened(file: Path) -> Any:
@@ -127,19 +113,19 @@ def _opened(file: Path) -> Any:
 
 def _columns(file: Path, schema: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The leaf columns of the text, and those of the image bytes."""
-    leaves = [schema.column(number) for number in range(len(schema.names))]
+    leaves: dict[str, list[str]] = {}  # by column
+    for leaf in (schema.column(number) for number in range(len(schema.names))):
+        leaves.setdefault(leaf.path.split(".")[0], []).extend([leaf.path] * (leaf.logical_type.type != "NULL"))
     for turns, images in (("conversations", "image"), ("texts", "images")):
-        text = [leaf.path for leaf in leaves if leaf.path.split(".")[0] in ("id", turns)]
-        if not any(path.startswith(f"{turns}.") for path in text):
+        if turns not in leaves:
             continue
-        shown = [leaf.path for leaf in leaves if leaf.path.split(".")[0] == images and leaf.logical_type.type != "NULL"]
-        data = [path for path in shown if path.endswith(".bytes")]
-        paths = [path for path in shown if path.endswith(".path")]  # say which rows have an image
-        if bool(shown) != bool(data and paths):
+        shown = leaves.get(images, [])
+        data, paths = ([path for path in shown if path.endswith(end)] for end in (".bytes", ".path"))
+        if shown and not (data and paths):
             raise UserError(f"{file}: the column {images!r} must hold structs of 'bytes' and 'path', it has {shown}")
-        return (*text, *paths), tuple(data)
-    found = sorted({leaf.path.split(".")[0] for leaf in leaves})
+        # The paths say which rows have an image.
+        return (*leaves.get("id", []), *leaves[turns], *paths), tuple(data)
     raise UserError(
-        f"{file} has the columns {', '.join(found)}: expected 'conversations' and 'image', as in LLaVA-NeXT-Data, or "
-        "'texts' and 'images', as in FineVision"
+        f"{file} has the columns {', '.join(sorted(leaves))}: expected 'conversations' and 'image', as in "
+        "LLaVA-NeXT-Data, or 'texts' and 'images', as in FineVision"
     )

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from victor_jax.data import parquet, webdataset
 from victor_jax.data.images import ImageFolder, ImageSource, NoImages
 from victor_jax.data.json_rows import JsonRecords
-from victor_jax.data.packed import PACK, open_pack
+from victor_jax.data.packed import PACK, Pack
+from victor_jax.data.parquet import ParquetFiles
 from victor_jax.data.records import Records
+from victor_jax.data.webdataset import TarFiles
 from victor_jax.errors import UserError
 
 # Formats that hold their images, by suffix. A folder of such files is one source, in the order of their names.
-SELF_CONTAINED = {".parquet": parquet.open_files, ".tar": webdataset.open_files}
+SELF_CONTAINED: dict[str, type[ParquetFiles] | type[TarFiles]] = {".parquet": ParquetFiles, ".tar": TarFiles}
 
 
 def needs_image_folder(path: str | Path) -> bool:
@@ -33,13 +34,18 @@ def open_source(path: str | Path, images: str | Path | None = None) -> tuple[Rec
         return JsonRecords(path), ImageFolder(images) if images else NoImages()
     if images:
         raise UserError(f"{path} holds its images: give no image folder ({images})")
+    source = _self_contained(path)
+    return source, source
+
+
+def _self_contained(path: Path) -> Pack | ParquetFiles | TarFiles:
     if not path.is_dir():
         return SELF_CONTAINED[path.suffix]([path])
     if not (path / PACK).exists():
-        for suffix, open_files in SELF_CONTAINED.items():
+        for suffix, kind in SELF_CONTAINED.items():
             if files := sorted(path.glob(f"*{suffix}")):
-                return open_files(files)
-    return open_pack(path)
+                return kind(files)
+    return Pack(path)
 
 
 def stamps(path: Path) -> list[tuple[str, int, int]]:
