@@ -8,6 +8,7 @@ from tokenizers_tiny import write_sentencepiece
 from victor_jax import cli
 from victor_jax.cli.check_data import check, shown
 from victor_jax.compression.spec import parse
+from victor_jax.models.sizes import SIZES
 
 # Of ml_collections, which loads recipes so.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -17,7 +18,10 @@ def checked(folder, rows, out=None, **changes):
     """What is printed, and the bad rows."""
     reader, images, _ = opened(folder, rows)
     out = out or io.StringIO()
-    method, schedule = parse("victor:registers=2,layer=1", 4), {"batch_size": 8, "micro_batches": 2, "seed": 0}
+    method, schedule = (
+        parse("victor:registers=2,layer=1", SIZES["7b"]),
+        {"batch_size": 8, "micro_batches": 2, "seed": 0},
+    )
     bad, good = check(reader, images, method, out, **schedule, workers=0, progress=False, **changes)
     assert good == len(rows) - len(bad)
     return out.getvalue(), bad
