@@ -13,9 +13,10 @@ from small_run import conversation, image_row, losses, metrics, overrides, run_h
 import victor_jax
 from benchmarks.soak import saved
 from victor_jax import cli
-from victor_jax.data.images import normalise, preprocess
+from victor_jax.data.images import preprocess
 from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.errors import UserError
+from victor_jax.ops.images import normalise
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
 from victor_jax.training.setup import make_module, open_start
@@ -197,7 +198,7 @@ def loss_of_row(model, source, row):
     example = source.reader[row]
     text = [[token] if token != IMAGE else [model.config.image_token] * 4 for token in example.input_ids]
     image = preprocess(source.images.open(example.images[0]), small_run.IMAGE_SIZE, "pad")
-    pixels = normalise(image)[None]
+    pixels = np.asarray(normalise(image))[None]
     logits = model.logits(np.concatenate(text)[None], pixels)[0]
     wanted = example.targets[example.input_ids != IMAGE]
     learnt = np.flatnonzero(wanted[1:] != IGNORE) + 1

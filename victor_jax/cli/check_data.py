@@ -9,22 +9,25 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import numpy as np
+from absl import flags
 from tqdm import tqdm
 
 from victor_jax.compression.plan import Method
+from victor_jax.compression.spec import parse
 from victor_jax.data.images import BadImage, ImageSource
 from victor_jax.data.index import Bad, Index, Reader, build_index, spread
+from victor_jax.data.inputs import open_reader, with_paths
 from victor_jax.data.records import parse_record
 from victor_jax.data.schedule import Schedule
 from victor_jax.data.show import MARKS, marked_text
+from victor_jax.data.sources import open_source
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.losses import IGNORE
-
-if TYPE_CHECKING:  # jax is imported when the command line is known to be right
-    from victor_jax.training.settings import Settings
+from victor_jax.training import command, settings
+from victor_jax.training.setup import open_start
 
 LISTED = 200  # bad rows that are named
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -36,40 +39,32 @@ GREEN = ("\033[32m", "\033[0m")
 def check(
     reader: Reader,
     images: ImageSource,
-    method: Method,
     out: TextIO,
-    *,
-    batch_size: int,
-    micro_batches: int,
-    seed: int,
-    workers: int,
+    workers: int = 0,
     examples: int = 2,  # rows shown, of each modality
     read_images: bool = True,
     progress: bool = True,
-) -> tuple[list[Bad], int]:
-    """Prints what there is; returns the rows that training would leave out, and how many are good."""
+) -> tuple[Index, list[Bad]]:
+    """Prints what there is; returns also the rows that training would leave out."""
     index = build_index(reader, workers, None, progress)
     of_images = dict(_bad_images(reader, images, index, workers, progress)) if read_images else {}
     bad = sorted([*index.bad, *of_images.items()])
     good = np.setdiff1d(np.arange(len(reader)), [row for row, _ in bad])
     print(f"{len(reader)} rows, {len(good)} of them good", file=out)
-    if len(good):
-        _print_lengths(index.text_lengths[good], index.image_counts[good], reader.max_length, out)
-        # Broken images are only found when they are read: the schedule of a run counts on them too.
-        _print_schedule(Schedule(index, batch_size, seed, method.registers, micro_batches), method, out)
     of_them = f", {len(of_images)} of them for missing or unreadable images" if bad else ""
-    print(f"\n{len(bad)} bad rows{of_them}{'' if read_images else ' (images were not read)'}", file=out)
+    print(f"{len(bad)} bad rows{of_them}{'' if read_images else ' (images were not read)'}", file=out)
     for row, reason in bad[:LISTED]:
         print(f"  {reader.records.describe(row)}: {reason}", file=out)
     if len(bad) > LISTED:
         print(f"  and {len(bad) - LISTED} more", file=out)
+    _print_lengths(index.text_lengths[good], index.image_counts[good], reader.max_length, out)
     marks = GREEN if out.isatty() and not os.environ.get("NO_COLOR") else MARKS
     for has_images in (True, False):
         rows = good[(index.image_counts[good] > 0) == has_images]
         for at in np.unique(np.linspace(0, len(rows) - 1, examples + 2).astype(int)[1:-1]) if len(rows) else ():
             described = reader.records.describe(int(rows[at]))
             print(f"\n{described}; {'supervised'.join(marks)}:\n{shown(reader, int(rows[at]), marks)}", file=out)
-    return bad, len(good)
+    return index, bad
 
 
 def shown(reader: Reader, row: int, marks: tuple[str, str] = MARKS) -> str:
@@ -90,7 +85,8 @@ def _print_lengths(text_lengths: np.ndarray, image_counts: np.ndarray, max_lengt
         print(f"{name:12}{len(here):10}" + "".join(f"{n:8}" for n in at) + f"{here.mean():8.0f}", file=out)
 
 
-def _print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
+def print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
+    """The batches of an epoch. Broken images are only found when they are read: a run's schedule counts on them too."""
     programs = "1 program" if len(schedule.layouts) == 1 else f"{len(schedule.layouts)} programs"
     in_parts = f" in {schedule.parts} parts" if schedule.parts > 1 else ""
     print(
@@ -139,46 +135,27 @@ def _unreadable(images: ImageSource, paths: list[str]) -> list[tuple[str, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    from absl import flags
-
-    from victor_jax.training import command
-    from victor_jax.training.settings import read
+    """0: fit for training; 1: no good row, or more bad ones than the recipe allows."""
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_integer("rows", 2, "rows shown of each modality", lower_bound=0, flag_values=values)
         flags.DEFINE_bool("read_images", True, "open every image", flag_values=values)
 
     given = command.parse("victor-jax check-data", define, arguments)
-    return _run(read(given.config), given.rows, given.read_images)
-
-
-def _run(settings: "Settings", examples: int, read_images: bool) -> int:
-    """0: fit for training; 1: no good row, or more bad ones than the recipe allows."""
-    from victor_jax.compression.spec import parse
-    from victor_jax.data.inputs import open_reader, with_paths
-    from victor_jax.data.sources import open_source
-    from victor_jax.training.setup import open_start
-
+    recipe = settings.read(given.config)
     with tempfile.TemporaryDirectory() as folder:  # of the made-up data set
-        data = with_paths(settings.data, settings.init_from, Path(folder))
+        data = with_paths(recipe.data, recipe.init_from, Path(folder))
         records, images = open_source(data.path, data.images)
-        model = open_start(settings).config
-        method = parse(settings.compression, model)
+        model = open_start(recipe).config
+        method = parse(recipe.compression, model)
         reader = open_reader(data, records, model, method)
-        bad, good = check(
-            reader,
-            images,
-            method,
-            sys.stdout,
-            batch_size=settings.batch_size,
-            micro_batches=settings.micro_batches,
-            seed=settings.seed,
-            workers=data.workers,
-            examples=examples,
-            read_images=read_images,
-        )
-    if not good or len(bad) > data.max_bad_rows:
-        limit = f"{len(bad)} bad rows are more than data.max_bad_rows={data.max_bad_rows}"
-        print(f"\nerror: {limit if good else 'no row can be used'}", file=sys.stderr)
+        index, bad = check(reader, images, sys.stdout, data.workers, given.rows, given.read_images)
+    if len(bad) == len(reader):
+        print("\nerror: no row can be used", file=sys.stderr)
+        return 1
+    schedule = Schedule(index, recipe.batch_size, recipe.seed, method.registers, recipe.micro_batches)
+    print_schedule(schedule, method, sys.stdout)
+    if len(bad) > data.max_bad_rows:
+        print(f"\nerror: {len(bad)} bad rows are more than data.max_bad_rows={data.max_bad_rows}", file=sys.stderr)
         return 1
     return 0

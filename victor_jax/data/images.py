@@ -11,22 +11,9 @@ from PIL import Image
 from victor_jax.errors import UserError
 
 Aspect = Literal["square", "pad"]
-# Those of OpenAI's CLIP processor.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 BACKGROUND = (122, 116, 104)  # the mean colour, cut to whole numbers as LLaVA does
 # A hair's breadth would be enlarged, and a very long side squared, to gigabytes.
 MAX_RATIO, MAX_SIDE = 200, 1 << 15
-
-
-def _table() -> np.ndarray:
-    """float32 [3, 256]: every value that a channel can take, with the processor's roundings in their order."""
-    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean, std = (np.array(values, np.float32)[:, None] for values in (MEAN, STD))
-    return (scaled[None] - mean) / std
-
-
-_NORMALISED = _table()
 
 
 class BadImage(Exception):
@@ -68,14 +55,6 @@ def _padded(image: Image.Image) -> Image.Image:
     square = Image.new("RGB", (side, side), BACKGROUND)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
-
-
-def normalise(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [..., 3, h, w] -> float32: (x / 255 - mean) / std per channel, equal to the CLIP processor's."""
-    result = np.empty(pixels.shape, np.float32)
-    for channel, values in enumerate(_NORMALISED):
-        result[..., channel, :, :] = values[pixels[..., channel, :, :]]
-    return result
 
 
 def decode(data: bytes, path: str) -> Image.Image:
