@@ -12,14 +12,18 @@ def partial_of(destination: Path) -> Path:
     return destination.with_name(destination.name + ".partial")
 
 
+def check_free(destination: Path) -> None:
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} exists and is not empty: choose another destination or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(destination: Path, resumable: bool = False) -> Iterator[Path]:
     """A folder to fill beside `destination`, moved there when the block ends well, removed when it does not.
 
-    `resumable`: an earlier one is gone on with, and it stays if the process is ended; a UserError removes it.
+    `resumable`: a folder that an earlier process left is continued, and an error leaves it to the next process.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} exists and is not empty: choose another destination or remove it")
+    check_free(destination)
     partial = partial_of(destination)
     if partial.exists() and not resumable:
         shutil.rmtree(partial)  # left by a process that was killed
@@ -30,7 +34,7 @@ def new_folder(destination: Path, resumable: bool = False) -> Iterator[Path]:
             destination.rmdir()
         partial.rename(destination)
     except BaseException as error:
-        if not resumable or isinstance(error, UserError):
+        if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise UserError(f"{destination} cannot be written: {error}") from error

@@ -142,6 +142,23 @@ def test_other_arguments_do_not_go_on(folder, change):
     assert content(folder / "pack.partial") == before
 
 
+def test_an_error_halfway_leaves_what_is_whole(folder):
+    sources = (("a.json", 1.0), ("b.parquet", 1.0))
+    pack(folder, "whole", *sources)
+    parquet = folder / "b.parquet"
+
+    def take_away(done, total):
+        if done == 15:  # its first row group is read
+            parquet.rename(folder / "away")
+
+    with pytest.raises(UserError, match=r"b\.parquet is not a parquet file that can be read"):
+        pack(folder, "pack", *sources, progress=take_away)
+    assert (folder / "pack.partial" / "rows-00002.array_record").exists()
+    (folder / "away").rename(parquet)
+    pack(folder, "pack", *sources)
+    assert content(folder / "pack") == content(folder / "whole")
+
+
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_weight_must_be_above_zero(folder, weight):
     with pytest.raises(UserError, match="a weight must be above 0"):

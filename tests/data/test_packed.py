@@ -133,6 +133,7 @@ def test_the_command_packs_and_says_what_is_missing(source, capsys):
     assert "23/23" in bar
     assert cli.main(["pack-data", *arguments]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+    assert not (source / "pack.partial").exists()
 
 
 def test_a_damaged_record_is_a_bad_row_or_image_and_ends_nothing(source):

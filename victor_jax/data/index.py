@@ -27,7 +27,7 @@ from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.ops.losses import IGNORE
 
 CHUNK = 1024  # rows that a worker measures at once
-FEWEST = 8192  # rows below which a worker's start costs more than it gives
+FEWEST = 8192  # rows of a worker: with fewer, its start takes longer than it saves
 SHOWN = 5  # bad rows named in an error
 
 Bad = tuple[int, str]  # row, reason

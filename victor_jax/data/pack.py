@@ -20,7 +20,7 @@ from victor_jax.data.packed import ARGUMENTS, MISSING, PACK, RANDOM_ACCESS, VERS
 from victor_jax.data.records import BadRow, Records, image_paths
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
-from victor_jax.files import new_folder, partial_of
+from victor_jax.files import check_free, new_folder, partial_of
 
 ROWS_PER_SHARD = 8192
 TRIED = 64  # images of a source of which one must be there
@@ -42,23 +42,22 @@ def write_pack(
     """
     if rows_per_shard < 1:
         raise UserError(f"rows per shard must be at least 1, not {rows_per_shard}")
-    writer = _Writer([(path, *open_source(path, images if needs_image_folder(path) else None)) for path, _ in sources])
+    check_free(destination)
+    opened = [(path, *open_source(path, images if needs_image_folder(path) else None)) for path, _ in sources]
     chosen = [
         chosen_rows(len(records), weight, (seed, number))
-        for number, ((_, records, _), (_, weight)) in enumerate(zip(writer.sources, sources, strict=True))
+        for number, ((_, records, _), (_, weight)) in enumerate(zip(opened, sources, strict=True))
     ]
     order = np.stack([np.repeat(np.arange(len(chosen)), [*map(len, chosen)]), np.concatenate(chosen)], axis=1)
-    arguments = {
-        "sources": [[path, weight, stamps(Path(path))] for path, weight in sources],
-        "images": images,
-        "rows_per_shard": rows_per_shard,
-        "seed": seed,
-    }
-    _check_same(partial_of(destination), json.loads(json.dumps(arguments)))
+    stamped = [[path, weight, stamps(Path(path))] for path, weight in sources]
+    _begin(
+        partial_of(destination),
+        {"sources": stamped, "images": images, "rows_per_shard": rows_per_shard, "seed": seed},
+    )
     with new_folder(destination, resumable=True) as partial:
-        (partial / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n")
+        writer = _Writer(partial, opened)
         for start in range(0, len(order), rows_per_shard):
-            shard = writer.write_shard(partial, start // rows_per_shard, order[start : start + rows_per_shard])
+            shard = writer.write_shard(start // rows_per_shard, order[start : start + rows_per_shard])
             for done, _ in enumerate(shard, start + 1):
                 progress(done, len(order))
         for source in range(len(sources)):
@@ -80,34 +79,36 @@ def chosen_rows(count: int, weight: float, seed: tuple[int, int]) -> np.ndarray:
     return np.repeat(np.arange(count), times)
 
 
-def _check_same(partial: Path, arguments: dict[str, Any]) -> None:
-    """What an ended process has left must be the beginning of the same pack."""
+def _begin(partial: Path, arguments: dict[str, Any]) -> None:
+    """Notes what is written here; what an ended process has left must be the beginning of the same."""
+    text = json.dumps(arguments, indent=2) + "\n"
     try:
         before = json.loads((partial / ARGUMENTS).read_text())
     except (OSError, ValueError):
-        shutil.rmtree(partial, ignore_errors=True)  # it had not begun
+        shutil.rmtree(partial, ignore_errors=True)  # the process had not begun
+        partial.mkdir(parents=True)
+        (partial / ARGUMENTS).write_text(text)
         return
-    for key, value in arguments.items():
-        if before[key] != value:
-            raise UserError(
-                f"{partial} is the beginning of a pack with other {key} ({before[key]}, now {value}): give the same "
-                "arguments to go on with it, or remove it"
-            )
+    if other := [key for key, value in json.loads(text).items() if before[key] != value]:
+        raise UserError(
+            f"{partial} is the beginning of a pack with other {' and '.join(other)}: give the same arguments to go on "
+            "with it, or remove it"
+        )
 
 
 class _Writer:
     """Shard n of the rows, with shard n of the images: those that its rows are the first to show."""
 
-    def __init__(self, sources: list[tuple[str, Records, ImageSource]]):
-        self.sources = sources
+    def __init__(self, folder: Path, sources: list[tuple[str, Records, ImageSource]]):
+        self.folder, self.sources = folder, sources
         self.numbers: list[dict[str, int | str]] = [{} for _ in sources]  # of images, by name; MISSING
         self.images = 0
         self.unread: list[str] = []
         self.counts: dict[str, dict[str, int]] = {"rows": {}, "images": {}}
 
-    def write_shard(self, folder: Path, shard: int, order: np.ndarray) -> Iterator[None]:
+    def write_shard(self, shard: int, order: np.ndarray) -> Iterator[None]:
         """order: int64 [rows, 2], source and row. Yields after each of them."""
-        files = {kind: folder / f"{kind}-{shard:05d}.array_record" for kind in OPTIONS}
+        files = {kind: self.folder / f"{kind}-{shard:05d}.array_record" for kind in OPTIONS}
         first = self.images
         kept = _whole(files["rows"], len(order))
         if kept is not None:
@@ -129,6 +130,7 @@ class _Writer:
     def check_images(self, source: int) -> None:
         """Where not one image of a source is there, the folder is another one."""
         if set(self.numbers[source].values()) == {MISSING}:
+            shutil.rmtree(self.folder)  # only other arguments can help, and they would not go on with it
             raise UserError(
                 f"none of the images of {self.sources[source][0]} can be read (is --images=DIR their folder?), the "
                 f"last: {self.unread[-1]}"
