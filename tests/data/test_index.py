@@ -74,7 +74,7 @@ def test_the_limit_holds_after_the_images_are_expanded(tmp_path, row):
         np.testing.assert_array_equal(cut[0].targets, whole[0].targets[:kept])
 
 
-def test_a_row_that_loses_all_that_is_learnt_is_bad(tmp_path):
+def test_a_row_that_loses_all_that_is_supervised_is_bad(tmp_path):
     row = image_row("0.png", 1)
     row["conversations"][0]["value"] += " cat" * 100
     its = reader(tmp_path, [row], max_length=100)

@@ -1,18 +1,26 @@
 """Parquet rows are LLaVA rows with their own images, read by row group."""
 
 import builtins
+import json
 import pickle
 import threading
 
+import jax
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_files import FINEVISION, image_bytes, turns, write_finevision, write_llava_next
+from tokenizers_tiny import sentencepiece_tokenizer
 
 from victor_jax.data import parquet
+from victor_jax.data.batches import BatchSource
 from victor_jax.data.images import BadImage
+from victor_jax.data.index import Reader, build_index
 from victor_jax.data.records import BadRow, parse_record
+from victor_jax.data.schedule import Schedule
 from victor_jax.data.sources import open_source
+from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 
 
@@ -89,6 +97,25 @@ def test_processes_and_threads_read_the_same(tmp_path):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_batches_are_those_of_the_same_rows_in_json(tmp_path):
+    write_llava_next(tmp_path / "a.parquet", 24)
+    rows = []
+    for number, row in enumerate(open_source(tmp_path / "a.parquet")[0]):
+        (tmp_path / f"{number}.png").write_bytes(image_bytes(number))
+        rows.append(row | {"image": [f"{number}.png" for _ in row["image"]]})
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+
+    def batches(name, images):
+        records, source = open_source(tmp_path / name, images)
+        reader = Reader(records, TEMPLATES["vicuna_v1"], sentencepiece_tokenizer(False), 4, 200)
+        schedule = Schedule(build_index(reader, 0, progress=False), 8, 0, registers=2)
+        return [BatchSource(reader, source, schedule, 2, 12, "pad")[step] for step in range(3)]
+
+    for found, expected in zip(batches("a.parquet", None), batches("a.json", tmp_path), strict=True):
+        assert not found.bad
+        jax.tree.map(np.testing.assert_array_equal, found.parts, expected.parts)
 
 
 def test_what_is_not_in_a_row_makes_it_bad(tmp_path):

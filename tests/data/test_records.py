@@ -227,7 +227,7 @@ def test_a_last_question_without_an_answer_stays():
         ({"image": ["a", 3], "conversations": [human("a"), gpt("b")]}, "neither a path nor a list"),
     ],
 )
-def test_a_row_that_cannot_be_learnt_from_says_why(raw, reason):
+def test_a_row_that_cannot_be_trained_on_says_why(raw, reason):
     with pytest.raises(BadRow, match=reason) as caught:
         parse_record(raw, 12)
     assert str(caught.value).startswith("row 12: ")

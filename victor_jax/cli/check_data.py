@@ -61,9 +61,12 @@ def check(
     marks = GREEN if out.isatty() and not os.environ.get("NO_COLOR") else MARKS
     for has_images in (True, False):
         rows = good[(index.image_counts[good] > 0) == has_images]
-        for at in np.unique(np.linspace(0, len(rows) - 1, examples + 2).astype(int)[1:-1]) if len(rows) else ():
-            described = reader.records.describe(int(rows[at]))
-            print(f"\n{described}; {'supervised'.join(marks)}:\n{shown(reader, int(rows[at]), marks)}", file=out)
+        if not len(rows):
+            continue
+        evenly = np.linspace(0, len(rows) - 1, examples + 2).astype(int)[1:-1]
+        for row in np.unique(rows[evenly]).tolist():
+            described = reader.records.describe(row)
+            print(f"\n{described}; {'supervised'.join(marks)}:\n{shown(reader, row, marks)}", file=out)
     return index, bad
 
 
