@@ -70,6 +70,18 @@ def test_an_image_is_stored_once_however_often_its_row_is(folder):
     assert pack(folder, "pack", ("b.parquet", 3.0)) == (21, 5, [])
 
 
+def test_a_pack_is_a_source_too(folder):
+    pack(folder, "first")
+    rows, images, unread = pack(folder, "second", ("first", 1.0))
+    (first, of_first), (second, of_second) = (open_source(folder / name) for name in ("first", "second"))
+    assert (rows, images) == (len(first), 6 + 5 + 3 + 1)
+    assert [sentence for sentence in unread if "image" in sentence] == [
+        "image 6.png: it could not be read when the pack was made"
+    ]
+    for index in (0, 13, -8 + rows):
+        assert of_first.read(first[index]["image"][0]) == of_second.read(second[index]["image"][0])
+
+
 @pytest.mark.parametrize(("weight", "total"), [(1, 1000), (0.25, 250), (2, 2000), (2.5, 2500), (0.0001, 0)])
 def test_a_weight_is_how_often_each_row_is_written(weight, total):
     chosen = chosen_rows(1000, weight, (0, 0))

@@ -90,22 +90,19 @@ def _print_lengths(text_lengths: np.ndarray, image_counts: np.ndarray, max_lengt
 
 def print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
     """The batches of an epoch. Broken images are only found when they are read: a run's schedule counts on them too."""
-    programs = "1 program" if len(schedule.layouts) == 1 else f"{len(schedule.layouts)} programs"
     in_parts = f" in {schedule.parts} parts" if schedule.parts > 1 else ""
     print(
-        f"\n{schedule.steps_per_epoch} steps per epoch, {schedule.batch} rows each{in_parts}; {programs}; "
-        f"{schedule.padding_share:.1%} of the text positions are padding:",
+        f"\n{schedule.steps_per_epoch} steps per epoch, {schedule.batch} rows each{in_parts}; {len(schedule.layouts)} "
+        f"programs; {schedule.padding_share:.1%} of the text positions are padding",
         file=out,
     )
     print(f"{'steps':>8}{'padding':>9}{'images':>8}   text positions of each part -> positions in the stages", file=out)
+    plan = method.plan
     for layout in schedule.layouts:
-        parts = "; ".join(
-            f"{part.text} -> "
-            + ", ".join(map(str, method.plan.stage_lengths(method.plan.sizes(part.counts(method.registers)))))
-            for part in layout.parts
-        )
+        lengths = [plan.stage_lengths(plan.sizes(part.counts(method.registers))) for part in layout.parts]
+        shown = (f"{part.text} -> {', '.join(map(str, of))}" for part, of in zip(layout.parts, lengths, strict=True))
         padding = f"{layout.padding_share(schedule.batch):.1%}"
-        print(f"{layout.batches:8}{padding:>9}{layout.parts[0].images:8}   {parts}", file=out)
+        print(f"{layout.batches:8}{padding:>9}{layout.parts[0].images:8}   {'; '.join(shown)}", file=out)
 
 
 def _bad_images(reader: Reader, images: ImageSource, index: Index, workers: int, progress: bool) -> Iterator[Bad]:

@@ -86,14 +86,12 @@ def check_bad_rows(bad: list[Bad], most: int | None, source: Records) -> None:
 def open_index(
     reader: Reader,
     path: str | Path,
-    folder: Path | None,
+    folder: Path,
     workers: int,
     max_bad_rows: int | None = None,
     progress: bool = True,
 ) -> Index:
     """The index of the data at `path`; kept in `folder` and found there the next time."""
-    if folder is None:
-        return build_index(reader, workers, max_bad_rows, progress)
     kept = folder / f"index-{index_key(reader, Path(path))}.npz"
     if (index := _read(kept, len(reader))) is None:
         index = build_index(reader, workers, max_bad_rows, progress)
