@@ -92,8 +92,8 @@ def print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
     """The batches of an epoch. Broken images are only found when they are read: a run's schedule counts on them too."""
     in_parts = f" in {schedule.parts} parts" if schedule.parts > 1 else ""
     print(
-        f"\n{schedule.steps_per_epoch} steps per epoch, {schedule.batch} rows each{in_parts}; {len(schedule.layouts)} "
-        f"programs; {schedule.padding_share:.1%} of the text positions are padding",
+        f"\n{schedule.steps_per_epoch} steps per epoch, {schedule.batch} rows each{in_parts}; "
+        f"programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of the text positions are padding",
         file=out,
     )
     print(f"{'steps':>8}{'padding':>9}{'images':>8}   text positions of each part -> positions in the stages", file=out)
