@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.index import check_bad_rows
+from victor_jax.data.inputs import open_inputs, with_paths
 from victor_jax.data.loader import Loader
 from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
-from victor_jax.sharding.mesh import number_on_mesh, rows_on_mesh
+from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
-from victor_jax.training.inputs import open_inputs
 from victor_jax.training.metrics import Clock, Metrics, Profiler, peak_memory
 from victor_jax.training.monitor import DeferredMetrics, StepMonitor
 from victor_jax.training.optimizer import Params, learning_rate
@@ -49,7 +49,17 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         outputs.list_parameters(run, workdir / "parameters.txt")
 
     # --- data -------------------------------------------------------------------------------------------------------
-    inputs = open_inputs(settings, start.config, run.module.method, mesh, workdir)
+    inputs = open_inputs(
+        with_paths(settings.data, start.folder, workdir),
+        start.config,
+        run.module.method,
+        workdir / "index",
+        batch_size=settings.batch_size,
+        micro_batches=settings.micro_batches,
+        seed=settings.seed,
+        held_out_rows=settings.evaluation.rows,
+        shares=[hosts for hosts, _ in row_shares(mesh, settings.batch_size // settings.micro_batches)],
+    )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     memory.check(run, schedule.layouts)
@@ -115,7 +125,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 done = step + 1
                 finished = done == total_steps
                 leaving = checkpoints.reached_preemption(done) and not finished
-                if inputs.held_out and not leaving and (finished or done % settings.evaluation.every == 0):
+                every = settings.evaluation.every
+                if inputs.held_out and every and not leaving and (finished or done % every == 0):
                     with clock.measure("evaluation"):
                         deferred.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
                 if checkpoints.is_due(done) or finished:

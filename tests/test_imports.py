@@ -14,6 +14,7 @@ BLOCKED = [
     "PIL",
     "torch",
     "tqdm",
+    "pyarrow",
 ]
 BENCHMARKED = [
     "victor_jax.ops.attention",

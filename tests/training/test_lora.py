@@ -11,7 +11,6 @@ from benchmarks.soak import saved
 from victor_jax.models.layers import Lora
 from victor_jax.sharding.mesh import make_mesh, rows_on_mesh
 from victor_jax.training import settings
-from victor_jax.training.inputs import open_inputs
 from victor_jax.training.lora import is_adapter, merged
 from victor_jax.training.setup import (
     frozen_params,
@@ -69,7 +68,7 @@ def losses_of(changes, workdir, params, key=None, step=1):
     run = make_run(parsed, begin.config, mesh)
     tensors = start_tensors(run, begin)
     train, frozen = trained_params(run, tensors), frozen_params(run, tensors)
-    inputs = open_inputs(parsed, begin.config, run.module.method, mesh, workdir)
+    inputs = small_run.open_inputs(parsed, begin, run.module.method, mesh, workdir)
     layout, _ = inputs.train.schedule.at(step)
     (part,), (sizes,) = rows_on_mesh(inputs.train[step].parts, mesh), sizes_of(run, layout.parts)
     with jax.set_mesh(mesh):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image
 
 from victor_jax.compression.plan import Kind
 from victor_jax.data.index import Bad
+from victor_jax.data.settings import DataSettings
+from victor_jax.data.show import marked_text
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import Batch
@@ -20,7 +23,7 @@ from victor_jax.sharding.distributed import gather
 from victor_jax.sharding.mesh import fetch
 from victor_jax.training.lora import merged
 from victor_jax.training.optimizer import Params
-from victor_jax.training.settings import DataSettings, flat
+from victor_jax.training.settings import flat
 from victor_jax.training.setup import Run
 from victor_jax.weights.checkpoint import Checkpoint, Prompt
 from victor_jax.weights.place import layers_of
@@ -105,19 +108,20 @@ def show_batch(parts: tuple[Batch, ...], tokenizer: Any, folder: Path) -> None:
 
 
 def _text(part: Batch, row: int, tokenizer: Any) -> str:
+    """The sequence of one row; visual tokens and registers by their number."""
     kinds, index = np.asarray(part.sequence.kinds[row]), np.asarray(part.sequence.index[row])
-    supervised = np.concatenate([[False], np.asarray(part.targets[row])[:-1] != IGNORE])
-    real = kinds != Kind.PADDING
-    kinds, index, supervised = kinds[real], index[real], supervised[real]
-    edges = np.flatnonzero((np.diff(kinds) != 0) | (np.diff(supervised.astype(int)) != 0)) + 1
-    said = []
-    for run in np.split(np.arange(len(kinds)), edges):
-        if not len(run):
-            continue
-        kind = kinds[run[0]]
-        text = tokenizer.decode(index[run]) if kind == Kind.TEXT else f"<{len(run)} {Kind(kind).name.lower()}>"
-        said.append(f"[[{text}]]" if supervised[run[0]] else text)
-    return "".join(said)
+    is_supervised = np.concatenate([[False], np.asarray(part.targets[row])[:-1] != IGNORE])
+    tokens: list[int | str] = []
+    supervised: list[bool] = []
+    for kind, run in groupby(np.flatnonzero(kinds != Kind.PADDING).tolist(), key=lambda at: kinds[at]):
+        positions = list(run)
+        if kind == Kind.TEXT:
+            tokens += index[positions].tolist()
+            supervised += is_supervised[positions].tolist()
+        else:
+            tokens.append(f"<{len(positions)} {Kind(kind).name.lower()}>")
+            supervised.append(False)
+    return marked_text(tokens, supervised, tokenizer)
 
 
 # --- on the way -----------------------------------------------------------------------------------------------------

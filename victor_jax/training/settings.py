@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from victor_jax.data.templates import TEMPLATES
+from victor_jax.data.settings import DataSettings
 from victor_jax.errors import UserError
-from victor_jax.limits import POSITIVE, Count, Devices, Limit, Number, Positive, Share
+from victor_jax.limits import POSITIVE, Count, Devices, Number, Positive, Share
 
-Template = Annotated[str, Limit(f"one of {', '.join(TEMPLATES)}", lambda value: value in TEMPLATES)]
 Dtype = Literal["bfloat16", "float32"]
 
 
@@ -18,18 +17,6 @@ class MeshSettings:
     data: Positive
     fsdp: Devices  # -1: as many devices as the rows of a part divide over
     tensor: Devices  # -1: all that data and fsdp leave
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    path: str  # LLaVA's JSON or JSONL, or a folder of our pack_data; "sample": made up in the work folder
-    images: str  # the folder that image paths are relative to; empty for packed data
-    template: Template
-    tokenizer: str  # a folder; empty: that of init_from
-    aspect: Literal["square", "pad"]
-    max_length: Positive  # positions of a row, images expanded, registers not counted
-    workers: Count
-    max_bad_rows: Count
 
 
 @dataclass(frozen=True)
