@@ -11,7 +11,7 @@ import transformers
 
 from victor_jax.models.vlm import VLMModule
 from victor_jax.weights.hf_config_writer import hf_config
-from victor_jax.weights.names import is_transposed, theirs
+from victor_jax.weights.names import is_transposed, to_torch_name
 from victor_jax.weights.place import layers_of
 
 # Our export spells tensors as transformers 4.x does; in memory version 5 has moved them.
@@ -45,7 +45,7 @@ def _fill(net: Any, module: VLMModule, params: dict[str, jax.Array]) -> None:
     """Our weights in place of random ones; the vision layers that nothing asks for stay as they are."""
     held = net.state_dict()
     for name, tensor in layers_of(params, module).items():
-        key = theirs(name, "hf")
+        key = to_torch_name(name, "hf")
         for before, after in IN_MEMORY:
             key = after + key.removeprefix(before) if key.startswith(before) else key
         array = tensor.load().T if is_transposed(name) else tensor.load()

@@ -21,7 +21,7 @@ from PIL import Image
 
 from victor_jax.data.images import BadImage, ImageFolder, decode
 from victor_jax.data.records import BadRow, Records, image_paths
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.files import new_folder
 
 PACK = "pack.json"
@@ -189,7 +189,7 @@ class PackedRecords:
             raise UserError(f"{self.folder / PACK} has version {pack.get('version')}, not {VERSION}: pack again")
         absent = [name for name in [*pack["rows"], *pack["images"]] if not (self.folder / name).exists()]
         if absent:
-            raise UserError(f"{self.folder} lacks {some(absent)}: copy the folder again")
+            raise UserError(f"{self.folder} lacks {join_names(absent)}: copy the folder again")
         self._rows, self._images = (_Reader(self.folder, pack[kind]) for kind in ("rows", "images"))
 
     def __len__(self) -> int:

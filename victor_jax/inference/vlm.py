@@ -29,7 +29,7 @@ from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint, Prompt
 from victor_jax.weights.names import REGISTERS, flatten, nest
-from victor_jax.weights.place import layers_of, place, spare
+from victor_jax.weights.place import layers_of, place, unused_tensors
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor
 from victor_jax.weights.write import write_checkpoint
@@ -69,7 +69,7 @@ def load(
         for path, leaf in flatten(abstract_params(module)).items()
     }
     params = place(abstract, tensors, module)
-    return VLM(module, params, mesh, spare(tensors, params, module), checkpoint.folder, checkpoint.prompt)
+    return VLM(module, params, mesh, unused_tensors(tensors, params, module), checkpoint.folder, checkpoint.prompt)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class VLM:
     module: VLMModule
     params: dict[str, jax.Array]  # by path
     mesh: jax.sharding.Mesh | None
-    spare: dict[str, Tensor]  # tensors of the checkpoint that no layer runs: kept to be saved again
+    unused_tensors: dict[str, Tensor]  # tensors of the checkpoint that no layer runs: kept to be saved again
     folder: Path  # where tokenizer and processor lie
     prompt: Prompt  # how it was taught to be asked
 
@@ -181,7 +181,7 @@ class VLM:
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
-        tensors = self.spare | layers_of(self.params, self.module)
+        tensors = self.unused_tensors | layers_of(self.params, self.module)
         write_checkpoint(
             Checkpoint("memory", self.folder, self.config, tensors, self.compression, prompt=self.prompt),
             path,

@@ -21,7 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.training.optimizer import Params
 from victor_jax.training.step import State
 from victor_jax.weights.names import flatten, nest
@@ -123,7 +123,7 @@ class Checkpoints:
         stored = dict(self._checked(step, lambda: self._manager.item_metadata(step)).items())
         have = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
         if have.keys() != wanted.keys():
-            raise self._unreadable(step, f"{some(sorted(wanted.keys() - have.keys()))} is missing")
+            raise self._unreadable(step, f"{join_names(sorted(wanted.keys() - have.keys()))} is missing")
         problems = [line for item in wanted for line in _differences(wanted[item], have[item], is_same_dtype)]
         if problems:
             raise UserError(
@@ -220,8 +220,8 @@ def _check_shared(directory: str) -> None:
     if not sees.all():
         blind = [str(process) for process in np.flatnonzero(~sees)]
         raise UserError(
-            f"{directory} is not one folder for all hosts: process {some(blind)} does not see what process 0 writes "
-            f"there; use a bucket or a shared file system"
+            f"{directory} is not one folder for all hosts: process {join_names(blind)} does not see what process 0 "
+            f"writes there; use a bucket or a shared file system"
         )
 
 
@@ -255,7 +255,7 @@ def _differences(wanted: Leaves, have: Leaves, is_same_dtype: bool) -> list[str]
         "not in this run": sorted(have.keys() - wanted.keys()),
         "of another shape or type" if is_same_dtype else "of another shape": other,
     }
-    return [f"{kind}: {some(names)}" for kind, names in kinds.items() if names]
+    return [f"{kind}: {join_names(names)}" for kind, names in kinds.items() if names]
 
 
 def _first_line(error: Exception) -> str:

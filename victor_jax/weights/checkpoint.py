@@ -7,7 +7,7 @@ from typing import Any
 
 from victor_jax.compression.plan import Compression, Plan
 from victor_jax.data.templates import TEMPLATES
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.weights.names import REGISTERS, flatten
@@ -71,18 +71,18 @@ def check(tensors: dict[str, Tensor], config: VLMConfig, source: str) -> None:
     held = {name: tensor.shape for name, tensor in tensors.items() if name != REGISTERS}
     problems = []
     if missing := sorted(expected.keys() - held.keys()):
-        problems.append(f"lacks {some(missing)}")
+        problems.append(f"lacks {join_names(missing)}")
     if unexpected := sorted(held.keys() - expected.keys()):
-        problems.append(f"holds unexpected {some(unexpected)}")
+        problems.append(f"holds unexpected {join_names(unexpected)}")
     if misshaped := [
         f"{name} as {held[name]} where {expected[name]} is expected"
         for name in sorted(expected.keys() & held.keys())
         if held[name] != expected[name]
     ]:
-        problems.append(f"holds {some(misshaped)}")
+        problems.append(f"holds {join_names(misshaped)}")
     if odd := [name for name, tensor in tensors.items() if tensor.dtype.name not in FLOATS]:
         kinds = sorted({tensors[name].dtype.name for name in odd})
-        problems.append(f"holds {some(odd)} as {' and '.join(kinds)} where a float type is expected")
+        problems.append(f"holds {join_names(odd)} as {' and '.join(kinds)} where a float type is expected")
     registers = tensors.get(REGISTERS)
     if registers and (len(registers.shape) != 2 or registers.shape[1] != config.language.width):
         problems.append(f"holds registers as {registers.shape} where (M, {config.language.width}) is expected")

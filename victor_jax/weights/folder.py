@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.weights.tensors import Index, Tensor
 from victor_jax.weights.torch_files import read_torch_file
 
@@ -57,16 +57,16 @@ def _read_shards(index: Path, read: Any) -> dict[str, Tensor]:
     shards = sorted(set(where.values()))
     absent = [shard for shard in shards if not (index.parent / shard).exists()]
     if absent:
-        raise UserError(f"{index} names shards that are not in its folder: {some(absent)}; copy them there")
+        raise UserError(f"{index} names shards that are not in its folder: {join_names(absent)}; copy them there")
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         held = read(index.parent / shard)
         lost = [key for key, home in where.items() if home == shard and key not in held]
         if lost:
-            raise UserError(f"{index.parent / shard} lacks tensors that {index.name} says it holds: {some(lost)}")
+            raise UserError(f"{index.parent / shard} lacks tensors that {index.name} says it holds: {join_names(lost)}")
         unlisted = [key for key in held if where.get(key) != shard]
         if unlisted:
-            raise UserError(f"{index.parent / shard} holds tensors that {index.name} does not: {some(unlisted)}")
+            raise UserError(f"{index.parent / shard} holds tensors that {index.name} does not: {join_names(unlisted)}")
         tensors |= held
     return tensors
 

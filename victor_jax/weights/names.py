@@ -91,15 +91,15 @@ def is_skippable(key: str, clip_folder: bool = False) -> bool:
     return bool(_SKIPPABLE.fullmatch(key) or (clip_folder and _CLIP_SKIPPABLE.fullmatch(key)))
 
 
-def ours(key: str, clip_folder: bool = False) -> str | None:
+def from_torch_name(key: str, clip_folder: bool = False) -> str | None:
     """A PyTorch key in any known spelling -> our name, or None."""
     for pattern, part in _CLIP_SPELLINGS if clip_folder else _SPELLINGS:
         if match := re.fullmatch(pattern, key):
-            return _ours_within(part, match["rest"])
+            return _from_torch_part(part, match["rest"])
     return None
 
 
-def _ours_within(part: str, rest: str) -> str | None:
+def _from_torch_part(part: str, rest: str) -> str | None:
     match part:
         case "head":
             return HEAD
@@ -122,7 +122,7 @@ def _our_layer(rest: str, prefix: str, modules: dict[str, str], part: str) -> st
     return f"{part}/layers/{int(match[1])}/{module}/{leaf}"
 
 
-def theirs(name: str, layout: str, linear_projector: bool = False) -> str:
+def to_torch_name(name: str, layout: str, linear_projector: bool = False) -> str:
     """Our name -> the key in the layout `hf` or `llava`."""
     places = LAYOUTS[layout]
     if name == HEAD:
@@ -130,13 +130,13 @@ def theirs(name: str, layout: str, linear_projector: bool = False) -> str:
     part, *inner = name.split("/")
     if part == "projector":
         module = LINEAR_PROJECTOR if linear_projector else places["projector"][inner[0]]
-        return f"{module}.{_their_leaf(inner[1])}"
+        return f"{module}.{_torch_leaf(inner[1])}"
     outside = VISION if part == "vision" else LANGUAGE
     if name in outside:
         return f"{places[part]}{outside[name]}"
     _, layer, *module_path, leaf = inner
     modules, prefix = (VISION_LAYER, "encoder.layers") if part == "vision" else (LANGUAGE_LAYER, "layers")
-    return f"{places[part]}{prefix}.{layer}.{modules['/'.join(module_path)]}.{_their_leaf(leaf)}"
+    return f"{places[part]}{prefix}.{layer}.{modules['/'.join(module_path)]}.{_torch_leaf(leaf)}"
 
 
 def is_transposed(name: str) -> bool:
@@ -148,12 +148,12 @@ def _our_leaf(leaf: str, is_norm: bool = False) -> str:
     return leaf if leaf == "bias" else ("scale" if is_norm else "kernel")
 
 
-def _their_leaf(leaf: str) -> str:
+def _torch_leaf(leaf: str) -> str:
     return "bias" if leaf == "bias" else "weight"
 
 
 def _invert(table: dict[str, str]) -> dict[str, str]:
-    return {theirs: ours for ours, theirs in table.items()}
+    return {torch_name: name for name, torch_name in table.items()}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,7 +45,7 @@ def gather(path: str, tensors: dict[str, Tensor], module: VLMModule, dtype: np.d
     return parts[0] if names == [path] else stacked(parts)
 
 
-def spare(tensors: dict[str, Tensor], paths: Iterable[str], module: VLMModule) -> dict[str, Tensor]:
+def unused_tensors(tensors: dict[str, Tensor], paths: Iterable[str], module: VLMModule) -> dict[str, Tensor]:
     """The tensors that none of the parameters is made of, read into memory: kept to be saved again."""
     used = {name for path in paths for name in sources(path, module)}
     return {name: from_array(tensor.load()) for name, tensor in tensors.items() if name not in used}

@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-from victor_jax.errors import UserError, some
-from victor_jax.weights.names import HEAD, is_skippable, is_transposed, ours
+from victor_jax.errors import UserError, join_names
+from victor_jax.weights.names import HEAD, from_torch_name, is_skippable, is_transposed
 from victor_jax.weights.tensors import Tensor, reshaped, transposed
 from victor_jax.weights.torch_files import read_torch_file
 
@@ -20,7 +20,7 @@ def by_our_names(
     table: Table = {}
     skipped, unknown, twice = [], [], []
     for key, tensor in tensors.items():
-        name = ours(key, clip_folder)
+        name = from_torch_name(key, clip_folder)
         if is_skippable(key, clip_folder) or (tied_head and name == HEAD):  # a tied head is the embedding
             skipped.append(key)
         elif name is None:
@@ -30,9 +30,9 @@ def by_our_names(
         else:
             table[name] = _in_our_layout(name, tensor)
     if unknown:
-        raise UserError(f"{source} holds unexpected tensors: {some(unknown)}")
+        raise UserError(f"{source} holds unexpected tensors: {join_names(unknown)}")
     if twice:
-        raise UserError(f"{source} holds the same tensor under two spellings: {some(twice)}")
+        raise UserError(f"{source} holds the same tensor under two spellings: {join_names(twice)}")
     return table, tuple(skipped)
 
 
@@ -47,5 +47,5 @@ def read_projector(path: Path) -> Table:
     table, _ = by_our_names(read_torch_file(path), str(path))
     others = [name for name in table if not name.startswith("projector/")]
     if others or not table:
-        raise UserError(f"{path} is not a projector: it holds {some(others) or 'nothing'}")
+        raise UserError(f"{path} is not a projector: it holds {join_names(others) or 'nothing'}")
     return table

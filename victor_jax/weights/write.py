@@ -17,7 +17,7 @@ from victor_jax.files import new_folder
 from victor_jax.weights import orbax_format
 from victor_jax.weights.checkpoint import Checkpoint, Prompt
 from victor_jax.weights.hf_config_writer import hf_config, llava_config
-from victor_jax.weights.names import HEAD, REGISTERS, is_transposed, theirs
+from victor_jax.weights.names import HEAD, REGISTERS, is_transposed, to_torch_name
 from victor_jax.weights.processor import IMAGE_TOKEN, tokenizer_with_image_token, write_processor
 from victor_jax.weights.read import SIDE_CONFIG, SIDE_WEIGHTS
 from victor_jax.weights.safetensors_writer import write_file, write_shards
@@ -87,7 +87,7 @@ def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progr
         raise UserError("the original layout takes features of one vision layer, this model joins several: use hf")
     linear = checkpoint.config.projector.kind == "linear"
     tensors = {
-        theirs(name, to, linear): _in_their_layout(name, tensor, checkpoint)
+        to_torch_name(name, to, linear): _in_their_layout(name, tensor, checkpoint)
         for name, tensor in checkpoint.tensors.items()
         if name != REGISTERS
     }
