@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers
 from victor_jax.errors import UserError, join_names
 from victor_jax.training.optimizer import Params
 from victor_jax.training.step import State
-from victor_jax.weights.names import flatten, nest
+from victor_jax.weights.names import current_name, flatten, nest
 
 SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
 ERROR_LENGTH = 200  # of tensorstore's part in a message of ours
@@ -121,7 +121,9 @@ class Checkpoints:
 
     def _read(self, step: int, wanted: dict[str, Leaves], is_same_dtype: bool) -> dict[str, Leaves]:
         stored = dict(self._checked(step, lambda: self._manager.item_metadata(step)).items())
-        have = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
+        trees = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
+        written = {item: {current_name(path): path for path in tree} for item, tree in trees.items()}
+        have = {item: {name: trees[item][path] for name, path in paths.items()} for item, paths in written.items()}
         if have.keys() != wanted.keys():
             raise self._unreadable(step, f"{join_names(sorted(wanted.keys() - have.keys()))} is missing")
         problems = [line for item in wanted for line in _differences(wanted[item], have[item], is_same_dtype)]
@@ -130,9 +132,12 @@ class Checkpoints:
                 f"checkpoint {step} in {self.directory} does not fit this run: {'; '.join(problems)}: go on with the "
                 f"config that wrote it, or start in another folder"
             )
-        items = {item: ocp.args.StandardRestore(nest(jax.tree.map(_abstract, tree))) for item, tree in wanted.items()}
+        items = {
+            item: ocp.args.StandardRestore(nest({written[item][name]: _abstract(leaf) for name, leaf in tree.items()}))
+            for item, tree in wanted.items()
+        }
         found = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
-        return {item: flatten(found[item]) for item in wanted}
+        return {item: {current_name(path): leaf for path, leaf in flatten(found[item]).items()} for item in wanted}
 
     def _checked(self, step: int, read: Callable[[], Any]) -> Any:
         self.wait()  # a step that is being written is none yet

@@ -43,6 +43,14 @@ HEAD = "language/head"
 OWN = "compression/"  # a method's own parameters, under the names of the module that holds them
 REGISTERS = OWN + "registers"
 
+
+def current_name(path: str) -> str:
+    """Checkpoints of version 0.1 hold the registers outside `compression/`."""
+    parent, _, leaf = path.rpartition("/")
+    is_old = leaf == "registers" and not path.endswith(REGISTERS)
+    return f"{parent}/{REGISTERS}".lstrip("/") if is_old else path
+
+
 # Where the parts stand in the two layouts that we write.
 LAYOUTS: dict[str, Any] = {
     "hf": {

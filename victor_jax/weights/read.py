@@ -10,7 +10,7 @@ from victor_jax.weights import orbax_format
 from victor_jax.weights.checkpoint import Checkpoint, check, prompt_from_json
 from victor_jax.weights.folder import read_folder, read_json, read_safetensors
 from victor_jax.weights.hf_config import LANGUAGE_DEFAULTS, ORIGINAL_TYPES, vlm_config
-from victor_jax.weights.names import REGISTERS
+from victor_jax.weights.names import REGISTERS, current_name
 from victor_jax.weights.original import open_language_model, open_original
 from victor_jax.weights.tables import by_our_names
 from victor_jax.weights.tensors import Tensor
@@ -60,8 +60,7 @@ def _open_ours(folder: Path, raw: dict[str, Any]) -> Checkpoint:
 
 
 def own_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Registers stood outside `compression/` in checkpoints of version 0.1."""
-    return {REGISTERS if name == "registers" else name: tensor for name, tensor in tensors.items()}
+    return {current_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _with_its_aspect(checkpoint: Checkpoint, raw: dict[str, Any]) -> Checkpoint:
