@@ -21,11 +21,11 @@ from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
 from victor_jax.inference.generate import decode, prefill
 from victor_jax.models.config import VLMConfig
+from victor_jax.models.params import nest
 from victor_jax.models.sequence import image_slots, images_per_row
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Implementation
-from victor_jax.weights.names import nest
 
 TEXT = 64  # text tokens of a prompt
 

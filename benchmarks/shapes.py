@@ -8,11 +8,11 @@ import numpy as np
 
 from victor_jax.analysis.flops import Causal
 from victor_jax.models.config import VisionConfig, VLMConfig
+from victor_jax.models.params import flatten
 from victor_jax.models.sequence import Sequence, lay_out
 from victor_jax.models.sizes import llava
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.attention import Implementation
-from victor_jax.weights.names import flatten
 
 TEXT_BEFORE = 35  # text tokens before the image: the system prompt of LLaVA-1.5
 WORDS = range(3, 900)  # token ids that stand for text

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from victor_jax.weights.names import flatten
+from victor_jax.models.params import flatten
 
 STEPS = 60
 READY = ", loss "  # train.py says it after its first step

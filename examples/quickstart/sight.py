@@ -23,13 +23,13 @@ from examples.quickstart.digits import EMPTY, PARTS, Canvases, Task, paint, read
 from victor_jax.compression.full import full
 from victor_jax.errors import exit_status
 from victor_jax.models.config import VisionConfig, VLMConfig
+from victor_jax.models.params import flatten, nest
 from victor_jax.models.sizes import llava
 from victor_jax.models.vision import VisionTower
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.images import normalise
 from victor_jax.training.optimizer import schedule
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
-from victor_jax.weights.names import flatten, nest
 from victor_jax.weights.place import gather, layers_of
 from victor_jax.weights.tensors import Tensor, from_array
 from victor_jax.weights.tokenizer import open_tokenizer

@@ -15,10 +15,10 @@ from victor_jax.analysis.flops import Training, Work
 from victor_jax.compression.plan import Plan
 from victor_jax.compression.spec import parse
 from victor_jax.models.layers import Lora
+from victor_jax.models.params import flatten, nest
 from victor_jax.models.sequence import Sequence
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.weights.names import flatten, nest
 
 CONFIG = SIZES["7b"]
 VISUAL = CONFIG.tokens_per_image

@@ -73,8 +73,8 @@ def test_decode_logits_equal_a_full_pass(folders):
     import jax.numpy as jnp
 
     from victor_jax.inference.generate import prefill
+    from victor_jax.models.params import nest
     from victor_jax.models.vlm import VLMModule
-    from victor_jax.weights.names import nest
 
     folder, net = folders()
     vlm = load(folder, "victor:registers=4,layer=2")

@@ -11,11 +11,11 @@ from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
 from victor_jax.models.config import ProjectorConfig, VLMConfig
 from victor_jax.models.layers import Lora
+from victor_jax.models.params import flatten
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.sharding.mesh import AXES, make_mesh, rows
 from victor_jax.sharding.rules import RULES, sharding_of
-from victor_jax.weights.names import flatten
 
 SMALL = SIZES["small"]
 MODELS: dict[str, VLMConfig] = {

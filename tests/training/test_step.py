@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import small_run
 
+from victor_jax.models.params import flatten
 from victor_jax.models.sequence import Batch, lay_out
 from victor_jax.models.vlm import abstract_params
 from victor_jax.ops.losses import IGNORE
 from victor_jax.training import setup
 from victor_jax.training.step import gradients
 from victor_jax.weights.checkpoint import Checkpoint
-from victor_jax.weights.names import flatten
 
 ROWS, TEXT, VISUAL, REGISTERS = 8, 12, 4, 2
 IMAGE = small_run.CONFIG.image_token

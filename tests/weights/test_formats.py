@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 import victor_jax
 from victor_jax import cli
 from victor_jax.cli.convert import convert
-from victor_jax.weights.names import flatten
+from victor_jax.models.params import flatten
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.safetensors_writer import write_shards
 

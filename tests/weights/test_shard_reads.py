@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from victor_jax.compression.spec import parse
+from victor_jax.models.params import flatten
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.sharding.mesh import make_mesh
@@ -24,7 +25,7 @@ from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import orbax_format
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.folder import read_folder, read_safetensors
-from victor_jax.weights.names import REGISTERS, flatten
+from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.place import gather, place
 from victor_jax.weights.tables import by_our_names
 from victor_jax.weights.tensors import Index, Tensor, from_array

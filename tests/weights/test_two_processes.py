@@ -16,12 +16,13 @@ import pytest
 
 import victor_jax
 from victor_jax.compression.spec import parse
+from victor_jax.models.params import flatten
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
-from victor_jax.weights.names import REGISTERS, flatten
+from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.place import gather, place
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Index, Tensor, from_array

@@ -22,9 +22,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from victor_jax.errors import UserError, join_names
+from victor_jax.models.params import flatten, nest
 from victor_jax.training.optimizer import Params
 from victor_jax.training.step import State
-from victor_jax.weights.names import current_name, flatten, nest
+from victor_jax.weights.names import current_name
 
 SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
 ERROR_LENGTH = 200  # of tensorstore's part in a message of ours

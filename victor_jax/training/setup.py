@@ -20,6 +20,7 @@ from victor_jax.data.shapes import Shape, shape_lengths
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.layers import Lora
+from victor_jax.models.params import flatten
 from victor_jax.models.sequence import Batch
 from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
@@ -33,7 +34,6 @@ from victor_jax.training.settings import Settings
 from victor_jax.training.step import Lengths, State, StepSettings, make_step, row_losses
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
-from victor_jax.weights.names import flatten
 from victor_jax.weights.place import place, put
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor, cast, from_array

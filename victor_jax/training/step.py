@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from victor_jax.models.params import nest
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.images import normalise
 from victor_jax.training.optimizer import Params, update
-from victor_jax.weights.names import nest
 
 AVERAGE_DECAY = 0.9  # of the running loss that a spike is measured against
 

@@ -9,8 +9,9 @@ from victor_jax.compression.plan import Compression, Plan
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
+from victor_jax.models.params import flatten
 from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.weights.names import REGISTERS, flatten
+from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.tensors import Tensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
