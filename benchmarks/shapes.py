@@ -5,10 +5,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from victor_jax.analysis.flops import Causal
 from victor_jax.models.config import VisionConfig, VLMConfig
-from victor_jax.models.params import flatten
 from victor_jax.models.sequence import Sequence, lay_out
 from victor_jax.models.sizes import llava
 from victor_jax.models.vlm import VLMModule, abstract_params
@@ -35,7 +35,7 @@ def counted(attention: Implementation) -> Causal:
 def random_params(module: VLMModule, have: Params) -> Params:
     """Norm scales are 1, all else is noise and small: activations stay finite. Arrays in `have` that fit are shared:
     several compressions of one large model need not be held several times."""
-    leaves = flatten(abstract_params(module))
+    leaves = flatten_dict(abstract_params(module), sep="/")
     shared = {path: have[path] for path, leaf in leaves.items() if path in have and have[path].shape == leaf.shape}
 
     def draw() -> Params:

@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
 from examples.quickstart.digits import EMPTY, PARTS, Canvases, Task, paint, read_task
 from victor_jax.compression.full import full
 from victor_jax.errors import exit_status
 from victor_jax.models.config import VisionConfig, VLMConfig
-from victor_jax.models.params import flatten, nest
 from victor_jax.models.sizes import llava
 from victor_jax.models.vision import VisionTower
 from victor_jax.models.vlm import VLMModule, abstract_params
@@ -112,7 +112,7 @@ def give_sight(
     """The vision tower's tensors after `steps` batches, and the share of unseen digits that its patches name."""
     module = VLMModule(config, full(config.language.depth))
     tower = VisionTower(config.vision, config.feature_levels, config.keep_class_token, jnp.float32, "xla")
-    paths = [path for path in flatten(abstract_params(module)) if path.startswith("vision/")]
+    paths = [path for path in flatten_dict(abstract_params(module), sep="/") if path.startswith("vision/")]
     params = {path: jnp.asarray(gather(path, drawn, module, np.dtype(np.float32)).load()) for path in paths}
     codes = draw_codes(config, seed)
     optimizer = optax.adam(schedule(RATE, steps, WARMUP))
@@ -120,7 +120,7 @@ def give_sight(
     def distances(params: dict[str, jax.Array], pixels: jax.Array) -> jax.Array:
         """uint8 [B, size, size] -> [B, P, classes]: how far each patch is from each code of its place."""
         colours = normalise(jnp.broadcast_to(pixels[:, None], (len(pixels), 3, *pixels.shape[1:])))
-        seen: Any = tower.apply({"params": nest(params)["vision"]}, colours)
+        seen: Any = tower.apply({"params": unflatten_dict(params, sep="/")["vision"]}, colours)
         alike = jnp.einsum("bpd,pcd->bpc", seen, codes)
         return ((seen**2).sum(axis=-1)[..., None] - 2 * alike + (codes**2).sum(axis=-1)[None]) / codes.shape[-1]
 

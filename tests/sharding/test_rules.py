@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import jax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
 from victor_jax.models.config import ProjectorConfig, VLMConfig
 from victor_jax.models.layers import Lora
-from victor_jax.models.params import flatten
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.sharding.mesh import AXES, make_mesh, rows
@@ -31,7 +31,7 @@ POD = jax.sharding.AbstractMesh((2, 32, 4), AXES)
 def parameter_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
     """Of the richest model: with registers, and with adapters on every linear layer of the language tower."""
     module = VLMModule(config, parse("victor:registers=8,layer=3", config.language.depth), lora=Lora(128, 256))
-    return {path: leaf.shape for path, leaf in flatten(abstract_params(module)).items()}
+    return {path: leaf.shape for path, leaf in flatten_dict(abstract_params(module), sep="/").items()}
 
 
 def matching(path: str) -> list[str]:

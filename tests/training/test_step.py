@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from flax.traverse_util import flatten_dict
 
-from victor_jax.models.params import flatten
 from victor_jax.models.sequence import Batch, lay_out
 from victor_jax.models.vlm import abstract_params
 from victor_jax.ops.losses import IGNORE
@@ -131,7 +131,7 @@ def spike_run():
     """Stage 1, where twice the average is a spike: drawn parameters, the run, its compiled step."""
     run = small_run.small_run({"bad_step.spike_factor": 2.0}, recipe="pretrain")
     rng = np.random.default_rng(0)
-    abstract = flatten(abstract_params(run.module))
+    abstract = flatten_dict(abstract_params(run.module), sep="/")
     drawn = {path: rng.normal(0, 0.05, leaf.shape).astype(np.float32) for path, leaf in abstract.items()}
     return drawn, run
 

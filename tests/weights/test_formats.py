@@ -17,13 +17,13 @@ import layouts
 import tiny
 import torch
 import transformers
+from flax.traverse_util import flatten_dict
 from layouts import assert_same, drop, hf_logits, part, pick, state, tensors_of
 from safetensors.torch import load_file
 
 import victor_jax
 from victor_jax import cli
 from victor_jax.cli.convert import convert
-from victor_jax.models.params import flatten
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.safetensors_writer import write_shards
 
@@ -439,7 +439,7 @@ def test_the_command_converts_to_a_folder_that_orbax_alone_restores(command, hf,
     assert (tmp_path / "ours" / "tokenizer.model").read_bytes() == COMPANIONS["tokenizer.model"]
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / "ours" / "params")
-    assert_same({name: np.asarray(array) for name, array in flatten(tree).items()}, truth)
+    assert_same({name: np.asarray(array) for name, array in flatten_dict(tree, sep="/").items()}, truth)
 
 
 def test_the_command_prints_warnings_in_one_line(command, language_model, clip, tmp_path, capsys):

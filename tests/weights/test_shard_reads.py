@@ -14,10 +14,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from victor_jax.compression.spec import parse
-from victor_jax.models.params import flatten
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.sharding.mesh import make_mesh
@@ -34,7 +34,7 @@ from victor_jax.weights.write import write_checkpoint
 
 CONFIG = SIZES["small"]
 MODULE = VLMModule(CONFIG, parse("victor:registers=8,layer=3", CONFIG.language.depth))
-PARAMETERS = {path: leaf.shape for path, leaf in flatten(abstract_params(MODULE)).items()}
+PARAMETERS = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(MODULE), sep="/").items()}
 IO = Path("/proc/self/io")
 counts_reads = pytest.mark.skipif(not IO.exists(), reason="only Linux counts the bytes that a process reads")
 HEADERS = 2**16  # more than the descriptions in any file here

@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import victor_jax
 from victor_jax.compression.spec import parse
-from victor_jax.models.params import flatten
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.sharding.mesh import make_mesh
@@ -126,7 +126,7 @@ def check_placement(folder: str, mesh: jax.sharding.Mesh, share: float) -> None:
     counted = {name: counting(name, tensor) for name, tensor in tensors.items()}
     abstract = {
         path: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=sharding_of(path, leaf.shape, mesh))
-        for path, leaf in flatten(abstract_params(MODULE)).items()
+        for path, leaf in flatten_dict(abstract_params(MODULE), sep="/").items()
     }
     params = place(abstract, counted, MODULE)
     held = 0

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, round_up
 from victor_jax.compression.spec import parse
@@ -20,7 +21,6 @@ from victor_jax.inference import generate, score
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.prompts import Asked, Pictures, Prompter, batches_of, open_prompter
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.params import flatten, nest
 from victor_jax.models.sequence import Sequence, image_slots, images_per_row, lay_out
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.attention import Implementation, check_implementation
@@ -67,7 +67,7 @@ def load(
         path: jax.ShapeDtypeStruct(
             leaf.shape, dtype, sharding=single if mesh is None else sharding_of(path, leaf.shape, mesh)
         )
-        for path, leaf in flatten(abstract_params(module)).items()
+        for path, leaf in flatten_dict(abstract_params(module), sep="/").items()
     }
     params = place(abstract, tensors, module)
     return VLM(module, params, mesh, unused_tensors(tensors, params, module), checkpoint.folder, checkpoint.prompt)
@@ -208,7 +208,7 @@ class VLM:
             )
         logits, caches = self._run(generate.prefill, batch, room=max_new_tokens)
         tokens, _ = generate.decode(
-            nest(self.params),
+            unflatten_dict(self.params, sep="/"),
             caches,
             logits,
             jnp.float32(temperature),
@@ -246,7 +246,7 @@ class VLM:
             if (mesh := self.mesh) is not None:
                 stack.enter_context(jax.set_mesh(mesh))
                 arrays = jax.tree.map(lambda a: jax.device_put(a, row_sharding(mesh, len(a))), arrays)
-            return program(nest(self.params), *arrays, module=self.module, lengths=lengths, **static)
+            return program(unflatten_dict(self.params, sep="/"), *arrays, module=self.module, lengths=lengths, **static)
 
 
 def check_text(input_ids: np.ndarray, attention_mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

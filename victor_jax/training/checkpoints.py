@@ -4,6 +4,7 @@ Three items per step: `params` (the trainable ones; enough to evaluate), `optimi
 and `meta`. A step's number is the count of steps done. Names of leaves are paths, whatever types the state is made of.
 """
 
+import functools
 import os
 import secrets
 import signal
@@ -18,11 +19,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from victor_jax.errors import UserError, join_names
-from victor_jax.models.params import flatten, nest
 from victor_jax.training.optimizer import Params
 from victor_jax.training.step import State
 from victor_jax.weights.names import current_name
@@ -30,6 +31,8 @@ from victor_jax.weights.names import current_name
 SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
 ERROR_LENGTH = 200  # of tensorstore's part in a message of ours
 Leaves = dict[str, Any]  # by path
+flatten = functools.partial(flatten_dict, sep="/")
+nest = functools.partial(unflatten_dict, sep="/")
 
 
 class Checkpoints:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from victor_jax.compression.spec import parse
@@ -20,7 +21,6 @@ from victor_jax.data.shapes import Shape, shape_lengths
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.layers import Lora
-from victor_jax.models.params import flatten
 from victor_jax.models.sequence import Batch
 from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
@@ -95,7 +95,7 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int
     module = make_module(settings, config)
     train: Abstract = {}
     frozen: Abstract = {}
-    for path, leaf in flatten(abstract_params(module)).items():
+    for path, leaf in flatten_dict(abstract_params(module), sep="/").items():
         trained = is_trained(path, settings)
         kept = jnp.dtype(settings.param_dtype if trained else settings.dtype)
         place = sharding_of(path, leaf.shape, mesh)

@@ -8,8 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import unflatten_dict
 
-from victor_jax.models.params import nest
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.images import normalise
@@ -114,7 +114,7 @@ def row_losses(
     """float32 [B] summed loss and int32 [B] supervised positions; a key turns dropout on."""
     pixels = None if batch.pixels is None else normalise(batch.pixels.reshape(-1, *batch.pixels.shape[2:]))
     return module.apply(  # type: ignore[return-value]
-        {"params": nest(params)},
+        {"params": unflatten_dict(params, sep="/")},
         batch.sequence,
         pixels,
         batch.targets,

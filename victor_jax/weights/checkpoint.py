@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from victor_jax.compression.plan import Compression, Plan
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.params import flatten
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.tensors import Tensor
@@ -98,7 +99,7 @@ def expected_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
     whole = replace(config, feature_levels=(*config.feature_levels[:-1], depth))
     shapes: dict[str, tuple[int, ...]] = {}
     full = Compression(registers=0, plan=Plan((config.language.depth,), ()))
-    for path, leaf in flatten(abstract_params(VLMModule(whole, full))).items():
+    for path, leaf in flatten_dict(abstract_params(VLMModule(whole, full)), sep="/").items():
         part, *rest = path.split("/")
         if rest and rest[0].startswith("stages_"):
             layers = depth if part == "vision" else leaf.shape[0]

@@ -13,11 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import type_handlers
 
 from victor_jax.errors import UserError
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
-from victor_jax.models.params import nest
 from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
 from victor_jax.weights.checkpoint import Prompt, prompt_from_json
 from victor_jax.weights.tensors import Index, Tensor
@@ -43,7 +43,7 @@ class _LazyHandler(type_handlers.NumpyHandler):
 
 
 def write_params(folder: Path, tensors: dict[str, Tensor], progress: Any) -> None:
-    tree = nest(tensors)
+    tree = unflatten_dict(tensors, sep="/")
     registry = type_handlers.create_type_handler_registry(
         (Tensor, _LazyHandler(progress)), (jax.Array, type_handlers.ArrayHandler())
     )
