@@ -15,7 +15,7 @@ from victor_jax.data.records import Record, Turn
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.inference.prompts import open_prompter
-from victor_jax.weights.checkpoint import Prompt
+from victor_jax.prompt import Prompt
 
 VICTOR = "victor:registers=3,layer=2"
 TALKS = {

@@ -174,7 +174,7 @@ def test_a_state_that_does_not_fit_is_one_sentence_with_every_difference(tmp_pat
 
 
 def test_a_damaged_step_says_which_folder_to_delete(tmp_path: Path) -> None:
-    state = begin({"compression/registers": jnp.ones((8, 16))})  # one leaf: Orbax leaves the reads of the others dangling
+    state = begin({"compression/registers": jnp.ones((8, 16))})  # one leaf: Orbax leaves other reads dangling
     with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
         checkpoints.save(1, state, {})
     shutil.rmtree(tmp_path / "1" / "optimizer")

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 import victor_jax
 from victor_jax import cli
 from victor_jax.cli.convert import convert
+from victor_jax.weights.folder import write_shards
 from victor_jax.weights.read import open_checkpoint
-from victor_jax.weights.safetensors_writer import write_shards
 
 VICTOR = "victor:registers=4,layer=2"
 COMPANIONS = {

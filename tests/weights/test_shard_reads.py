@@ -25,9 +25,8 @@ from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import orbax_format
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.folder import read_folder, read_safetensors
-from victor_jax.weights.names import REGISTERS
+from victor_jax.weights.names import REGISTERS, from_torch
 from victor_jax.weights.place import gather, place
-from victor_jax.weights.tables import by_our_names
 from victor_jax.weights.tensors import Index, Tensor, from_array
 from victor_jax.weights.torch_files import read_torch_file
 from victor_jax.weights.write import write_checkpoint
@@ -86,7 +85,7 @@ def open_counted(format: str, folders: dict[str, Path], log: list[int]) -> dict[
         file = folders["hf"].parent / "pytorch_model.bin"
         torch.save({key: torch.from_numpy(tensor.load()) for key, tensor in files.items()}, file)
         files = read_torch_file(file)
-    table, _ = by_our_names(counted(files, log), str(folders["hf"]))
+    table, _ = from_torch(counted(files, log), str(folders["hf"]))
     return table | counted(read_safetensors(folders["hf"] / "victor.safetensors"), log)
 
 

@@ -2,17 +2,15 @@
 
 import io
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from victor_jax.errors import UserError
+from victor_jax.ops.images import CLIP_MEAN, CLIP_STD
+from victor_jax.prompt import Aspect
 
-Aspect = Literal["square", "pad"]
-# Those of OpenAI's CLIP processor.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 BACKGROUND = (122, 116, 104)  # the mean colour, cut to whole numbers as LLaVA does
 # A hair's breadth would be enlarged, and a very long side squared, to gigabytes.
 MAX_RATIO, MAX_SIDE = 200, 1 << 15
@@ -21,7 +19,7 @@ MAX_RATIO, MAX_SIDE = 200, 1 << 15
 def _table() -> np.ndarray:
     """float32 [3, 256]: every value that a channel can take, with the processor's roundings in their order."""
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean, std = (np.array(values, np.float32)[:, None] for values in (MEAN, STD))
+    mean, std = (np.array(values, np.float32)[:, None] for values in (CLIP_MEAN, CLIP_STD))
     return (scaled[None] - mean) / std
 
 

@@ -24,11 +24,12 @@ from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Sequence, image_slots, images_per_row, lay_out
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.attention import Implementation, check_implementation
+from victor_jax.prompt import Prompt
 from victor_jax.sharding.mesh import fetch
 from victor_jax.sharding.mesh import rows as row_sharding
 from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import fresh
-from victor_jax.weights.checkpoint import Checkpoint, Prompt
+from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.place import layers_of, place, unused_tensors
 from victor_jax.weights.read import open_checkpoint

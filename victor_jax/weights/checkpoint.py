@@ -3,40 +3,18 @@
 import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from flax.traverse_util import flatten_dict
 
 from victor_jax.compression.plan import Compression, Plan
-from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.vlm import VLMModule, abstract_params
+from victor_jax.prompt import Prompt
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.tensors import Tensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """How the model was taught to be asked: the chat template, and how a picture becomes a square."""
-
-    template: str = "vicuna_v1"
-    aspect: str = "pad"
-
-
-KNOWN = {"template": tuple(TEMPLATES), "aspect": ("square", "pad")}
-
-
-def prompt_from_json(written: Any, file: Path) -> Prompt:
-    """What a file of ours says of the prompt, or one error; what it leaves out is the default."""
-    if not isinstance(written, dict) or not written.keys() <= KNOWN.keys():
-        raise UserError(f"{file} describes the prompt as {written!r}: expected the keys {' and '.join(KNOWN)}")
-    for key, value in written.items():
-        if value not in KNOWN[key]:
-            raise UserError(f"{file} has the prompt {key} {value!r}: known are {', '.join(KNOWN[key])}")
-    return Prompt(**written)
 
 
 @dataclass(frozen=True)
@@ -47,7 +25,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # by our per-layer names
     compression: str = "full"  # the written form of what it was trained with
     skipped: tuple[str, ...] = field(default=(), repr=False)  # keys known to carry nothing we need
-    prompt: Prompt = Prompt()
+    prompt: Prompt = field(default_factory=Prompt)
 
     @property
     def registers(self) -> int:

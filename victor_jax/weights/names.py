@@ -4,8 +4,13 @@ Ours are per layer, with kernels [in, out]:  language/layers/3/attention/q/kerne
 [out, in]; a convolution over patches is a linear map of the flattened patch.
 """
 
+import math
 import re
-from typing import Any
+
+from victor_jax.errors import UserError, join_names
+from victor_jax.weights.tensors import Tensor, reshaped, transposed
+
+Table = dict[str, Tensor]  # by our names, or by the keys of a file
 
 # Ours -> PyTorch, module by module, within a language layer, a vision layer, and outside the layers.
 LANGUAGE_LAYER = {
@@ -29,10 +34,11 @@ VISION_LAYER = {
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
 }
+PATCHES = "vision/patch_embedding/kernel"
 VISION = {
     "vision/class_embedding": "embeddings.class_embedding",
     "vision/position_embedding": "embeddings.position_embedding.weight",
-    "vision/patch_embedding/kernel": "embeddings.patch_embedding.weight",
+    PATCHES: "embeddings.patch_embedding.weight",
     "vision/pre_norm/scale": "pre_layrnorm.weight",  # spelt so in CLIP
     "vision/pre_norm/bias": "pre_layrnorm.bias",
     "vision/post_norm/scale": "post_layernorm.weight",
@@ -43,6 +49,40 @@ HEAD = "language/head"
 OWN = "compression/"  # a method's own parameters, under the names of the module that holds them
 REGISTERS = OWN + "registers"
 
+# The prefixes of the parts in the two layouts that we write.
+LAYOUTS: dict[str, dict[str, str]] = {
+    "hf": {
+        "vision": "vision_tower.vision_model.",
+        "language": "language_model.model.",
+        "head": "language_model.lm_head.weight",
+        "linear_1": "multi_modal_projector.linear_1",
+        "linear_2": "multi_modal_projector.linear_2",
+    },
+    "llava": {
+        "vision": "model.vision_tower.vision_tower.vision_model.",
+        "language": "model.",
+        "head": "lm_head.weight",
+        "linear_1": "model.mm_projector.0",
+        "linear_2": "model.mm_projector.2",
+    },
+}
+LINEAR_PROJECTOR = "model.mm_projector"  # the original layout's name when the projector is one layer
+
+# Every spelling that we read: (pattern, part). What follows the prefix is the same in all of them.
+_SPELLINGS = [
+    (r"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(?P<rest>.+)", "vision"),
+    (r"(?:model\.)?(?:multi_modal_projector|mm_projector)\.(?P<rest>.+)", "projector"),
+    (r"(?:model\.)?(?:language_model\.)?lm_head\.weight(?P<rest>)", "head"),
+    (r"(?:model\.)?language_model\.(?:model\.)?(?P<rest>.+)", "language"),
+    (r"model\.(?P<rest>.+)", "language"),
+]
+_CLIP_SPELLINGS = [(r"(?:vision_model\.)?(?P<rest>.+)", "vision")]
+_PROJECTOR = {"linear_1": "linear_1", "linear_2": "linear_2", "0": "linear_1", "2": "linear_2", "": "linear_1"}
+
+# Tensors that carry nothing we need: buffers that are recomputed, and the text half of a whole CLIP.
+_SKIPPABLE = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
+_CLIP_SKIPPABLE = re.compile(r"text_model\..*|(text|visual)_projection\.weight|logit_scale")
+
 
 def current_name(path: str) -> str:
     """Checkpoints of version 0.1 hold the registers outside `compression/`."""
@@ -51,52 +91,40 @@ def current_name(path: str) -> str:
     return f"{parent}/{REGISTERS}".lstrip("/") if is_old else path
 
 
-# Where the parts stand in the two layouts that we write.
-LAYOUTS: dict[str, Any] = {
-    "hf": {
-        "vision": "vision_tower.vision_model.",
-        "language": "language_model.model.",
-        "head": "language_model.lm_head.weight",
-        "projector": {
-            "linear_1": "multi_modal_projector.linear_1",
-            "linear_2": "multi_modal_projector.linear_2",
-        },
-    },
-    "llava": {
-        "vision": "model.vision_tower.vision_tower.vision_model.",
-        "language": "model.",
-        "head": "lm_head.weight",
-        "projector": {"linear_1": "model.mm_projector.0", "linear_2": "model.mm_projector.2"},
-    },
-}
-LINEAR_PROJECTOR = "model.mm_projector"  # the original layout's name when the projector is one layer
-
-# Every spelling that we read: (pattern, part). What follows the prefix is the same in all of them.
-_SPELLINGS = [
-    (r"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(?P<rest>.+)", "vision"),
-    (r"(?:model\.)?multi_modal_projector\.(?P<rest>.+)", "projector"),
-    (r"(?:model\.)?mm_projector\.(?P<rest>.+)", "mm_projector"),
-    (r"(?:model\.)?(?:language_model\.)?lm_head\.weight(?P<rest>)", "head"),
-    (r"(?:model\.)?language_model\.(?:model\.)?(?P<rest>.+)", "language"),
-    (r"model\.(?P<rest>.+)", "language"),
-]
-_CLIP_SPELLINGS = [(r"(?:vision_model\.)?(?P<rest>.+)", "vision")]
-
-# Tensors that carry nothing we need: buffers that are recomputed, and the text half of a whole CLIP.
-_SKIPPABLE = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
-_CLIP_SKIPPABLE = re.compile(r"text_model\..*|(text|visual)_projection\.weight|logit_scale")
-
-_PROJECTOR = {
-    "linear_1": "linear_1",
-    "linear_2": "linear_2",
-    "0": "linear_1",
-    "2": "linear_2",
-    "": "linear_1",
-}
+def from_torch(
+    tensors: Table, source: str, *, clip_folder: bool = False, tied_head: bool = False
+) -> tuple[Table, tuple[str, ...]]:
+    """Tensors under PyTorch keys -> by our names in our layout, and the keys that carry nothing we need."""
+    table: Table = {}
+    skipped, unknown, twice = [], [], []
+    for key, tensor in tensors.items():
+        name = from_torch_name(key, clip_folder)
+        is_skippable = _SKIPPABLE.fullmatch(key) or (clip_folder and _CLIP_SKIPPABLE.fullmatch(key))
+        if is_skippable or (tied_head and name == HEAD):  # a tied head is the embedding
+            skipped.append(key)
+        elif name is None:
+            unknown.append(key)
+        elif name in table:
+            twice.append(key)
+        else:
+            table[name] = _from_torch_layout(name, tensor)
+    if unknown:
+        raise UserError(f"{source} holds unexpected tensors: {join_names(unknown)}")
+    if twice:
+        raise UserError(f"{source} holds the same tensor under two spellings: {join_names(twice)}")
+    return table, tuple(skipped)
 
 
-def is_skippable(key: str, clip_folder: bool = False) -> bool:
-    return bool(_SKIPPABLE.fullmatch(key) or (clip_folder and _CLIP_SKIPPABLE.fullmatch(key)))
+def to_torch(tensors: Table, layout: str, linear_projector: bool, patch_size: int) -> Table:
+    """The inverse of `from_torch`, in the layout `hf` or `llava`."""
+    table = {}
+    for name, tensor in tensors.items():
+        if is_transposed(name):
+            tensor = transposed(tensor)
+        if name == PATCHES:
+            tensor = reshaped(tensor, (tensor.shape[0], 3, patch_size, patch_size))
+        table[to_torch_name(name, layout, linear_projector)] = tensor
+    return table
 
 
 def from_torch_name(key: str, clip_folder: bool = False) -> str | None:
@@ -111,7 +139,7 @@ def _from_torch_part(part: str, rest: str) -> str | None:
     match part:
         case "head":
             return HEAD
-        case "projector" | "mm_projector":
+        case "projector":
             module, _, leaf = rest.rpartition(".")
             known = module in _PROJECTOR and leaf in ("weight", "bias")
             return f"projector/{_PROJECTOR[module]}/{_our_leaf(leaf)}" if known else None
@@ -132,24 +160,30 @@ def _our_layer(rest: str, prefix: str, modules: dict[str, str], part: str) -> st
 
 def to_torch_name(name: str, layout: str, linear_projector: bool = False) -> str:
     """Our name -> the key in the layout `hf` or `llava`."""
-    places = LAYOUTS[layout]
+    prefixes = LAYOUTS[layout]
     if name == HEAD:
-        return places["head"]
+        return prefixes["head"]
     part, *inner = name.split("/")
     if part == "projector":
-        module = LINEAR_PROJECTOR if linear_projector else places["projector"][inner[0]]
+        module = LINEAR_PROJECTOR if linear_projector else prefixes[inner[0]]
         return f"{module}.{_torch_leaf(inner[1])}"
     outside = VISION if part == "vision" else LANGUAGE
     if name in outside:
-        return f"{places[part]}{outside[name]}"
+        return f"{prefixes[part]}{outside[name]}"
     _, layer, *module_path, leaf = inner
-    modules, prefix = (VISION_LAYER, "encoder.layers") if part == "vision" else (LANGUAGE_LAYER, "layers")
-    return f"{places[part]}{prefix}.{layer}.{modules['/'.join(module_path)]}.{_torch_leaf(leaf)}"
+    modules, layers = (VISION_LAYER, "encoder.layers") if part == "vision" else (LANGUAGE_LAYER, "layers")
+    return f"{prefixes[part]}{layers}.{layer}.{modules['/'.join(module_path)]}.{_torch_leaf(leaf)}"
 
 
 def is_transposed(name: str) -> bool:
     """Whether PyTorch keeps this tensor with its output axis first."""
     return name.endswith("/kernel") or name == HEAD
+
+
+def _from_torch_layout(name: str, tensor: Tensor) -> Tensor:
+    if name == PATCHES and len(tensor.shape) == 4 and tensor.shape[1] == 3:
+        tensor = reshaped(tensor, (tensor.shape[0], math.prod(tensor.shape[1:])))
+    return transposed(tensor) if is_transposed(name) and len(tensor.shape) == 2 else tensor
 
 
 def _our_leaf(leaf: str, is_norm: bool = False) -> str:

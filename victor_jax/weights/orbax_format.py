@@ -19,7 +19,7 @@ from orbax.checkpoint import type_handlers
 from victor_jax.errors import UserError
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
-from victor_jax.weights.checkpoint import Prompt, prompt_from_json
+from victor_jax.prompt import Prompt, prompt_from_json
 from victor_jax.weights.tensors import Index, Tensor
 
 MODEL_TYPE = "victor_jax"
