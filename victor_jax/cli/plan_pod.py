@@ -59,16 +59,18 @@ class Times:
 
 def shapes_of(settings: "Settings", text: int, images: int) -> "dict[str, Shape]":
     """A usual row, and the longest that the settings allow."""
+    from victor_jax.compression.spec import parse
     from victor_jax.data.shapes import Shape
     from victor_jax.training.setup import size
 
-    visual = images * size(settings).tokens_per_image
+    config = size(settings)
+    visual = images * parse(settings.compression, config).tokens_per_image(config)
     longest = settings.data.max_length - visual
     if longest < 1:
         raise UserError(
             f"config.data.max_length={settings.data.max_length} leaves no text beside {visual} visual tokens"
         )
-    return {"usual": Shape(min(text, longest), images), "longest": Shape(longest, images)}
+    return {"usual": Shape(min(text, longest), images, visual), "longest": Shape(longest, images, visual)}
 
 
 def plan(step: "LoweredStep", name: str) -> Planned:
@@ -109,13 +111,13 @@ def costs(step: "LoweredStep") -> "list[StepCost]":
     from victor_jax.analysis.flops import Training, Work, training_step
 
     settings, module = step.run.settings, step.run.module
-    rows, registers = settings.batch_size // settings.micro_batches, module.compression.registers
-    training = Training(settings.trainable, registers, module.remat, settings.lora.rank)
+    rows = settings.batch_size // settings.micro_batches
+    training = Training(settings.trainable, module.remat, settings.lora.rank)
     works = [
         Work.of_loss(rows, lengths, rows * part.images, settings.loss_chunk)
         for part, lengths in zip(step.parts, step.lengths, strict=True)
     ]
-    return [training_step(module.config, module.compression.plan, work, training) for work in works]
+    return [training_step(module, work, training) for work in works]
 
 
 def times(planned: Planned, topology: slices.Topology) -> Times:
@@ -146,7 +148,7 @@ def _say_run(planned: Sequence[Planned], topology: slices.Topology, say: Callabl
     run = planned[0].step.run
     settings, mesh = run.settings, ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     say(
-        f"{settings.size}, {run.module.compression.spec}, training {' '.join(settings.trainable)}"
+        f"{settings.size}, {run.module.method.spec}, training {' '.join(settings.trainable)}"
         f"{f' and adapters of rank {settings.lora.rank}' if settings.lora.rank else ''}; "
         f"{settings.dtype} on {settings.param_dtype} parameters, remat {settings.remat}, {settings.attention} attention"
     )
@@ -158,7 +160,7 @@ def _say_run(planned: Sequence[Planned], topology: slices.Topology, say: Callabl
         part, lengths = one.step.parts[0], one.step.lengths[0]
         stages = ", ".join(
             f"{layers} {'layer' if layers == 1 else 'layers'} on {length}"
-            for layers, length in zip(run.module.compression.plan.stages, lengths, strict=True)
+            for layers, length in zip(run.module.method.plan.stages, lengths, strict=True)
         )
         images = "1 image" if part.images == 1 else f"{part.images} images"
         say(f"  {one.name} rows: {part.text} text positions, {images}: {stages} (compiled in {one.seconds:.0f} s)")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from victor_jax.data.shapes import Layout
 from victor_jax.errors import UserError
-from victor_jax.training.setup import Run, lengths_of
+from victor_jax.training.setup import Run, sizes_of
 
 GIB = 2**30
 STATE = ("trained parameters", "optimizer", "gradients", "frozen parameters")
@@ -88,10 +88,13 @@ def _layer_inputs(run: Run, layout: Layout, is_shared: bool) -> int:
     settings, module = run.settings, run.module
     through_text = "language" in settings.trainable or settings.lora.rank > 0  # else text-only rows teach nothing
     largest = max(
-        sum(layers * length for layers, length in zip(module.compression.plan.stages, lengths, strict=True))
+        sum(
+            layers * length
+            for layers, length in zip(module.method.plan.stages, module.method.plan.stage_lengths(sizes), strict=True)
+        )
         if part.images or through_text
         else 0
-        for part, lengths in zip(layout.parts, lengths_of(run, layout.parts), strict=True)
+        for part, sizes in zip(layout.parts, sizes_of(run, layout.parts), strict=True)
     )
     rows = settings.batch_size // settings.micro_batches
     whole = rows * largest * module.config.language.width * jnp.dtype(settings.dtype).itemsize

@@ -9,7 +9,7 @@ from victor_jax.analysis import flops
 from victor_jax.data.index import Index
 from victor_jax.data.schedule import FILLER
 from victor_jax.data.shapes import Layout
-from victor_jax.training.setup import Run, lengths_of
+from victor_jax.training.setup import Run, sizes_of
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets, by the beginning of its kind's name.
 PEAKS = {
@@ -26,12 +26,12 @@ PEAKS = {
 class Usage:
     def __init__(self, run: Run, index: Index) -> None:
         self._index, self._run = index, run
-        self._per_image = run.module.config.tokens_per_image + run.module.compression.registers
 
     def of_step(self, rows: np.ndarray, layout: Layout, times: dict[str, float]) -> dict[str, float]:
         """`rows` are those of the whole batch, `times` those of the clock since the step before."""
         rows = rows[rows != FILLER]
-        tokens = self._index.text_lengths[rows].sum() + self._index.image_counts[rows].sum() * self._per_image
+        index, registers = self._index, self._run.module.method.registers
+        tokens = (index.text_lengths[rows] + index.visual_lengths[rows] + index.image_counts[rows] * registers).sum()
         return {"data_wait": times.get("data", 0.0), "tokens": int(tokens), "flops": self.flops(layout)}
 
     @functools.cache  # noqa: B019 - one object per run, a few layouts
@@ -41,18 +41,18 @@ class Usage:
         rows = settings.batch_size // len(layout.parts)
         training = flops.Training(
             settings.trainable,
-            module.compression.registers,
             settings.remat,  # type: ignore[arg-type]  # checked where settings are read
             settings.lora.rank,
         )
         return sum(
             flops.training_step(
-                module.config,
-                module.compression.plan,
-                flops.Work.of_loss(rows, lengths, rows * part.images, settings.loss_chunk),
+                module,
+                flops.Work.of_loss(
+                    rows, module.method.plan.stage_lengths(sizes), rows * part.images, settings.loss_chunk
+                ),
                 training,
             ).model_flops
-            for part, lengths in zip(layout.parts, lengths_of(self._run, layout.parts), strict=True)
+            for part, sizes in zip(layout.parts, sizes_of(self._run, layout.parts), strict=True)
         )
 
 

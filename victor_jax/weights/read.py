@@ -25,7 +25,6 @@ from victor_jax.weights.hf_config import (
 )
 from victor_jax.weights.hub import local_folder
 from victor_jax.weights.names import OWN, PATCHES, Table, current_name, from_torch
-from victor_jax.weights.tensors import from_array
 from victor_jax.weights.torch_files import read_torch_file
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -53,10 +52,8 @@ def open_checkpoint(
             if value:
                 raise UserError(f"{folder} brings its own {name}: leave {value} out")
         checkpoint = _open_orbax(folder, raw) if model_type == orbax_format.MODEL_TYPE else _open_hf(folder, raw)
-    elif model_type in ORIGINAL_TYPES or "mm_vision_tower" in raw:
-        checkpoint = _open_original(folder, raw, tower, projector_file)
-    elif model_type in LANGUAGE_DEFAULTS:
-        checkpoint = _open_language_model(folder, raw, tower, projector_file, seed)
+    elif model_type in ORIGINAL_TYPES or model_type in LANGUAGE_DEFAULTS or "mm_vision_tower" in raw:
+        checkpoint = _open_parts(folder, raw, tower, projector_file, seed)
     elif model_type in CLIP_TYPES:
         raise UserError(f"{folder} is a vision tower alone: give it as vision=… beside a language model")
     else:
@@ -65,8 +62,9 @@ def open_checkpoint(
             f"{folder / 'config.json'} has the unknown model_type {model_type!r}: known are {', '.join(known)}"
         )
     checkpoint = _with_side_files(checkpoint)
-    check(checkpoint.tensors, checkpoint.config, str(folder))
-    _check_compression(checkpoint)
+    method = parse(checkpoint.compression, checkpoint.config)
+    trained = "" if checkpoint.compression == "full" else f", trained with {checkpoint.compression},"
+    check(checkpoint, method, f"{folder}{trained}")
     return checkpoint
 
 
@@ -104,26 +102,25 @@ def _with_side_files(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=tensors, compression=compression, prompt=prompt)
 
 
-def _check_compression(checkpoint: Checkpoint) -> None:
-    needed = parse(checkpoint.compression, checkpoint.config.language.depth).registers
-    if needed != checkpoint.registers:
-        raise UserError(
-            f"{checkpoint.folder} says it was trained with {checkpoint.compression} but holds "
-            f"{checkpoint.registers} registers"
-        )
+# --- the original LLaVA, and the parts that a training starts from ---------------------------------------------------
 
 
-# --- the original LLaVA: the language model's folder, with a projector and perhaps a vision tower in it --------------
+def _open_parts(
+    folder: Path, raw: dict[str, Any], vision: Path | None, projector: Path | None, seed: int
+) -> Checkpoint:
+    """A language model's folder. The original LLaVA has a projector in it or beside it, and perhaps the tower.
 
-
-def _open_original(folder: Path, raw: dict[str, Any], vision: Path | None, projector: Path | None) -> Checkpoint:
+    A language model alone takes its vision tower from `vision`; a projector that nobody has is drawn.
+    """
     file = str(folder / "config.json")
+    is_llava = raw.get("model_type") in ORIGINAL_TYPES or "mm_vision_tower" in raw
     language = language_config(raw, file, ORIGINAL_TYPES.get(raw.get("model_type", "llava")))
     table, skipped = from_torch(read_folder(folder), str(folder), tied_head=language.tied_embeddings)
-    if not any(name.startswith("projector/") for name in table):
+    if any(name.startswith("projector/") for name in table):
+        if projector:
+            raise UserError(f"{folder} brings its own projector: leave projector={projector} out")
+    elif projector or is_llava:
         table |= _read_projector(projector or _projector_beside(folder))
-    elif projector:
-        raise UserError(f"{folder} brings its own projector: leave projector={projector} out")
     if any(name.startswith("vision/") for name in table):
         if vision:
             raise UserError(f"{folder} brings its own vision tower: leave vision={vision} out")
@@ -134,7 +131,7 @@ def _open_original(folder: Path, raw: dict[str, Any], vision: Path | None, proje
         skipped += more
     config = VLMConfig(
         vision=tower,
-        projector=_projector_config(raw, file, table),
+        projector=_projector_config(raw, file, table) if is_llava else _projector_found(table),
         language=language,
         feature_levels=feature_levels(raw.get("mm_vision_select_layer", -2), tower.depth, file),
         keep_class_token=_keeps_class_token(raw, file),
@@ -143,40 +140,13 @@ def _open_original(folder: Path, raw: dict[str, Any], vision: Path | None, proje
         pad_token=pad_token(raw.get("pad_token_id"), file),
         end_tokens=end_tokens(raw, language.family, file),
     )
+    if not any(name.startswith("projector/") for name in table):
+        warnings.warn(f"the projector is untrained: drawn from seed {seed}", stacklevel=3)
+        table |= fresh.projector(config, seed)
     # The one part of the prompt that this layout states; some name a preparation that we do not know.
     aspect = raw.get("image_aspect_ratio")
     prompt = Prompt(aspect=aspect) if aspect in ("square", "pad") else Prompt()
-    return Checkpoint("llava", folder, config, table, skipped=skipped, prompt=prompt)
-
-
-def _open_language_model(
-    folder: Path, raw: dict[str, Any], vision: Path | None, projector: Path | None, seed: int
-) -> Checkpoint:
-    """A language model and a CLIP folder: where a training starts. Without a projector a fresh one is drawn."""
-    if vision is None:
-        raise UserError(f"{folder} is a language model alone: give the folder of a CLIP vision tower (vision=…)")
-    file = str(folder / "config.json")
-    language = language_config(raw, file)
-    table, skipped = from_torch(read_folder(folder), str(folder), tied_head=language.tied_embeddings)
-    tower, tensors, more = _open_clip(vision)
-    table |= tensors
-    if projector:
-        table |= _read_projector(projector)
-    linear = projector is not None and "projector/linear_2/kernel" not in table
-    config = VLMConfig(
-        vision=tower,
-        projector=ProjectorConfig("linear" if linear else "mlp", bias=True),
-        language=language,
-        feature_levels=feature_levels(-2, tower.depth, file),
-        keep_class_token=False,
-        image_token=language.vocabulary,
-        pad_token=pad_token(raw.get("pad_token_id"), file),
-        end_tokens=end_tokens(raw, language.family, file),
-    )
-    if projector is None:
-        warnings.warn(f"the projector is untrained: drawn from seed {seed}", stacklevel=3)
-        table |= {name: from_array(array) for name, array in fresh.projector(config, seed).items()}
-    return Checkpoint("language model + CLIP", folder, config, table, skipped=skipped + more)
+    return Checkpoint("llava" if is_llava else "language model + CLIP", folder, config, table, "full", skipped, prompt)
 
 
 def _open_clip(folder: Path) -> tuple[VisionConfig, Table, tuple[str, ...]]:
@@ -221,15 +191,17 @@ def _named_tower(folder: Path, raw: dict[str, Any]) -> Path | None:
 def _tower_beside(folder: Path, raw: dict[str, Any]) -> Path:
     if place := _named_tower(folder, raw):
         return place
-    named = raw.get("mm_vision_tower") or "mm_vision_tower"
+    if not (named := raw.get("mm_vision_tower")):
+        raise UserError(f"{folder} is a language model alone: give the folder of a CLIP vision tower (vision=…)")
     try:
-        if (place := local_folder(named)).exists():
-            return place
-        reason = "is not a folder here"
-    except UserError as error:  # the Hub does not have it, or cannot be asked
-        reason = f"is not a folder here ({error})"
+        place = local_folder(named)
+    except UserError:  # the Hub does not have it, or cannot be reached
+        place = Path(named)
+    if place.exists():
+        return place
     raise UserError(
-        f"{folder} holds no vision tower and {named} {reason}: give the folder of a CLIP vision tower (vision=…)"
+        f"{folder} holds no vision tower and {named} is not a folder here, nor to be had from the Hugging Face Hub: "
+        "give the folder of a CLIP vision tower (vision=…)"
     )
 
 
@@ -262,6 +234,12 @@ def _tower_within(folder: Path, raw: dict[str, Any], table: Table) -> VisionConf
         activation="quick_gelu",
         norm_eps=CLIP_DEFAULTS["layer_norm_eps"],
     )
+
+
+def _projector_found(table: Table) -> ProjectorConfig:
+    """Of a projector's own file, or of the one to be drawn."""
+    is_linear = "projector/linear_1/kernel" in table and "projector/linear_2/kernel" not in table
+    return ProjectorConfig("linear" if is_linear else "mlp", bias=True)
 
 
 def _projector_config(raw: dict[str, Any], file: str, table: Table) -> ProjectorConfig:

@@ -19,7 +19,7 @@ from victor_jax.weights import orbax_format
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.folder import SIDE_CONFIG, SIDE_WEIGHTS, write_file, write_shards
 from victor_jax.weights.hf_config import hf_dict, llava_dict
-from victor_jax.weights.names import HEAD, OWN, to_torch
+from victor_jax.weights.names import HEAD, to_torch
 from victor_jax.weights.tensors import Index, Tensor, transposed
 from victor_jax.weights.tokenizer import IMAGE_TOKEN, tokenizer_with_image_token, write_processor
 
@@ -86,7 +86,7 @@ def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progr
     config, prompt = checkpoint.config, checkpoint.prompt
     if to == "llava" and len(config.feature_levels) > 1:
         raise UserError("the original layout takes features of one vision layer, this model joins several: use hf")
-    own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(OWN)}
+    own = checkpoint.own
     shared = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in own}
     linear = config.projector.kind == "linear"
     write_shards(folder, to_torch(shared, to, linear, config.vision.patch_size), progress)
