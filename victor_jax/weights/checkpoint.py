@@ -13,7 +13,7 @@ from victor_jax.models.config import VLMConfig
 from victor_jax.models.parameters import Constant, Declared
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.prompt import Prompt
-from victor_jax.weights.names import OWN, REGISTERS
+from victor_jax.weights.names import OWN, REGISTERS, with_torch_name
 from victor_jax.weights.tensors import Tensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -57,21 +57,25 @@ def check(checkpoint: Checkpoint, method: Method, source: str) -> None:
     whole = expected(checkpoint.config) | own_parameters(checkpoint.config, method)
     wanted = {name: leaf.shape for name, leaf in whole.items()}
     tensors = checkpoint.tensors
+
+    def listed(names: list[str]) -> str:
+        return join_names([with_torch_name(name, checkpoint.format) for name in names])
+
     held = {name: tensor.shape for name, tensor in tensors.items()}
     problems = []
     if missing := sorted(wanted.keys() - held.keys()):
-        problems.append(f"lacks {join_names(missing)}")
+        problems.append(f"lacks {listed(missing)}")
     if unexpected := sorted(held.keys() - wanted.keys()):
-        problems.append(f"holds unexpected {join_names(unexpected)}")
+        problems.append(f"holds unexpected {listed(unexpected)}")
     if misshaped := [
-        f"{name} as {held[name]} where {wanted[name]} is expected"
+        f"{listed([name])} as {held[name]} where {wanted[name]} is expected"
         for name in sorted(wanted.keys() & held.keys())
         if held[name] != wanted[name]
     ]:
         problems.append(f"holds {join_names(misshaped)}")
     if odd := [name for name, tensor in tensors.items() if tensor.dtype.name not in FLOATS]:
         kinds = sorted({tensors[name].dtype.name for name in odd})
-        problems.append(f"holds {join_names(odd)} as {' and '.join(kinds)} where a float type is expected")
+        problems.append(f"holds {listed(odd)} as {' and '.join(kinds)} where a float type is expected")
     if problems:
         raise UserError(f"{source} {'; it '.join(problems)}")
 

@@ -137,7 +137,7 @@ def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
     config = VisionConfig(**_fields(VisionConfig, VISION_KEYS, value, where))
     if config.width % config.heads:
         raise UserError(
-            f"{where} has hidden_size {config.width}, which {config.heads} num_attention_heads do not divide"
+            f"{where} has hidden_size {config.width}, which num_attention_heads {config.heads} does not divide"
         )
     return config
 

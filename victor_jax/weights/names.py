@@ -175,6 +175,12 @@ def to_torch_name(name: str, layout: str, linear_projector: bool = False) -> str
     return f"{prefixes[part]}{layers}.{layer}.{modules['/'.join(module_path)]}.{_torch_leaf(leaf)}"
 
 
+def with_torch_name(name: str, format: str) -> str:
+    """`language/head (lm_head.weight)`: for messages about a checkpoint of that format, in the spelling we write."""
+    layout = {"hf": "hf", "llava": "llava", "language model + CLIP": "llava"}.get(format)
+    return f"{name} ({to_torch_name(name, layout)})" if layout and not name.startswith(OWN) else name
+
+
 def is_transposed(name: str) -> bool:
     """Whether PyTorch keeps this tensor with its output axis first."""
     return name.endswith("/kernel") or name == HEAD
