@@ -87,7 +87,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             kind = entry.get_dtype()
             if kind not in _DTYPES:
                 raise UserError(f"tensor {key} in {path} has type {kind}, which is not supported: save it as BF16")
-            tensors[key] = Tensor(tuple(entry.get_shape()), np.dtype(_DTYPES[kind]), _reader(path, key), str(path))
+            tensors[key] = Tensor(tuple(entry.get_shape()), np.dtype(_DTYPES[kind]), _reader(path, key))
         return tensors
 
 

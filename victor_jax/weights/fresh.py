@@ -30,7 +30,7 @@ def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
                 values = np.full(shape, value, np.float32)
         return values[index]
 
-    return Tensor(shape, np.dtype(np.float32), read, f"seed {seed}")
+    return Tensor(shape, np.dtype(np.float32), read)
 
 
 def projector(config: VLMConfig, seed: int) -> dict[str, Tensor]:

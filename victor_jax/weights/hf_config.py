@@ -85,10 +85,7 @@ def vlm_config(raw: Mapping[str, Any], file: str, generation: Mapping[str, Any])
     text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or raw.get("tie_word_embeddings"))
     vision = vision_config(raw["vision_config"], f"vision_config of {file}")
     language = language_config(text, f"text_config of {file}")
-    _refuse(raw, file, "projector_hidden_act", ("gelu",))
-    strategy = raw.get("vision_feature_select_strategy", "default")
-    if strategy not in ("default", "full"):
-        raise UserError(f"{file} has vision_feature_select_strategy {strategy!r}, expected default or full")
+    choice(raw, file, "projector_hidden_act", "gelu")
     end = generation if "eos_token_id" in generation else text
     pad = raw.get("pad_token_id", generation.get("pad_token_id", text.get("pad_token_id")))
     return VLMConfig(
@@ -96,7 +93,7 @@ def vlm_config(raw: Mapping[str, Any], file: str, generation: Mapping[str, Any])
         projector=ProjectorConfig("mlp", bool(raw.get("multimodal_projector_bias", True))),
         language=language,
         feature_levels=feature_levels(raw.get("vision_feature_layer", -2), vision.depth, file),
-        keep_class_token=strategy == "full",
+        keep_class_token=choice(raw, file, "vision_feature_select_strategy", "default", "full") == "full",
         image_token=_token(raw.get("image_token_index", raw.get("image_token_id", 32000)), "image_token_index", file),
         pad_token=pad_token(pad, file),
         end_tokens=end_tokens(end, language.family, file),
@@ -112,9 +109,9 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
             f"{', '.join(LANGUAGE_DEFAULTS)}"
         )
     value = LANGUAGE_DEFAULTS[model_type] | {k: v for k, v in raw.items() if v is not None or k in NULL_IS_A_VALUE}
-    _refuse(value, where, "hidden_act", ("silu",))
-    _refuse(value, where, "mlp_bias", (False,))
-    _refuse(value, where, "use_sliding_window" if model_type == "qwen2" else "attention_bias", (False,))
+    choice(value, where, "hidden_act", "silu")
+    choice(value, where, "mlp_bias", False)
+    choice(value, where, "use_sliding_window" if model_type == "qwen2" else "attention_bias", False)
     width, heads = (_checked(value[key], int, key, where) for key in ("hidden_size", "num_attention_heads"))
     if value["num_key_value_heads"] is None:
         value["num_key_value_heads"] = heads
@@ -130,9 +127,7 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
 
 
 def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
-    model_type = raw.get("model_type", "clip_vision_model")
-    if model_type != "clip_vision_model":
-        raise UserError(f"{where} has model_type {model_type!r}, which is not supported: expected clip_vision_model")
+    choice(raw, where, "model_type", "clip_vision_model")
     value = {**CLIP_DEFAULTS, **raw}
     config = VisionConfig(**_fields(VisionConfig, VISION_KEYS, value, where))
     if config.width % config.heads:
@@ -220,13 +215,14 @@ def _is_int(written: Any) -> bool:
     return isinstance(written, int) and not isinstance(written, bool)
 
 
-def _refuse(raw: Mapping[str, Any], where: str, key: str, allowed: tuple[Any, ...]) -> None:
-    """The first of the allowed values is the default."""
-    value = raw.get(key, allowed[0])
-    if value not in allowed:
+def choice(raw: Mapping[str, Any], where: str, key: str, *known: Any) -> Any:
+    """The value of a key that may have few values. A file that leaves it out means the first."""
+    value = raw.get(key, known[0])
+    if value not in known:
         raise UserError(
-            f"{where} has {key} {value!r}, which is not supported: expected {' or '.join(repr(a) for a in allowed)}"
+            f"{where} has {key} {value!r}, which is not supported: expected {' or '.join(map(repr, known))}"
         )
+    return value
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

@@ -101,4 +101,4 @@ def _of_array(array: jax.Array, layer: int | None = None) -> Tensor:
         return fetch(array[index] if layer is None else array[(layer, *index)])
 
     shape = array.shape if layer is None else array.shape[1:]
-    return Tensor(shape, np.dtype(array.dtype), read, "memory")
+    return Tensor(shape, np.dtype(array.dtype), read)

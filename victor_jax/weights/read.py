@@ -16,6 +16,7 @@ from victor_jax.weights.hf_config import (
     CLIP_DEFAULTS,
     LANGUAGE_DEFAULTS,
     ORIGINAL_TYPES,
+    choice,
     end_tokens,
     feature_levels,
     language_config,
@@ -131,10 +132,10 @@ def _open_parts(
         skipped += more
     config = VLMConfig(
         vision=tower,
-        projector=_projector_config(raw, file, table) if is_llava else _projector_found(table),
+        projector=_projector_config(raw, file, table),
         language=language,
         feature_levels=feature_levels(raw.get("mm_vision_select_layer", -2), tower.depth, file),
-        keep_class_token=_keeps_class_token(raw, file),
+        keep_class_token=choice(raw, file, "mm_vision_select_feature", "patch", "cls_patch") == "cls_patch",
         # The original has no image token of its own; like Hugging Face's converter we take the next free id.
         image_token=raw.get("victor_jax", {}).get("image_token", language.vocabulary),
         pad_token=pad_token(raw.get("pad_token_id"), file),
@@ -236,21 +237,9 @@ def _tower_within(folder: Path, raw: dict[str, Any], table: Table) -> VisionConf
     )
 
 
-def _projector_found(table: Table) -> ProjectorConfig:
-    """Of a projector's own file, or of the one to be drawn."""
-    is_linear = "projector/linear_1/kernel" in table and "projector/linear_2/kernel" not in table
-    return ProjectorConfig("linear" if is_linear else "mlp", bias=True)
-
-
 def _projector_config(raw: dict[str, Any], file: str, table: Table) -> ProjectorConfig:
-    kind = raw.get("mm_projector_type", "linear")  # the first LLaVA did not write it
-    if kind not in ("linear", "mlp2x_gelu"):
-        raise UserError(f"{file} has mm_projector_type {kind!r}, which is not supported: known are linear, mlp2x_gelu")
-    return ProjectorConfig("linear" if kind == "linear" else "mlp", "projector/linear_1/bias" in table)
-
-
-def _keeps_class_token(raw: dict[str, Any], file: str) -> bool:
-    feature = raw.get("mm_vision_select_feature", "patch")
-    if feature not in ("patch", "cls_patch"):
-        raise UserError(f"{file} has mm_vision_select_feature {feature!r}, expected patch or cls_patch")
-    return feature == "cls_patch"
+    """The first LLaVA did not write the kind, and a language model does not: then it shows in the tensors."""
+    is_drawn = "projector/linear_1/kernel" not in table
+    kinds = ("mlp2x_gelu", "linear") if is_drawn or "projector/linear_2/kernel" in table else ("linear", "mlp2x_gelu")
+    kind = choice(raw, file, "mm_projector_type", *kinds)
+    return ProjectorConfig("linear" if kind == "linear" else "mlp", is_drawn or "projector/linear_1/bias" in table)
