@@ -219,9 +219,8 @@ def choice(raw: Mapping[str, Any], where: str, key: str, *known: Any) -> Any:
     """The value of a key that may have few values. A file that leaves it out means the first."""
     value = raw.get(key, known[0])
     if value not in known:
-        raise UserError(
-            f"{where} has {key} {value!r}, which is not supported: expected {' or '.join(map(repr, known))}"
-        )
+        supported = " or ".join(map(str, known))
+        raise UserError(f"{where} has {key} {value!r}, which is not supported: expected {supported}")
     return value
 
 

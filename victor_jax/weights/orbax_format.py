@@ -122,11 +122,11 @@ def config_from_json(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str, P
 
 def _build(kind: Any, written: Any) -> Any:
     """The inverse of `dataclasses.asdict`."""
-    if not isinstance(written, dict):
+    options: list[Any] = [option for option in (kind, *get_args(kind)) if dataclasses.is_dataclass(option)]
+    if not options or written is None:
         return tuple(written) if isinstance(written, list) else written
-    options = [option for option in (kind, *get_args(kind)) if dataclasses.is_dataclass(option)]
     for option in options:  # several in a union: told apart by their fields
         hints = get_type_hints(option)
-        if hints.keys() == written.keys():
+        if isinstance(written, dict) and hints.keys() == written.keys():
             return option(**{key: _build(hints[key], value) for key, value in written.items()})
-    raise TypeError(f"{' or '.join(option.__name__ for option in options)} is described by {', '.join(written)}")
+    raise TypeError(f"{' or '.join(option.__name__ for option in options)} cannot be {written!s:.80}")
