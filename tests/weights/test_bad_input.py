@@ -694,7 +694,7 @@ def test_an_incomplete_orbax_folder(damage, ours):
         (lambda raw: raw.pop("compression"), r"ours/config.json does not describe a model of ours"),
         (lambda raw: raw["architecture"]["language"].update(depth=5), r"ours lacks language/layers/4/"),
     ],
-    ids=["version", "architecture", "depth", "compression", "another depth"],
+    ids=["version", "a list", "architecture", "depth", "compression", "another depth"],
 )
 def test_a_config_of_ours_that_cannot_be_read(change, pattern, ours):
     change_config(ours, change)
