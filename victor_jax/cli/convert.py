@@ -41,10 +41,10 @@ def convert(
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__)
-    parser.add_argument("source", metavar="SRC", help="a checkpoint folder of any known format")
+    parser.add_argument("source", metavar="SRC", help="a checkpoint: a folder, or org/name on the Hugging Face Hub")
     parser.add_argument("destination", metavar="DST", help="the folder to write")
     parser.add_argument("--to", required=True, choices=("hf", "llava", "orbax"))
-    parser.add_argument("--vision", help="a CLIP folder, where SRC holds no vision tower")
+    parser.add_argument("--vision", help="a CLIP folder or its org/name, where SRC holds no vision tower")
     parser.add_argument("--projector", help="a mm_projector.bin, where SRC holds no projector")
     parser.add_argument("--seed", type=int, default=0, help="draws a projector that nobody has")
     given: Any = parser.parse_args(arguments)

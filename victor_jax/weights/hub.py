@@ -30,9 +30,8 @@ LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def local_folder(path: str | Path) -> Path:
-    """A folder that exists, as it is; else `org/name` or `org/name@revision`, fetched where the cache lacks it."""
-    repository = REPOSITORY.fullmatch(str(path))
-    if Path(path).exists() or not repository:
+    """`org/name` or `org/name@revision` -> its folder in the cache, fetched where it is not there yet; else `path`."""
+    if not (repository := REPOSITORY.fullmatch(str(path))):
         return Path(path)
     with _one_sentence(f"{path} is no folder here, and on the Hugging Face Hub"):
         for weights in WEIGHTS:
@@ -114,4 +113,4 @@ def _one_sentence(beginning: str) -> Iterator[None]:
             "its files: give a folder, or load it once where there is a network"
         ) from None
     except (HTTPError, HFValidationError) as error:  # HTTPError is every other failure of the network or the Hub
-        raise UserError(f"{beginning} {str(error).splitlines()[0]}") from None
+        raise UserError(f"{beginning} {(str(error) or type(error).__name__).splitlines()[0]}") from None

@@ -24,7 +24,6 @@ from victor_jax.weights.hf_config import (
     vision_config,
     vlm_config,
 )
-from victor_jax.weights.hub import local_folder
 from victor_jax.weights.names import OWN, PATCHES, Table, current_name, from_torch
 from victor_jax.weights.torch_files import read_torch_file
 
@@ -41,9 +40,9 @@ def open_checkpoint(
     `vision` is a CLIP folder for a checkpoint without the tower, `projector` a mm_projector.bin for one without
     a projector. A language model with a vision tower and no projector gets one drawn from `seed`.
     """
-    folder = local_folder(path)
+    folder = _folder(path)
     raw = read_json(folder / "config.json")
-    tower = local_folder(vision) if vision else None
+    tower = _folder(vision) if vision else None
     projector_file = Path(projector) if projector else None
     model_type = raw.get("model_type")
     if not isinstance(model_type, str | None):
@@ -67,6 +66,15 @@ def open_checkpoint(
     trained = "" if checkpoint.compression == "full" else f", trained with {checkpoint.compression},"
     check(checkpoint, method, f"{folder}{trained}")
     return checkpoint
+
+
+def _folder(path: str | Path) -> Path:
+    """A folder that exists wins over a repository of its name."""
+    if Path(path).exists():
+        return Path(path)
+    from victor_jax.weights.hub import local_folder  # a quarter of a second that only the Hub's users pay
+
+    return local_folder(path)
 
 
 # --- formats that describe the whole model --------------------------------------------------------------------------
@@ -195,7 +203,7 @@ def _tower_beside(folder: Path, raw: dict[str, Any]) -> Path:
     if not (named := raw.get("mm_vision_tower")):
         raise UserError(f"{folder} is a language model alone: give the folder of a CLIP vision tower (vision=…)")
     try:
-        place = local_folder(named)
+        place = _folder(named)
     except UserError:  # the Hub does not have it, or cannot be reached
         place = Path(named)
     if place.exists():
