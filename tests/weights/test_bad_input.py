@@ -390,7 +390,7 @@ def test_an_original_without_its_vision_tower(net, tmp_path):
 
 def test_an_original_without_its_projector(net, tmp_path):
     layouts.original(tmp_path, net, drop(state(net, "original"), "mm_projector"))
-    with refused(r"holds no projector and no mm_projector.bin lies in it: .* \(projector=…\)"):
+    with refused(r"holds no projector and no mm_projector.bin is in it: .* \(projector=…\)"):
         open_checkpoint(tmp_path)
 
 

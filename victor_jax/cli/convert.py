@@ -33,7 +33,7 @@ def convert(
         f"compression {checkpoint.compression}"
     )
     if checkpoint.skipped:
-        print(f"skipped, carrying nothing we need: {len(checkpoint.skipped)} ({checkpoint.skipped[0]}, …)")
+        print(f"skipped, not needed: {len(checkpoint.skipped)} ({checkpoint.skipped[0]}, …)")
     with tqdm(total=checkpoint.nbytes, unit="B", unit_scale=True, desc=f"to {to}") as bar:
         write_checkpoint(checkpoint, destination, to, bar.update)
     print(f"wrote {destination}")
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--to", required=True, choices=("hf", "llava", "orbax"))
     parser.add_argument("--vision", help="a CLIP folder or its org/name, where SRC holds no vision tower")
     parser.add_argument("--projector", help="a mm_projector.bin, where SRC holds no projector")
-    parser.add_argument("--seed", type=int, default=0, help="draws a projector that nobody has")
+    parser.add_argument("--seed", type=int, default=0, help="draws the projector where none is given")
     given: Any = parser.parse_args(arguments)
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

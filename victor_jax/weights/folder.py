@@ -12,7 +12,7 @@ from victor_jax.errors import UserError, join_names
 from victor_jax.weights.tensors import Index, Tensor
 from victor_jax.weights.torch_files import read_torch_file
 
-SIDE_CONFIG = "victor.json"  # beside a layout of others: the compression and the prompt that it was trained with
+SIDE_CONFIG = "victor.json"  # beside an hf or llava checkpoint: the compression and the prompt that it was trained with
 SIDE_WEIGHTS = "victor.safetensors"  # and the compression's own parameters
 SHARD_BYTES = 5 * 10**9
 _DTYPES = {
@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the folder under the key of its file. Safetensors win where both kinds lie."""
+    """Every tensor of the folder under the key of its file. Safetensors win where there are both kinds."""
     for stem, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch_file)):
         index = folder / f"{stem}.index.json"
         if index.exists():

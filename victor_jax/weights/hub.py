@@ -55,7 +55,7 @@ def push_checkpoint(checkpoint: Checkpoint, repository: str, private: bool = Tru
     with _one_sentence(f"{repository} cannot be written:"), tempfile.TemporaryDirectory() as scratch:
         address = api.create_repo(repository, private=private, exist_ok=True)  # before the long work
         folder = Path(scratch) / "model"
-        write_checkpoint(checkpoint, folder, "hf", lambda _: None)
+        write_checkpoint(checkpoint, folder, "hf")
         (folder / "README.md").write_text(model_card(checkpoint, repository))
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload with victor_jax")
     return str(address)

@@ -96,7 +96,7 @@ _CLIP_SPELLINGS = [(r"(?:vision_model\.)?(.+)", "vision")]
 # The original layout numbers the projector's layers, and has none where the projector is a single one.
 _PROJECTOR = {"0.": "linear_1.", "2.": "linear_2.", "": "linear_1."}
 
-# Tensors that carry nothing we need: buffers that are recomputed, and the text half of a whole CLIP.
+# Tensors that are not needed: buffers that are recomputed, and the text half of a whole CLIP.
 _SKIPPABLE = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
 _CLIP_SKIPPABLE = re.compile(r"text_model\..*|(text|visual)_projection\.weight|logit_scale")
 
@@ -111,7 +111,7 @@ def current_name(path: str) -> str:
 def from_torch(
     tensors: Table, source: str, *, clip_folder: bool = False, tied_head: bool = False
 ) -> tuple[Table, tuple[str, ...]]:
-    """Tensors under PyTorch keys -> by our names in our layout, and the keys that carry nothing we need."""
+    """Tensors under PyTorch keys -> by our names in our layout, and the keys that are not needed."""
     table: Table = {}
     skipped, unknown, twice = [], [], []
     for key, tensor in tensors.items():

@@ -119,7 +119,7 @@ def _open_parts(
 ) -> Checkpoint:
     """A language model's folder. The original LLaVA has a projector in it or beside it, and perhaps the tower.
 
-    A language model alone takes its vision tower from `vision`; a projector that nobody has is drawn.
+    A language model alone takes its vision tower from `vision`; a projector that is given nowhere is drawn from `seed`.
     """
     file = str(folder / "config.json")
     is_llava = raw.get("model_type") in ORIGINAL_TYPES or "mm_vision_tower" in raw
@@ -185,13 +185,11 @@ def _read_projector(path: Path) -> Table:
 def _projector_beside(folder: Path) -> Path:
     if (file := folder / PROJECTOR_FILE).exists():
         return file
-    raise UserError(
-        f"{folder} holds no projector and no {PROJECTOR_FILE} lies in it: give the file of one (projector=…)"
-    )
+    raise UserError(f"{folder} holds no projector and no {PROJECTOR_FILE} is in it: give the file of one (projector=…)")
 
 
 def _named_tower(folder: Path, raw: dict[str, Any]) -> Path | None:
-    """The folder of the vision tower that config.json names, where it is at hand."""
+    """The folder of the vision tower that config.json names, if it is here."""
     if not (named := raw.get("mm_vision_tower")):
         return None
     return next((place for place in (Path(named), folder / named) if (place / "config.json").exists()), None)

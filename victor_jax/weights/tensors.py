@@ -1,4 +1,4 @@
-"""A tensor that still lies in its file: its shape is known, its bytes are read when asked for, slice by slice."""
+"""A tensor not read yet: its shape is known, its bytes are read from the file when asked for, slice by slice."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ COMPANIONS = (
 Progress = Callable[[int], Any]  # called with the bytes that have been written
 
 
-def write_checkpoint(checkpoint: Checkpoint, destination: str | Path, to: str, progress: Progress) -> None:
+def write_checkpoint(
+    checkpoint: Checkpoint, destination: str | Path, to: str, progress: Progress = lambda _: None
+) -> None:
     if to not in FORMATS:
         raise UserError(f"unknown format {to!r}: known are {', '.join(FORMATS)}")
     has_image_token = checkpoint.config.image_token < checkpoint.config.language.vocabulary
@@ -82,7 +84,7 @@ def _write_params(folder: Path, tensors: dict[str, Tensor], progress: Progress) 
 
 
 def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progress) -> str:
-    """Weights and side files of a layout of others -> the text of its config.json."""
+    """Writes weights and side files of the layout `hf` or `llava`; returns the text of its config.json."""
     config, prompt = checkpoint.config, checkpoint.prompt
     if to == "llava" and len(config.feature_levels) > 1:
         raise UserError("the original layout takes features of one vision layer, this model joins several: use hf")
