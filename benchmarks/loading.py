@@ -25,9 +25,9 @@ BATCH, WARM_UP, STEPS = 16, 2, 24
 
 def run(workers: list[int], steps: int = STEPS) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        source, indexed = open_source(Path(folder))
+        source, indexed = open_batches(Path(folder))
         records = [{"workers": number, **read(source, number, steps)} for number in workers]
-        text = int(source.reader[0].input_ids.size)
+        text = int(source.reader[0].ids.size)
     return {
         "benchmark": "loading",
         "machine": machine.describe(),
@@ -37,26 +37,24 @@ def run(workers: list[int], steps: int = STEPS) -> dict[str, Any]:
     }
 
 
-def open_source(folder: Path) -> tuple[Any, float]:
+def open_batches(folder: Path) -> tuple[Any, float]:
     """What train.py would open, and the rows per second of the pass that measures them."""
     from victor_jax.data.batches import BatchSource
-    from victor_jax.data.images import ImageFolder
     from victor_jax.data.index import Reader, build_index
-    from victor_jax.data.records import open_records
     from victor_jax.data.sample import write_sample
     from victor_jax.data.schedule import Schedule
+    from victor_jax.data.sources import open_source
     from victor_jax.data.templates import TEMPLATES
     from victor_jax.weights.tokenizer import open_tokenizer
 
     write_rows(folder)
     tokenizer = open_tokenizer(write_sample(folder / "sample") / "tokenizer")
-    records = open_records(folder / "rows.json")
+    records, images = open_source(folder / "rows.json", folder / "photos")
     reader = Reader(records, TEMPLATES["vicuna_v1"], tokenizer, PATCHES, max_length=2048)
     began = time.perf_counter()
     index = build_index(reader, workers=0, progress=False)
     indexed = len(reader) / (time.perf_counter() - began)
-    schedule = Schedule(index, BATCH, 0, PATCHES + REGISTERS, parts=1, rows=np.arange(len(reader)))
-    images = ImageFolder(folder / "photos")
+    schedule = Schedule(index, BATCH, 0, REGISTERS, parts=1, rows=np.arange(len(reader)))
     return BatchSource(reader, images, schedule, REGISTERS, image_size=SIZE, aspect="pad"), indexed
 
 

@@ -15,6 +15,7 @@ BLOCKED = [
     "PIL",
     "torch",
     "tqdm",
+    "pyarrow",
 ]
 BENCHMARKED = [
     "victor_jax.ops.attention",

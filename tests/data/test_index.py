@@ -22,7 +22,7 @@ def test_lengths_are_those_of_the_text_and_images_of_each_row(tmp_path):
     assert index.bad == []
     assert index.image_counts[:4].tolist() == [1, 2, 1, 0]
     for row in (0, 1, 3):
-        ids = its[row].input_ids
+        ids = its[row].ids
         assert index.text_lengths[row] == (ids != IMAGE).sum()
 
 
@@ -40,7 +40,7 @@ def test_too_many_bad_rows_are_an_error_that_names_the_first(tmp_path):
     rows = [text_row(1), *({"conversations": turns("Why?", "")} for _ in range(9))]
     its = reader(tmp_path, rows)
     assert len(built(its, max_bad_rows=9).bad) == 9
-    with pytest.raises(UserError, match=r"max_bad_rows=8 .*data\.json, row 1 .*answer.* row 5 .*check_data"):
+    with pytest.raises(UserError, match=r"max_bad_rows=8 .*data\.json, row 1 .*answer.* row 5 .*check-data"):
         built(its, max_bad_rows=8)
 
 
@@ -58,7 +58,7 @@ def test_worker_processes_measure_the_same(tmp_path, monkeypatch):
 
 def length_of(its, row):
     """Positions with the images expanded and no registers."""
-    ids = its[row].input_ids
+    ids = its[row].ids
     return len(ids) + (TOKENS_PER_IMAGE - 1) * int((ids == IMAGE).sum())
 
 
@@ -69,12 +69,12 @@ def test_the_limit_holds_after_the_images_are_expanded(tmp_path, row):
     for limit in (length - 1, length, length + 1):
         cut = reader(tmp_path, [row], max_length=limit)
         assert length_of(cut, 0) == min(limit, length)
-        kept = len(cut[0].input_ids)
-        np.testing.assert_array_equal(cut[0].input_ids, whole[0].input_ids[:kept])
+        kept = len(cut[0].ids)
+        np.testing.assert_array_equal(cut[0].ids, whole[0].ids[:kept])
         np.testing.assert_array_equal(cut[0].targets, whole[0].targets[:kept])
 
 
-def test_a_row_that_loses_all_that_is_learnt_is_bad(tmp_path):
+def test_a_row_that_loses_all_that_is_supervised_is_bad(tmp_path):
     row = image_row("0.png", 1)
     row["conversations"][0]["value"] += " cat" * 100
     its = reader(tmp_path, [row], max_length=100)
@@ -85,11 +85,11 @@ def test_a_row_that_loses_all_that_is_learnt_is_bad(tmp_path):
 def test_an_image_is_never_cut_in_two(tmp_path):
     row = {"image": ["0.png", "2.png"], "conversations": turns("<image> a", "b", "c <image>", "d")}
     whole = reader(tmp_path, [row])[0]
-    second = int(np.flatnonzero(whole.input_ids == IMAGE)[1])
+    second = int(np.flatnonzero(whole.ids == IMAGE)[1])
     in_the_middle = second + TOKENS_PER_IMAGE - 1 + TOKENS_PER_IMAGE // 2
     its = reader(tmp_path, [row], max_length=in_the_middle)
     assert its[0].images == ("0.png",)
-    assert len(its[0].input_ids) == second
+    assert len(its[0].ids) == second
     assert (its[0].targets != IGNORE).any()
 
 

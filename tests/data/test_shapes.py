@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from victor_jax.compression.spec import parse
-from victor_jax.data.shapes import Shape, by_length, choose_layouts, shape_lengths
+from victor_jax.data.shapes import Shape, by_length, choose_layouts
 from victor_jax.errors import UserError
+from victor_jax.models.sizes import SIZES
 
 
 def chosen(text_lengths, image_counts=0, per_image=16, batch=4, **more):
     text_lengths = np.array(text_lengths)
     image_counts = np.broadcast_to(np.array(image_counts), text_lengths.shape)
-    return choose_layouts(text_lengths, image_counts, per_image, batch, **more)
+    return choose_layouts(text_lengths, image_counts, image_counts * per_image, 0, batch, **more)
 
 
 def up(length):
@@ -43,7 +44,7 @@ def test_no_other_choice_of_lengths_pads_less(parts, layouts):
 
 def test_one_program_is_enough_for_rows_of_one_length():
     (layout,) = chosen([24] * 12)
-    assert layout.parts == (Shape(24, 0),)
+    assert layout.parts == (Shape(24, 0, 0),)
     assert layout.batches == 3
     assert layout.padding_share(4) == 0
 
@@ -55,12 +56,12 @@ def test_a_few_percent_of_padding_are_not_worth_another_program():
 
 def test_text_fills_the_row_up_to_the_multiple_images_and_all():
     (layout,) = chosen([13] * 4, image_counts=1, per_image=11)
-    assert layout.parts == (Shape(13, 1),)  # 13 + 11 = 24
+    assert layout.parts == (Shape(13, 1, 11),)  # 13 + 11 = 24
 
 
 def test_rows_with_and_without_images_have_shapes_of_their_own():
     layouts = chosen([40] * 8, image_counts=[0, 1] * 4)
-    assert [layout.parts for layout in layouts] == [(Shape(40, 0),), (Shape(40, 1),)]
+    assert [layout.parts for layout in layouts] == [(Shape(40, 0, 0),), (Shape(40, 1, 16),)]
     with pytest.raises(UserError, match="need 2"):
         chosen([40] * 8, image_counts=[0, 1] * 4, at_most=1)
 
@@ -87,8 +88,10 @@ def test_no_rows_are_an_error():
 
 
 def test_stage_lengths_are_those_of_the_plan():
-    shape = Shape(text=40, images=2)
-    assert shape_lengths(shape, parse("full", 4).plan, tokens_per_image=9, registers=0) == (64,)
-    victor = parse("victor:registers=3,layer=1", 4)
-    assert shape_lengths(shape, victor.plan, tokens_per_image=9, registers=3) == (64, 48)
-    assert shape_lengths(Shape(40, 0), victor.plan, tokens_per_image=9, registers=3) == (40, 40)
+    def lengths(spec, shape):
+        method = parse(spec, SIZES["7b"])
+        return method.plan.stage_lengths(method.plan.sizes(shape.counts(method.registers)))
+
+    assert lengths("full", Shape(40, 2, 18)) == (64,)
+    assert lengths("victor:registers=3,layer=1", Shape(40, 2, 18)) == (64, 48)
+    assert lengths("victor:registers=3,layer=1", Shape(40, 0, 0)) == (40, 40)

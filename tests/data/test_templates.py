@@ -1,4 +1,4 @@
-"""The exact prompts, letter by letter; what is to be learnt stands between «…»."""
+"""The exact prompts, letter by letter; what is supervised is between «…»."""
 
 import pytest
 
@@ -20,8 +20,8 @@ SYSTEM = (
 def shown(name, turns):
     text, open_ = "", False
     for span in TEMPLATES[name].render(turns):
-        if span.learnt != open_:
-            text, open_ = text + ("«" if span.learnt else "»"), span.learnt
+        if span.supervised != open_:
+            text, open_ = text + ("«" if span.supervised else "»"), span.supervised
         text += span.text
     return text + ("»" if open_ else "")
 

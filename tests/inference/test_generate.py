@@ -9,12 +9,13 @@ from talking import picture
 from tokenizers_tiny import llama3_tokenizer, qwen2_tokenizer, sentencepiece_tokenizer, write_sentencepiece
 
 import victor_jax
-from victor_jax.data.images import normalise, preprocess
+from victor_jax.data.images import preprocess
 from victor_jax.data.labels import IGNORE, IMAGE, encode, encode_prompt
 from victor_jax.data.records import Record, Turn
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.inference.prompts import open_prompter
+from victor_jax.ops import images as ops_images
 from victor_jax.prompt import Prompt
 
 VICTOR = "victor:registers=3,layer=2"
@@ -77,7 +78,7 @@ def test_generate_is_the_template_the_pixels_and_the_tokens_put_together(vlm):
     before = tokenizer(system + "USER: ").input_ids
     after = tokenizer("\nWhat is in the picture? ASSISTANT:", add_special_tokens=False).input_ids
     ids = np.array([before + [talking.VOCABULARY] * 9 + after])
-    pixels = normalise(preprocess(picture(0), 12, "pad"))[None]
+    pixels = ops_images.normalise(preprocess(picture(0), 12, "pad"))[None]
     tokens = vlm.generate_ids(ids, pixels, max_new_tokens=12)[0].tolist()
     said = tokens[: tokens.index(2)] if 2 in tokens else tokens
     expected = tokenizer.decode(said, skip_special_tokens=True).strip()
@@ -120,7 +121,7 @@ def test_pictures_are_prepared_as_the_checkpoint_was_taught(tmp_path, aspect):
     asked_with = prompter(write_sentencepiece(tmp_path, legacy=True), prompt=Prompt(aspect=aspect))
     picture(0).save(tmp_path / "0.png")
     asked = asked_with.ask(["a", "b <image> c <image>"], [str(tmp_path / "0.png"), [picture(1), picture(2)]])
-    expected = [normalise(preprocess(picture(seed), 12, aspect)) for seed in range(3)]
+    expected = [ops_images.normalise(preprocess(picture(seed), 12, aspect)) for seed in range(3)]
     np.testing.assert_array_equal(asked_with.arrays(asked).pixel_values, np.stack(expected))
 
 

@@ -9,7 +9,7 @@ from victor_jax.errors import exit_status
 COMMANDS = {
     "convert": "a checkpoint from one format to another",
     "check-data": "walk a data set without training: counts, lengths, rows that cannot be used",
-    "pack-data": "a data set as a few large files, for buckets and pods",
+    "pack-data": "data sets as a few large files, for buckets and pods",
     "plan-pod": "compile a recipe's training step for a TPU slice that is not there: does it fit, what does it cost",
     "heatmap": "draw what each register read of an image",
 }
