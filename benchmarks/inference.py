@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from benchmarks import machine
 from benchmarks.shapes import Params, counted, prompts, random_params, sequence_of, small
@@ -25,7 +26,6 @@ from victor_jax.models.sequence import image_slots, images_per_row
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Implementation
-from victor_jax.weights.names import nest
 
 TEXT = 64  # text tokens of a prompt
 
@@ -93,7 +93,7 @@ def pixels(config: VLMConfig, images: int) -> np.ndarray:
 
 def programs(case: Case, new_tokens: tuple[int, ...]) -> dict[str, Callable[[], jax.stages.Lowered]]:
     """What a case compiles: the vision tower alone, and prefill and decode for each length of answer."""
-    module, tree = case.module, nest(case.params)
+    module, tree = case.module, unflatten_dict(case.params, sep="/")
 
     def see(params: dict, pixels: jax.Array, slots: jax.Array) -> Any:
         return module.apply({"params": params}, pixels, slots, case.batch, method=VLMModule.visual_tokens)
@@ -114,7 +114,7 @@ def programs(case: Case, new_tokens: tuple[int, ...]) -> dict[str, Callable[[], 
 
 def runs(case: Case, compiled: dict[str, jax.stages.Compiled], new_tokens: tuple[int, ...]) -> dict[str, Callable]:
     """What is timed: the vision tower, the first token with all that goes before it, whole answers."""
-    tree, temperature, key = nest(case.params), jnp.float32(0), jax.random.key(0)
+    tree, temperature, key = unflatten_dict(case.params, sep="/"), jnp.float32(0), jax.random.key(0)
 
     def answer(room: int) -> Any:
         logits, caches = compiled[f"prefill {room}"](tree, *case.given)

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from victor_jax.models.vlm import VLMModule
-from victor_jax.weights.hf_config_writer import hf_config
-from victor_jax.weights.names import is_transposed, theirs
+from victor_jax.weights.hf_config import hf_dict
+from victor_jax.weights.names import is_transposed, to_torch_name
 from victor_jax.weights.place import layers_of
 
 # Our export spells tensors as transformers 4.x does; in memory version 5 has moved them.
@@ -33,7 +33,7 @@ def hugging_face(
     config, dtype = module.config, getattr(torch, module.dtype.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ids, pixels = torch.tensor(asked[0], device=device), torch.tensor(asked[1], device=device, dtype=dtype)
-    described = hf_config(config, module.dtype.name)
+    described = hf_dict(config, module.dtype.name)
     written = transformers.LlavaConfig(**{k: v for k, v in described.items() if k != "architectures"})
     with torch.device(device):
         net = transformers.LlavaForConditionalGeneration._from_config(written, dtype=dtype).eval()
@@ -45,7 +45,7 @@ def _fill(net: Any, module: VLMModule, params: dict[str, jax.Array]) -> None:
     """Our weights in place of random ones; the vision layers that nothing asks for stay as they are."""
     held = net.state_dict()
     for name, tensor in layers_of(params, module).items():
-        key = theirs(name, "hf")
+        key = to_torch_name(name, "hf")
         for before, after in IN_MEMORY:
             key = after + key.removeprefix(before) if key.startswith(before) else key
         array = tensor.load().T if is_transposed(name) else tensor.load()

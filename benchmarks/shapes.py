@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from victor_jax.analysis.flops import Causal
 from victor_jax.models.config import VisionConfig, VLMConfig
@@ -12,7 +13,6 @@ from victor_jax.models.sequence import Sequence, lay_out
 from victor_jax.models.sizes import llava
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.ops.attention import Implementation
-from victor_jax.weights.names import flatten
 
 TEXT_BEFORE = 35  # text tokens before the image: the system prompt of LLaVA-1.5
 WORDS = range(3, 900)  # token ids that stand for text
@@ -35,7 +35,7 @@ def counted(attention: Implementation) -> Causal:
 def random_params(module: VLMModule, have: Params) -> Params:
     """Norm scales are 1, all else is noise and small: activations stay finite. Arrays in `have` that fit are shared:
     several compressions of one large model need not be held several times."""
-    leaves = flatten(abstract_params(module))
+    leaves = flatten_dict(abstract_params(module), sep="/")
     shared = {path: have[path] for path, leaf in leaves.items() if path in have and have[path].shape == leaf.shape}
 
     def draw() -> Params:

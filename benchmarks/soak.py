@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-
-from victor_jax.weights.names import flatten
+from flax.traverse_util import flatten_dict
 
 STEPS = 60
 READY = ", loss "  # train.py says it after its first step
@@ -75,7 +74,7 @@ def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
     leaves: dict[str, Any] = {}
     for item in ("params", "optimizer"):
         tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
-        leaves |= {f"{item}/{path}": np.asarray(leaf) for path, leaf in flatten(tree).items()}
+        leaves |= {f"{item}/{path}": np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
     return leaves
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from victor_jax.analysis import flops
 from victor_jax.analysis.flops import Training, Work
@@ -18,7 +19,6 @@ from victor_jax.models.layers import Lora
 from victor_jax.models.sequence import Sequence
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.weights.names import flatten, nest
 
 CONFIG = SIZES["7b"]
 VISUAL = CONFIG.tokens_per_image
@@ -53,7 +53,7 @@ def module(spec, config=CONFIG, **fields):
 
 
 def params(net):
-    return flatten(abstract_params(net))
+    return flatten_dict(abstract_params(net), sep="/")
 
 
 def ints(*shape):
@@ -81,7 +81,7 @@ def test_forward_equals_the_traced_module(spec):
     lengths, sequence, pixels = shapes(net)
 
     def run(params, sequence, pixels):
-        return net.apply({"params": nest(params)}, sequence, pixels, None, lengths, TEXT)
+        return net.apply({"params": unflatten_dict(params, sep="/")}, sequence, pixels, None, lengths, TEXT)
 
     counted = flops.forward(CONFIG, net.compression.plan, work(net, head=TEXT), causal="blocks").total.flops
     assert counted == traced(run, params(net), sequence, pixels)
@@ -93,10 +93,14 @@ def test_prefill_and_decode_equal_the_traced_module(spec):
     lengths, sequence, pixels = shapes(net)
 
     def prefill(params, sequence, pixels):
-        return net.apply({"params": nest(params)}, sequence, pixels, None, lengths, room, method=VLMModule.prefill)
+        return net.apply(
+            {"params": unflatten_dict(params, sep="/")}, sequence, pixels, None, lengths, room, method=VLMModule.prefill
+        )
 
     def decode(params, token, caches):
-        return net.apply({"params": nest(params)}, token, caches, jnp.int32(0), method=VLMModule.decode)
+        return net.apply(
+            {"params": unflatten_dict(params, sep="/")}, token, caches, jnp.int32(0), method=VLMModule.decode
+        )
 
     plan = net.compression.plan
     counted = flops.prefill(CONFIG, plan, work(net), causal="blocks").total.flops
@@ -139,7 +143,7 @@ def test_grouped_heads_and_joined_feature_levels_are_counted():
     _, _, pixels = shapes(net)
 
     def run(params, sequence, pixels):
-        return net.apply({"params": nest(params)}, sequence, pixels, None, (length,), TEXT)
+        return net.apply({"params": unflatten_dict(params, sep="/")}, sequence, pixels, None, (length,), TEXT)
 
     shape = Work(ROWS, (length,), ROWS, TEXT)
     counted = flops.forward(config, net.compression.plan, shape, causal="blocks").total.flops
@@ -160,7 +164,7 @@ def traced_gradient(net, trained, images=1):
     frozen = {path: leaf for path, leaf in every.items() if path not in learns}
 
     def loss(learns, frozen, sequence, pixels, targets):
-        params = {"params": nest(learns | frozen)}
+        params = {"params": unflatten_dict(learns | frozen, sep="/")}
         rows, _ = net.apply(params, sequence, pixels, targets, lengths, CHUNK, method=VLMModule.loss)
         return rows.sum()
 

@@ -16,7 +16,7 @@ from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.inference.prompts import open_prompter
 from victor_jax.ops import images as ops_images
-from victor_jax.weights.checkpoint import Prompt
+from victor_jax.prompt import Prompt
 
 VICTOR = "victor:registers=3,layer=2"
 TALKS = {

@@ -33,7 +33,7 @@ def convert(
         f"compression {checkpoint.compression}"
     )
     if checkpoint.skipped:
-        print(f"skipped, carrying nothing we need: {len(checkpoint.skipped)} ({checkpoint.skipped[0]}, …)")
+        print(f"skipped, not needed: {len(checkpoint.skipped)} ({checkpoint.skipped[0]}, …)")
     with tqdm(total=checkpoint.nbytes, unit="B", unit_scale=True, desc=f"to {to}") as bar:
         write_checkpoint(checkpoint, destination, to, bar.update)
     print(f"wrote {destination}")
@@ -41,12 +41,12 @@ def convert(
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__)
-    parser.add_argument("source", metavar="SRC", help="a checkpoint folder of any known format")
+    parser.add_argument("source", metavar="SRC", help="a checkpoint: a folder, or org/name on the Hugging Face Hub")
     parser.add_argument("destination", metavar="DST", help="the folder to write")
     parser.add_argument("--to", required=True, choices=("hf", "llava", "orbax"))
-    parser.add_argument("--vision", help="a CLIP folder, where SRC holds no vision tower")
+    parser.add_argument("--vision", help="a CLIP folder or its org/name, where SRC holds no vision tower")
     parser.add_argument("--projector", help="a mm_projector.bin, where SRC holds no projector")
-    parser.add_argument("--seed", type=int, default=0, help="draws a projector that nobody has")
+    parser.add_argument("--seed", type=int, default=0, help="draws the projector where none is given")
     given: Any = parser.parse_args(arguments)
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
