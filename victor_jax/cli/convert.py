@@ -40,7 +40,7 @@ def convert(
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__, allow_abbrev=False)
     parser.add_argument("source", metavar="SRC", help="a checkpoint folder of any known format")
     parser.add_argument("destination", metavar="DST", help="the folder to write")
     parser.add_argument("--to", required=True, choices=("hf", "llava", "orbax"))
