@@ -14,7 +14,7 @@ from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import memory, settings
-from victor_jax.training.memory import GIB, Room
+from victor_jax.training.memory import GIB, Capacity
 from victor_jax.training.setup import abstract_part, lengths_of, make_run
 
 SHORT, LONG = (Layout((Shape(text, 1),), batches=1, text=1) for text in (32, 2048))
@@ -28,7 +28,7 @@ def run_of(size="7b", recipe="finetune", argument="registers=8,layer=3", mesh=(1
 
 
 def each(gib):
-    return Room(int(gib * GIB), is_shared=False)
+    return Capacity(int(gib * GIB), is_shared=False)
 
 
 def refused(run, room, layouts=()):
@@ -70,7 +70,7 @@ def test_devices_that_share_the_machines_memory_count_together():
     whole = memory.held(run_of(), False)
     assert memory.held(run_of(mesh=(1, 8, 1)), True) == whole
     assert memory.held(run_of(mesh=(8, 1, 1)), True) == whole
-    assert "this machine would hold at least 101.3 GiB" in refused(run_of(), Room(24 * GIB, is_shared=True))
+    assert "this machine would hold at least 101.3 GiB" in refused(run_of(), Capacity(24 * GIB, is_shared=True))
 
 
 def test_long_rows_are_refused_by_what_the_layers_leave_for_the_backward_pass():
