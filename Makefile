@@ -39,4 +39,4 @@ quickstart: .venv-quickstart/ready
 
 # Kills a run at twenty random moments and compares its end with an undisturbed one: some minutes.
 soak: setup
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python tests/soak.py

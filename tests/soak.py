@@ -1,4 +1,4 @@
-"""python -m benchmarks.soak [--kills=20] [--seed=0]: training killed at random moments ends bit-identical all the same.
+"""python tests/soak.py [--kills=20] [--seed=0]: training killed at random moments ends bit-identical all the same.
 
 The recipe of a smoke test runs once undisturbed, and once killed again and again by SIGKILL, each time restarted by the
 same command. Prints where each kill fell, and compares parameters and optimizer of the last step.
@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-
-from victor_jax.weights.names import flatten
+from flax.traverse_util import flatten_dict
 
 STEPS = 60
 READY = ", loss "  # train.py says it after its first step
@@ -71,11 +70,11 @@ def logged(workdir: Path) -> int:
 
 
 def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Parameters and optimizer of a checkpoint, as they lie on disk."""
+    """Parameters and optimizer of a checkpoint, as they are on disk."""
     leaves: dict[str, Any] = {}
     for item in ("params", "optimizer"):
         tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
-        leaves |= {f"{item}/{path}": np.asarray(leaf) for path, leaf in flatten(tree).items()}
+        leaves |= {f"{item}/{path}": np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
     return leaves
 
 
@@ -88,7 +87,7 @@ def differing(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
