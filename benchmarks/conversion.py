@@ -41,8 +41,7 @@ def tables(result: machine.Result) -> str:
 
 
 if __name__ == "__main__":
-    flags = {
-        "size": {"choices": SIZES, "default": "small"},
-        "to": {"choices": ("hf", "llava", "orbax"), "default": "orbax"},
-    }
-    machine.command(__doc__, run, tables, **flags)
+    formats = ("hf", "llava", "orbax")
+    machine.command(
+        __doc__, run, tables, size={"choices": SIZES, "default": "small"}, to={"choices": formats, "default": "orbax"}
+    )

@@ -172,7 +172,7 @@ def run(name: str, preset: Preset, cases: dict[int, tuple[str, ...]], against: s
 
 
 if __name__ == "__main__":
-    flags = {"preset": {"choices": PRESETS, "default": "cpu"}, "against": {"choices": ("torch",)}}
+    flags: dict[str, Any] = {"preset": {"choices": PRESETS, "default": "cpu"}, "against": {"choices": ("torch",)}}
     machine.command(
         __doc__, lambda preset, against: run(preset, PRESETS[preset], CASES[preset], against), tables, **flags
     )

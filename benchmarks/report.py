@@ -5,6 +5,7 @@ The tables go to the standard output as Markdown; figures are written beside the
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ BENCHMARKS = {
 }
 # Okabe and Ito's colours: told apart by every kind of eye.
 BLUE, SKY, ORANGE, GREEN = "#0072b2", "#56b4e9", "#e69f00", "#009e73"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.spines.right": False,
     "axes.spines.top": False,

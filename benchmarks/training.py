@@ -102,7 +102,8 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
     )
     kinds = {"trained": train, "frozen": frozen, "optimizer": moments, "batch": parts}
     memory = {kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
-    memory["temporaries"] = compiled.memory_analysis().temp_size_in_bytes
+    analysis: Any = compiled.memory_analysis()
+    memory["temporaries"] = analysis.temp_size_in_bytes
     record = {
         "stage": stage.name,
         "name": spec,
