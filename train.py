@@ -30,12 +30,12 @@ from victor_jax.training.metrics import Late, Metrics, device_memory
 from victor_jax.training.optimizer import Params
 from victor_jax.training.settings import Settings, read
 from victor_jax.training.setup import (
-    lengths_of,
     make_run,
     mesh_of,
     on_mesh,
     open_start,
     row_shares,
+    sizes_of,
     start_params,
     start_state,
     start_tensors,
@@ -57,7 +57,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     draft = make_run(settings, start.config, mesh, total_steps=1)  # the data says how many there are
     memory.check(draft)
     start_tensors(draft, start)  # opened here, read below: the wrong registers are an error now
-    method = draft.module.compression
+    method = draft.module.method
     inputs = open_inputs(settings, start.config, method, mesh, workdir)
     schedule = inputs.train.schedule
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
@@ -123,8 +123,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                     records.show_batch(parts, inputs.tokenizer, workdir / "first_batch")
                 is_new = layout not in compiled
                 with clock.measure("compile" if is_new else "step"), memory.explained(run, layout):
-                    lengths = lengths_of(run, layout.parts)
-                    state, result = run.step(state, frozen, on_mesh(parts, mesh), np.int32(step), lengths=lengths)
+                    sizes = sizes_of(run, layout.parts)
+                    state, result = run.step(state, frozen, on_mesh(parts, mesh), np.int32(step), sizes=sizes)
                     late.push(step, result)
                     if is_new:
                         jax.block_until_ready(result["loss"])

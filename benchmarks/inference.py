@@ -13,17 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from benchmarks import machine
-from benchmarks.shapes import PRESETS, Params, Preset, counted, prompts, random_params, sequence_of
+from benchmarks.shapes import PRESETS, Params, Preset, batch_of, counted, prompts, random_params
 from victor_jax.analysis import flops
+from victor_jax.compression.plan import Size
 from victor_jax.compression.spec import parse
-from victor_jax.inference.generate import decode, prefill
-from victor_jax.models.config import VLMConfig
-from victor_jax.models.sequence import image_slots, images_per_row
+from victor_jax.inference.programs import decode, prefill
+from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
-from victor_jax.weights.names import nest
 
 TEXT = 64  # text tokens of a prompt
 
@@ -49,67 +48,59 @@ class Case:
     paper: dict[str, Any]  # what is known without running
 
 
-def make_case(preset: Preset, spec: str, batch: int, have: Params) -> Case:
+def make_case(preset: Preset, spec: str, rows: int, have: Params) -> Case:
     config, short = preset.config, preset.new_tokens[0]
-    module = VLMModule(config, parse(spec, config.language.depth), jnp.dtype(preset.dtype), preset.attention)
-    sequence, params = sequence_of(module, prompts(config, batch, TEXT)), random_params(module, have)
-    slots = image_slots(images_per_row(sequence, config.tokens_per_image))
-    given = jax.device_put((sequence, pixels(config, batch), slots))
-    lengths, tree = module.compression.plan.lengths(sequence.kinds), nest(params)
-    programs = compiled(module, tree, given, lengths, preset.new_tokens)
+    module = VLMModule(config, parse(spec, config), jnp.dtype(preset.dtype), preset.attention)
+    params = random_params(module, have)
+    batch, sizes = batch_of(module, rows, TEXT, supervised=False)
+    tree, batch = unflatten_dict(params, sep="/"), jax.device_put(batch)
+    programs = compiled(module, tree, batch, sizes, preset.new_tokens)
 
     def answer(room: int) -> Any:
-        logits, caches = programs[f"prefill {room}"](tree, *given)
+        logits, caches = programs[f"prefill {room}"](tree, batch)
         return programs[f"decode {room}"](tree, caches, logits, jnp.float32(0), jax.random.key(0))[0]
 
     timed: dict[str, Callable[[], Any]] = {
-        "vision": lambda: programs["vision"](tree, *given[1:]),
-        "prefill": lambda: programs[f"prefill {short}"](tree, *given),
+        "vision": lambda: programs["vision"](tree, batch.pixels),
+        "prefill": lambda: programs[f"prefill {short}"](tree, batch),
         **{f"answer {room}": partial(answer, room) for room in preset.new_tokens},
     }
-    most = max(map(machine.memory, programs.values()))
-    return Case(params, timed, {"lengths": lengths, "memory": most, **on_paper(preset, module, batch, lengths)})
-
-
-def pixels(config: VLMConfig, images: int) -> np.ndarray:
-    size = config.vision.image_size
-    return np.random.default_rng(0).normal(size=(images, 3, size, size)).astype(np.float32)
+    most, lengths = max(map(machine.memory, programs.values())), module.method.plan.stage_lengths(sizes)
+    return Case(params, timed, {"lengths": lengths, "memory": most, **on_paper(preset, module, rows, lengths)})
 
 
 def compiled(
-    module: VLMModule, tree: dict, given: Any, lengths: tuple[int, ...], new_tokens: tuple[int, ...]
+    module: VLMModule, tree: dict, batch: Batch, sizes: tuple[Size, ...], new_tokens: tuple[int, ...]
 ) -> dict[str, jax.stages.Compiled]:
     """The vision tower alone, and prefill and decode for each length of answer."""
 
-    def see(params: dict, pixels: jax.Array, slots: jax.Array) -> Any:
-        return module.apply({"params": params}, pixels, slots, len(slots), method=VLMModule.visual_tokens)
+    def see(params: dict, pixels: jax.Array) -> Any:
+        return module.apply({"params": params}, pixels, method=VLMModule.visual_tokens)
 
     def lower_decode(room: int) -> jax.stages.Lowered:
-        fill = partial(prefill, module=module, lengths=lengths, room=room)
-        logits, caches = jax.eval_shape(fill, tree, *given)
+        logits, caches = jax.eval_shape(partial(prefill, module=module, sizes=sizes, room=room), tree, batch)
         # No end token: every row decodes to the end.
         static = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0, "greedy": True}
         return decode.lower(tree, caches, logits, jnp.float32(0), jax.random.key(0), **static)
 
-    lower: dict[str, Callable[[], jax.stages.Lowered]] = {"vision": lambda: jax.jit(see).lower(tree, *given[1:])}
+    lower: dict[str, Callable[[], jax.stages.Lowered]] = {"vision": lambda: jax.jit(see).lower(tree, batch.pixels)}
     for room in new_tokens:
-        lower[f"prefill {room}"] = partial(prefill.lower, tree, *given, module=module, lengths=lengths, room=room)
+        lower[f"prefill {room}"] = partial(prefill.lower, tree, batch, module=module, sizes=sizes, room=room)
         lower[f"decode {room}"] = partial(lower_decode, room)
     with ThreadPoolExecutor() as pool:  # XLA compiles on the cores that tracing leaves idle
         return dict(zip(lower, pool.map(lambda lower: lower().compile(), lower.values()), strict=True))
 
 
-def on_paper(preset: Preset, module: VLMModule, batch: int, lengths: tuple[int, ...]) -> dict[str, Any]:
+def on_paper(preset: Preset, module: VLMModule, rows: int, lengths: tuple[int, ...]) -> dict[str, Any]:
     """FLOPs of the first token, vision included; bytes of one decoded token, in the middle of the long answer."""
-    config, plan, kept = module.config, module.compression.plan, flops.Bytes(module.dtype.itemsize)
-    work = flops.Work(batch, lengths, images=batch, head=1)
-    middle = tuple(length + preset.new_tokens[-1] // 2 for length in lengths)
-    first = flops.prefill(config, plan, work, causal=counted(module.implementation), kept=kept).total
-    cached = zip(plan.stages, lengths, strict=True)
+    kept, middle = flops.Bytes(module.dtype.itemsize), tuple(n + preset.new_tokens[-1] // 2 for n in lengths)
+    work = flops.Work(rows, lengths, images=rows, head=1)
+    first = flops.prefill(module, work, causal=counted(module.implementation), kept=kept).total
+    cached = zip(module.method.plan.stages, lengths, strict=True)
     return {
         "flops": {"prefill": first.flops},
-        "decode_bytes_per_token": flops.decode(config, plan, batch, middle, kept=kept).total.bytes,
-        "cache_bytes_per_image": sum(flops.cache_bytes(config, layers, 1, n, kept) for layers, n in cached),
+        "decode_bytes_per_token": flops.decode(module, rows, middle, kept=kept).total.bytes,
+        "cache_bytes_per_image": sum(flops.cache_bytes(module.config, layers, 1, n, kept) for layers, n in cached),
     }
 
 
@@ -124,8 +115,7 @@ def measure(preset: Preset, specs: tuple[str, ...], batch: int, against: str | N
     if against:
         from benchmarks.peers import hugging_face  # needs torch
 
-        asked = prompts(preset.config, batch, TEXT), pixels(preset.config, batch)
-        timed |= hugging_face(preset.config, preset.dtype, *asked, preset.new_tokens)
+        timed |= hugging_face(preset.config, preset.dtype, *prompts(preset.config, batch, TEXT), preset.new_tokens)
     flat = {(name, part): program for name, parts in timed.items() for part, program in parts.items()}
     seconds = machine.alternate(flat, preset.repeats)
     return [

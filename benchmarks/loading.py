@@ -25,7 +25,7 @@ def run(workers: list[int], steps: int = STEPS) -> machine.Result:
     with tempfile.TemporaryDirectory() as folder:
         source, indexed = open_source(Path(folder))
         records = [{"workers": number, **read(source, number, steps)} for number in workers]
-        text = int(source.reader[0].input_ids.size)
+        text = int(source.reader[0].ids.size)
     return {
         "benchmark": "loading",
         "machine": machine.describe(),
@@ -53,7 +53,7 @@ def open_source(folder: Path) -> tuple[Any, float]:
     began = time.perf_counter()
     index = build_index(reader, workers=0, progress=False)
     indexed = len(reader) / (time.perf_counter() - began)
-    schedule = Schedule(index, BATCH, 0, PATCHES + REGISTERS, parts=1, rows=np.arange(len(reader)))
+    schedule = Schedule(index, BATCH, 0, REGISTERS, parts=1, rows=np.arange(len(reader)))
     return BatchSource(reader, ImageFolder(folder), schedule, REGISTERS, image_size=SIZE, aspect="pad"), indexed
 
 

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from victor_jax.analysis.flops import Causal
+from victor_jax.compression.plan import Size
+from victor_jax.inference.arrays import encoded_rows
 from victor_jax.models.config import VisionConfig, VLMConfig
-from victor_jax.models.sequence import Sequence, lay_out
+from victor_jax.models.sequence import Batch, kind_counts, lay_out
 from victor_jax.models.sizes import SIZES, llava
-from victor_jax.models.vlm import VLMModule, abstract_params
+from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import Implementation
-from victor_jax.weights.names import flatten
+from victor_jax.ops.losses import IGNORE
 
 TEXT_BEFORE = 35  # text tokens before the image: the system prompt of LLaVA-1.5
 WORDS = range(3, 900)  # token ids that stand for text
@@ -54,7 +56,7 @@ def counted(attention: Implementation) -> Causal:
 def random_params(module: VLMModule, have: Params) -> Params:
     """Norm scales are 1, all else is noise and small: activations stay finite. Arrays in `have` that fit are shared:
     several compressions of one large model need not be held several times."""
-    leaves = flatten(abstract_params(module))
+    leaves = parameters(module)
     shared = {path: have[path] for path, leaf in leaves.items() if path in have and have[path].shape == leaf.shape}
 
     def draw() -> Params:
@@ -76,14 +78,21 @@ def _noise(shape: tuple[int, ...], seed: int) -> jax.Array:
     return (bits >> 8).astype(jnp.float32) * (0.07 / 2**24) - 0.035  # uniform, of standard deviation 0.02
 
 
-def prompts(config: VLMConfig, batch: int, text: int) -> np.ndarray:
-    """Token ids in the Hugging Face convention: one image in `text` tokens."""
-    words = np.random.default_rng(0).integers(WORDS.start, WORDS.stop, (batch, text))
-    image = np.full((batch, config.tokens_per_image), config.image_token)
-    return np.concatenate([words[:, :TEXT_BEFORE], image, words[:, TEXT_BEFORE:]], axis=1)
+def prompts(config: VLMConfig, rows: int, text: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and pixels in the Hugging Face convention: one image in `text` tokens."""
+    rng, size = np.random.default_rng(0), config.vision.image_size
+    words = rng.integers(WORDS.start, WORDS.stop, (rows, text))
+    image = np.full((rows, config.features_per_image), config.image_token)
+    ids = np.concatenate([words[:, :TEXT_BEFORE], image, words[:, TEXT_BEFORE:]], axis=1)
+    return ids, rng.normal(size=(rows, 3, size, size)).astype(np.float32)
 
 
-def sequence_of(module: VLMModule, ids: np.ndarray) -> Sequence:
-    config, registers = module.config, module.compression.registers
-    sizes = {"image_token": config.image_token, "tokens_per_image": config.tokens_per_image, "registers": registers}
-    return lay_out(ids, np.ones_like(ids), **sizes)
+def batch_of(module: VLMModule, rows: int, text: int, supervised: bool) -> tuple[Batch, tuple[Size, ...]]:
+    """Such rows as the programs read them, all of their text supervised or none, and the static sizes of the plan."""
+    method, (ids, pixels) = module.method, prompts(module.config, rows, text)
+    encoded = encoded_rows(ids, None, module.config, method.tokens_per_image(module.config))
+    if supervised:
+        encoded = [replace(row, targets=np.where(row.ids < 0, IGNORE, row.ids)) for row in encoded]
+    sequence, targets = lay_out(encoded, method.registers)
+    as_bytes = (127 + 40 * pixels).clip(0, 255).astype(np.uint8)
+    return Batch(sequence, targets, as_bytes[:, None]), method.plan.sizes(kind_counts(encoded, method.registers))

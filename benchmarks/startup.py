@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.inference import TEXT, pixels
+from benchmarks.inference import TEXT
 from benchmarks.shapes import PRESETS, prompts
 from victor_jax.models.config import VLMConfig
 
@@ -30,7 +30,8 @@ def run(config: VLMConfig = PRESETS["cpu"].config) -> machine.Result:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         write_checkpoint(fresh.checkpoint(config, seed=0, dtype="bfloat16"), path / "model", "hf", lambda _: None)
-        np.savez(path / "prompts.npz", ids=prompts(config, 2, TEXT), pixels=pixels(config, 2))
+        ids, pixels = prompts(config, 2, TEXT)
+        np.savez(path / "prompts.npz", ids=ids, pixels=pixels)
         records = [{"cache": cache, **_in_a_fresh_process(path)} for cache in ("empty", "warm")]
     return {"benchmark": "startup", "machine": machine.describe(), "compression": SPEC, "records": records}
 

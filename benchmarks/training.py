@@ -16,16 +16,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import machine
-from benchmarks.shapes import PRESETS, Preset, counted, prompts, random_params, sequence_of
+from benchmarks.shapes import PRESETS, Preset, batch_of, counted, random_params
 from victor_jax.analysis import flops
-from victor_jax.compression.plan import Kind
 from victor_jax.compression.spec import parse
 from victor_jax.models.layers import Lora
-from victor_jax.models.sequence import Batch
-from victor_jax.models.vlm import VLMModule
-from victor_jax.ops.losses import IGNORE
-from victor_jax.sharding.mesh import make_mesh
-from victor_jax.sharding.rules import sharding_of
+from victor_jax.models.vlm import VLMModule, parameters
+from victor_jax.sharding.mesh import make_mesh, of_parameter
 from victor_jax.training.lora import is_adapter
 from victor_jax.training.optimizer import OptimizerSettings, in_float32, make_optimizer, schedule
 from victor_jax.training.step import State, StepSettings, make_step
@@ -54,50 +50,39 @@ ADAPTERS = Stage("stage 2, LoRA", BRIDGE, text=256, rows=16, lora=Lora(rank=128,
 STAGES = {"cpu": SMALL, "7b": tuple(replace(stage, rows=16) for stage in SMALL), "7b-lora": (ADAPTERS,)}
 
 
-def rows_of(module: VLMModule, stage: Stage) -> tuple[Batch, tuple[int, ...]]:
-    """A batch whose text is supervised, and the static length of each stage of the plan."""
-    sequence = sequence_of(module, prompts(module.config, stage.rows, stage.text))
-    follows, is_text = (np.roll(a, -1, axis=1) for a in (sequence.index, sequence.kinds == Kind.TEXT))
-    is_text[:, -1] = False
-    size = module.config.vision.image_size
-    pixels = np.random.default_rng(0).integers(0, 256, (stage.rows, 1, 3, size, size), np.uint8)
-    batch = Batch(sequence, np.where(is_text, follows, IGNORE).astype(np.int32), pixels)
-    return batch, module.compression.plan.lengths(sequence.kinds)
-
-
 def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Array], dict[str, Any]]:
     """Runs one compiled step after the other on random weights; and what is known before they run."""
     mesh = make_mesh(devices=jax.devices()[:1])
     whole = NamedSharding(mesh, PartitionSpec())
-    method = parse(spec, preset.config.language.depth)
+    method = parse(spec, preset.config)
     module = VLMModule(preset.config, method, jnp.dtype(preset.dtype), preset.attention, REMAT, stage.lora)
-    frozen = random_params(module, {})
-    frozen = jax.device_put(frozen, {path: sharding_of(path, leaf.shape, mesh) for path, leaf in frozen.items()})
+    places = {path: of_parameter(path, leaf.shape, leaf.spec, mesh) for path, leaf in parameters(module).items()}
+    frozen = jax.device_put(random_params(module, {}), places)
     learning = [path for path in frozen if is_adapter(path) or path.split("/")[0] in stage.trained]
     train = {path: frozen.pop(path).astype(PARAM_DTYPE) for path in learning}
     optimizer = make_optimizer(OPTIMIZER, TOTAL_STEPS, train)
     moments = jax.jit(lambda params: optimizer.init(in_float32(params)))(train)
-    batch, lengths = rows_of(module, stage)
+    batch, sizes = batch_of(module, stage.rows, stage.text, supervised=True)
     loss, parts, number = jax.device_put((np.float32(0), (batch,), np.int32(0)), whole)
     state = State(train, moments, loss)
 
     rate = schedule(OPTIMIZER.learning_rate, TOTAL_STEPS, OPTIMIZER.warmup_ratio)
     step = jax.jit(
         make_step(module, optimizer, rate, StepSettings(LOSS_CHUNK, spike_factor=0.0, seed=0)),
-        static_argnames="lengths",
+        static_argnames="sizes",
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
     )
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = step.lower(state, frozen, parts, number, lengths=(lengths,)).compile()
+        compiled = step.lower(state, frozen, parts, number, sizes=(sizes,)).compile()
     compile_seconds = time.perf_counter() - began
 
+    lengths = method.plan.stage_lengths(sizes)
     cost = flops.training_step(
-        preset.config,
-        method.plan,
+        module,
         flops.Work.of_loss(stage.rows, lengths, images=stage.rows, chunk=LOSS_CHUNK),
-        flops.Training(stage.trained, method.registers, REMAT, stage.lora.rank if stage.lora else 0),
+        flops.Training(stage.trained, REMAT, stage.lora.rank if stage.lora else 0),
         causal=counted(preset.attention),
     )
     kinds = {"trained": train, "frozen": frozen, "optimizer": moments, "batch": parts}
@@ -158,7 +143,7 @@ def tables(result: machine.Result) -> str:
 
 def run(name: str, preset: Preset, stages: tuple[Stage, ...]) -> machine.Result:
     records = [record for stage in stages for record in measure(preset, stage)]
-    per_image = preset.config.tokens_per_image
+    per_image = preset.config.features_per_image
     return machine.result("training", name, preset, records, remat=REMAT, tokens_per_image=per_image)
 
 

@@ -26,7 +26,7 @@ from victor_jax.models.sizes import llava
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
 from victor_jax.training.setup import Run, make_run
-from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
+from victor_jax.weights.checkpoint import Checkpoint, expected
 from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
 
@@ -61,7 +61,7 @@ def write_start(folder: Path, seed: int = 0, **language: Any) -> Path:
     config = replace(CONFIG, language=replace(CONFIG.language, **language))
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in expected_shapes(config).items():
+    for name, shape in expected(config).items():
         drawn = rng.normal(0, shape[0] ** -0.5 if len(shape) > 1 else 0.1, shape)
         tensors[name] = from_array((drawn + name.endswith("scale")).astype(np.float32))
     sample = write_sample(folder / "sample")

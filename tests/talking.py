@@ -9,7 +9,7 @@ from tokenizers_tiny import write_sentencepiece
 from victor_jax.compression.spec import parse
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.ops.rope import Rope
-from victor_jax.weights.checkpoint import Checkpoint, Prompt, expected_shapes
+from victor_jax.weights.checkpoint import Checkpoint, Prompt, expected
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
@@ -45,8 +45,8 @@ CONFIG = VLMConfig(
 def checkpoint(folder, compression="full", prompt=None, config=CONFIG, seed=0):
     """Weights large enough that logits are of order 1; `folder` is where tokenizer files lie."""
     rng = np.random.default_rng(seed)
-    shapes = dict(expected_shapes(config))
-    if registers := parse(compression, config.language.depth).registers:
+    shapes = {name: leaf.shape for name, leaf in expected(config).items()}
+    if registers := parse(compression, config).registers:
         shapes[REGISTERS] = (registers, config.language.width)
     tensors = {}
     for name, shape in shapes.items():

@@ -21,8 +21,8 @@ BENCHMARKED = [
     "victor_jax.models.sizes",
     "victor_jax.compression.spec",
     "victor_jax.sharding.mesh",
-    "victor_jax.sharding.rules",
-    "victor_jax.inference.generate",
+    "victor_jax.models.sequence",
+    "victor_jax.inference.programs",
     "victor_jax.training.step",
 ]
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from victor_jax.analysis import flops
-from victor_jax.compression.plan import Compression, Kind
+from victor_jax.compression.plan import Kind, Layers, Method
 from victor_jax.compression.spec import parse
 from victor_jax.models.config import VLMConfig
+from victor_jax.models.vlm import VLMModule
 from victor_jax.weights.read import open_checkpoint
 
 PROMPT = 16  # text positions of a question, for counting its FLOPs
@@ -42,12 +43,12 @@ def read_rows(out: Path, methods: list[str]) -> list[Row]:
 def _row(folder: Path, method: str, floor: float) -> Row:
     result = _result(folder / "eval")
     config = open_checkpoint(folder / "finetune" / "model").config
-    compression = parse(result["settings"]["compression"], config.language.depth)
+    parsed = parse(result["settings"]["compression"], config)
     return Row(
         method=method,
-        registers=compression.registers,
-        positions=positions(compression, config.tokens_per_image),
-        flops=question_flops(config, compression),
+        registers=parsed.registers,
+        positions=positions(parsed, config),
+        flops=question_flops(config, parsed),
         score=result["score"],
         by_kind=result["by_category"],
         floor=floor,
@@ -64,24 +65,27 @@ def _seconds(metrics: Path) -> float:
     return sum(json.loads(line)["step_time"] for line in metrics.read_text().splitlines())
 
 
-def positions(compression: Compression, visual: int) -> tuple[int, ...]:
+def positions(method: Method, config: VLMConfig) -> tuple[int, ...]:
     """Visual tokens and registers, layer by layer."""
-    alive = {Kind.VISUAL: visual, Kind.REGISTER: compression.registers}
-    counts = []
-    for stage, layers in enumerate(compression.plan.stages):
-        if stage:
-            alive[compression.plan.cuts[stage - 1].drop] = 0
-        counts += [sum(alive.values())] * layers
-    return tuple(counts)
+    counts = np.zeros((1, len(Kind)), np.int64)
+    counts[0, [Kind.VISUAL, Kind.REGISTER]] = method.tokens_per_image(config), method.registers
+    found: list[int] = []
+    stream, parked = counts, np.zeros_like(counts)
+    for step in method.plan.steps:
+        if isinstance(step, Layers):
+            found += [int(stream.sum())] * step.count
+        else:
+            stream, parked = step.after(stream, parked)
+    return tuple(found)
 
 
-def question_flops(config: VLMConfig, compression: Compression) -> int:
+def question_flops(config: VLMConfig, method: Method) -> int:
     """Of reading an image and a question of PROMPT text positions, up to the first token of the answer."""
-    per_layer = positions(compression, config.tokens_per_image)
-    starts = np.cumsum([0, *compression.plan.stages[:-1]])
+    per_layer = positions(method, config)
+    starts = np.cumsum([0, *method.plan.stages[:-1]])
     lengths = tuple(per_layer[start] + PROMPT for start in starts)
     work = flops.Work(rows=1, lengths=lengths, images=1, head=1)
-    return flops.prefill(config, compression.plan, work).total.flops
+    return flops.prefill(VLMModule(config, method), work).total.flops
 
 
 # --- to look at -----------------------------------------------------------------------------------------------------

@@ -17,19 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
 from examples.quickstart.digits import EMPTY, PARTS, Canvases, Task, paint, read_task
-from victor_jax.compression.full import full
+from victor_jax.compression.withdrawal import full
 from victor_jax.errors import exit_status
 from victor_jax.models.config import VisionConfig, VLMConfig
 from victor_jax.models.sizes import llava
 from victor_jax.models.vision import VisionTower
-from victor_jax.models.vlm import VLMModule, abstract_params
+from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.images import normalise
 from victor_jax.training.optimizer import schedule
-from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
-from victor_jax.weights.names import flatten, nest
+from victor_jax.weights.checkpoint import Checkpoint, expected
 from victor_jax.weights.place import gather, layers_of
 from victor_jax.weights.tensors import Tensor, from_array
 from victor_jax.weights.tokenizer import open_tokenizer
@@ -90,7 +90,8 @@ def draw(config: VLMConfig, seed: int) -> dict[str, Tensor]:
     """A whole model of random weights that keep the variance of what they carry: it is small, and must learn fast."""
     rng = np.random.default_rng((seed, 5))
     tensors = {}
-    for name, shape in expected_shapes(config).items():
+    for name, leaf in expected(config).items():
+        shape = leaf.shape
         if name.endswith("scale"):
             array = np.ones(shape)
         elif name.endswith("bias"):
@@ -110,9 +111,9 @@ def give_sight(
     config: VLMConfig, drawn: dict[str, Tensor], train: Canvases, test: Canvases, seed: int, steps: int = STEPS
 ) -> tuple[dict[str, Tensor], float]:
     """The vision tower's tensors after `steps` batches, and the share of unseen digits that its patches name."""
-    module = VLMModule(config, full(config.language.depth))
+    module = VLMModule(config, full(config))
     tower = VisionTower(config.vision, config.feature_levels, config.keep_class_token, jnp.float32, "xla")
-    paths = [path for path in flatten(abstract_params(module)) if path.startswith("vision/")]
+    paths = [path for path in parameters(module) if path.startswith("vision/")]
     params = {path: jnp.asarray(gather(path, drawn, module, np.dtype(np.float32)).load()) for path in paths}
     codes = draw_codes(config, seed)
     optimizer = optax.adam(schedule(RATE, steps, WARMUP))
@@ -120,7 +121,7 @@ def give_sight(
     def distances(params: dict[str, jax.Array], pixels: jax.Array) -> jax.Array:
         """uint8 [B, size, size] -> [B, P, classes]: how far each patch is from each code of its place."""
         colours = normalise(jnp.broadcast_to(pixels[:, None], (len(pixels), 3, *pixels.shape[1:])))
-        seen: Any = tower.apply({"params": nest(params)["vision"]}, colours)
+        seen: Any = tower.apply({"params": unflatten_dict(params, sep="/")["vision"]}, colours)
         alike = jnp.einsum("bpd,pcd->bpc", seen, codes)
         return ((seen**2).sum(axis=-1)[..., None] - 2 * alike + (codes**2).sum(axis=-1)[None]) / codes.shape[-1]
 

@@ -17,14 +17,14 @@ from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training.settings import read
-from victor_jax.training.setup import abstract_part, lengths_of, make_run
+from victor_jax.training.setup import abstract_part, make_run, sizes_of
 from victor_jax.training.usage import step_costs
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "registers=2,layer=1,runlocal"
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 SLICE = topology.parse("v5e:2x4")
-SHAPE = Shape(text=32, images=1)
+SHAPE = Shape(text=32, images=1, visual=SIZES["small"].features_per_image)
 EXHAUSTED = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds "
     "available HBM (15.75G)."
@@ -52,7 +52,7 @@ def test_the_kinds_of_memory_add_up_to_what_the_program_takes(planned):
     batch = tuple(abstract_part(run, part) for part in parts)
     with jax.set_mesh(run.mesh):
         number = jax.ShapeDtypeStruct((), "int32")
-        lowered = run.step.lower(run.state, run.frozen, batch, number, lengths=lengths_of(run, parts))
+        lowered = run.step.lower(run.state, run.frozen, batch, number, sizes=sizes_of(run, parts))
     taken = lowered.compile().memory_analysis().argument_size_in_bytes
     held = sum(planned.arguments.values())
     assert held == pytest.approx(taken, rel=0.001)  # the number of the step and the running loss are of no kind
@@ -125,7 +125,7 @@ def test_other_failures_of_the_compiler_are_not_taken_for_lack_of_memory():
 
 def test_rows_of_images_alone_are_refused():
     with pytest.raises(UserError, match=r"data\.max_length"):
-        plan_pod.shapes_of(settings(**{"data.max_length": 16}), text=512, images=1)
+        plan_pod.shapes_of(run_of(**{"data.max_length": 16}), text=512, images=1)
 
 
 def said(planned):

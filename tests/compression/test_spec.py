@@ -1,28 +1,38 @@
 import pytest
 
-from victor_jax.compression.plan import Cut, Kind, Plan
+from victor_jax.compression.plan import Kind, Layers, Plan
 from victor_jax.compression.spec import parse
+from victor_jax.compression.steps import Leave
 from victor_jax.errors import UserError
+from victor_jax.models.sizes import SIZES
+
+CONFIG = SIZES["7b"]  # 32 layers
 
 
 def test_full():
-    assert parse("full", 32).plan == Plan((32,), ())
-    assert parse("full", 32).registers == 0
+    assert parse("full", CONFIG).plan == Plan((Layers(32),))
+    assert parse("full", CONFIG).registers == 0
 
 
 def test_victor():
-    victor = parse("victor:registers=8,layer=3", 32)
+    victor = parse("victor:registers=8,layer=3", CONFIG)
     assert victor.registers == 8
-    assert victor.plan == Plan((3, 29), (Cut(Kind.VISUAL, "keep"),))
+    assert victor.plan == Plan((Layers(3), Leave(Kind.VISUAL), Layers(29)))
 
 
 def test_vtw_renumbered():
-    assert parse("vtw:layer=16,positions=renumber", 32).plan == Plan((16, 16), (Cut(Kind.VISUAL, "renumber"),))
+    assert parse("vtw:layer=16,positions=renumber", CONFIG).plan == Plan(
+        (Layers(16), Leave(Kind.VISUAL, positions="renumber"), Layers(16))
+    )
+
+
+def test_layer_0_is_blind():
+    assert parse("vtw:layer=0", CONFIG).plan == Plan((Leave(Kind.VISUAL), Layers(32)))
 
 
 def test_layer_at_depth_drops_nothing():
-    victor = parse("victor:registers=64,layer=32", 32)
-    assert victor.plan == Plan((32,), ())
+    victor = parse("victor:registers=64,layer=32", CONFIG)
+    assert victor.plan == Plan((Layers(32),))
     assert victor.registers == 64
 
 
@@ -36,8 +46,8 @@ def test_layer_at_depth_drops_nothing():
     ],
 )
 def test_written_form_is_canonical(written, canonical):
-    assert parse(written, 32).spec == canonical
-    assert parse(canonical, 32).spec == canonical
+    assert parse(written, CONFIG).spec == canonical
+    assert parse(canonical, CONFIG).spec == canonical
 
 
 @pytest.mark.parametrize(
@@ -58,4 +68,4 @@ def test_written_form_is_canonical(written, canonical):
 )
 def test_bad_specs(spec, message):
     with pytest.raises(UserError, match=message):
-        parse(spec, 32)
+        parse(spec, CONFIG)

@@ -5,24 +5,24 @@ from llava_folder import SIZE, TOKENS_PER_IMAGE, image_row, opened, rows_of_ever
 from victor_jax.compression.plan import Kind
 from victor_jax.data.batches import BatchSource, build_batch
 from victor_jax.data.images import preprocess
-from victor_jax.data.labels import IGNORE, IMAGE, Example
 from victor_jax.data.schedule import FILLER, Schedule
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
-from victor_jax.models.sequence import lay_out
+from victor_jax.models.sequence import IMAGE, EncodedRow
+from victor_jax.ops.losses import IGNORE
 
 T, V, R, P = Kind.TEXT, Kind.VISUAL, Kind.REGISTER, Kind.PADDING
 X = IGNORE
 
 
-def example(ids, learnt, images=()):
+def example(ids, supervised, images=()):
     ids = np.array(ids, np.int32)
-    return Example(ids, np.where(learnt, ids, X).astype(np.int32), images)
+    return EncodedRow(ids, np.where(supervised, ids, X).astype(np.int32), (3,) * len(images), images)
 
 
-def batch_of(*examples, text=8, images=0, registers=2, per_image=3):
+def batch_of(*examples, text=8, images=0, registers=2):
     pixels = [np.full((len(e.images), 3, 4, 4), 7 + i, np.uint8) if e else None for i, e in enumerate(examples)]
-    return build_batch(examples, pixels, Shape(text, images), per_image, registers, image_size=4)
+    return build_batch(examples, pixels, registers, image_size=4, shape=Shape(text, images, 3 * images))
 
 
 def test_a_caption_is_predicted_from_the_last_register_on():
@@ -74,21 +74,18 @@ def test_image_places_that_a_row_leaves_empty_are_black():
     assert (batch.pixels[0, 1] == 0).all()
 
 
-def test_the_sequence_is_that_of_the_model_for_the_same_tokens():
-    ids = [1, IMAGE, 5, IMAGE, IMAGE, 6, 7]
-    ours = batch_of(example(ids, [0, 0, 1, 0, 0, 1, 1], ("a", "b", "c")), text=5, images=3).sequence
-    spelt = np.repeat(np.where(np.array(ids) == IMAGE, 99, ids), np.where(np.array(ids) == IMAGE, 3, 1))[None]
-    theirs = lay_out(spelt, np.ones_like(spelt), image_token=99, tokens_per_image=3, registers=2)
-    for name in ("kinds", "index", "positions"):
-        found, expected = getattr(ours, name), getattr(theirs, name)
-        assert found.dtype == np.int32
-        np.testing.assert_array_equal(found[:, : expected.shape[1]], expected)
-        assert name == "positions" or (found[:, expected.shape[1] :] == 0).all()
+def test_without_a_shape_the_batch_is_as_large_as_its_rows_need():
+    rows = example([1, IMAGE, 5], [0, 0, 1], ("a",)), example([1, IMAGE, IMAGE, 6, 7], [0, 0, 0, 1, 1], ("b", "c"))
+    pixels = [np.zeros((len(row.images), 3, 4, 4), np.float32) for row in rows]
+    batch = build_batch(rows, pixels, registers=2, image_size=4)
+    assert batch.sequence.kinds.shape == (2, 16)
+    assert batch.pixels.shape == (2, 2, 3, 4, 4)
+    assert batch.pixels.dtype == np.float32
 
 
 def source_of(folder, rows, batch=4, parts=1, **more):
     reader, images, index = opened(folder, rows)
-    schedule = Schedule(index, batch, 0, TOKENS_PER_IMAGE + 2, parts)
+    schedule = Schedule(index, batch, 0, 2, parts)
     return BatchSource(reader, images, schedule, registers=2, image_size=SIZE, aspect="pad", **more)
 
 
@@ -113,7 +110,7 @@ def test_a_row_with_an_unreadable_image_becomes_a_filler_and_is_named(tmp_path):
     rows = [image_row(f"{i}.png", 5) for i in range(4)]
     rows[2]["image"] = "nowhere.jpg"
     source = source_of(tmp_path, rows)
-    (part,), found, bad = source[0]
+    _, (part,), found, bad = source[0]
     assert [row for row, _ in bad] == [2]
     assert "nowhere.jpg" in bad[0][1]
     (at,) = np.flatnonzero(found[0] == FILLER)

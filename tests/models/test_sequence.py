@@ -1,56 +1,47 @@
 import numpy as np
-import pytest
 
 from victor_jax.compression.plan import Kind
-from victor_jax.errors import UserError
-from victor_jax.models.sequence import image_slots, images_per_row, lay_out
+from victor_jax.models.sequence import IMAGE, EncodedRow, kind_counts, lay_out
+from victor_jax.ops.losses import IGNORE
 
 T, V, R, P = Kind.TEXT, Kind.VISUAL, Kind.REGISTER, Kind.PADDING
-IMAGE = 99
+X = IGNORE
 
 
-def laid(rows, mask=None, registers=2, per_image=3):
-    ids = np.array(rows)
-    mask = np.ones_like(ids) if mask is None else np.array(mask)
-    return lay_out(ids, mask, image_token=IMAGE, tokens_per_image=per_image, registers=registers)
+def row(ids, image_tokens=(), supervised=()):
+    ids = np.array(ids, np.int32)
+    targets = np.where(np.isin(np.arange(len(ids)), supervised), ids, IGNORE)
+    return EncodedRow(ids, targets, image_tokens)
 
 
 def test_registers_stand_after_their_image():
-    s = laid([[5, IMAGE, IMAGE, IMAGE, 6, 7]])
+    s, _ = lay_out([row([5, IMAGE, 6, 7], (3,))], registers=2)
     assert s.kinds.tolist() == [[T, V, V, V, R, R, T, T]]
     assert s.index.tolist() == [[5, 0, 1, 2, 0, 1, 6, 7]]
     assert s.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def test_every_image_has_its_registers_and_its_own_tokens():
-    s = laid([[IMAGE] * 6 + [7]], registers=1)
-    assert s.kinds[0, :9].tolist() == [V, V, V, R, V, V, V, R, T]
-    assert s.index[0, :9].tolist() == [0, 1, 2, 0, 3, 4, 5, 0, 7]
+def test_every_image_has_a_token_count_of_its_own():
+    s, _ = lay_out([row([IMAGE, 7, IMAGE, IMAGE], (1, 3, 2))], registers=1)
+    assert s.kinds[0, :10].tolist() == [V, R, T, V, V, V, R, V, V, R]
+    assert s.index[0, :10].tolist() == [0, 0, 7, 1, 2, 3, 0, 4, 5, 0]
 
 
-def test_padding_of_either_side_goes_to_the_right():
-    left = laid([[0, 0, 5, IMAGE, IMAGE, IMAGE, 6]], [[0, 0, 1, 1, 1, 1, 1]])
-    right = laid([[5, IMAGE, IMAGE, IMAGE, 6, 0, 0]], [[1, 1, 1, 1, 1, 0, 0]])
-    for name in ("kinds", "index", "positions"):
-        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
-    assert left.kinds.tolist() == [[T, V, V, V, R, R, T, P]]
+def test_rows_of_different_make_and_a_filler():
+    rows = [row([5, IMAGE], (3,)), row([5, 6, 7, 8, 9]), None]
+    s, targets = lay_out(rows, registers=1)
+    assert s.kinds[:, :5].tolist() == [[T, V, V, V, R], [T] * 5, [P] * 5]
+    assert (targets == X).all()
+    assert kind_counts(rows, registers=1).tolist() == [[0, 1, 3, 1], [0, 5, 0, 0], [0, 0, 0, 0]]
 
 
-def test_rows_of_different_make():
-    s = laid([[5, IMAGE, IMAGE, IMAGE], [5, 6, 7, 8]], registers=0)
-    assert s.kinds[:, :4].tolist() == [[T, V, V, V], [T, T, T, T]]
-    assert images_per_row(s, 3).tolist() == [1, 0]
+def test_targets_are_shifted_onto_the_position_before():
+    s, targets = lay_out([row([1, IMAGE, 5, 6, 7], (2,), supervised=(2, 4))], registers=1)
+    assert s.kinds[0].tolist() == [T, V, V, R, T, T, T, P]
+    assert targets[0].tolist() == [X, X, X, 5, X, 7, X, X]
 
 
-def test_image_slots_follow_reading_order():
-    assert image_slots(np.array([2, 0, 1])).tolist() == [[0, 1], [0, 0], [2, 0]]
-
-
-def test_a_part_of_an_image_is_refused():
-    with pytest.raises(UserError, match=r"row 1 .* 4 image tokens in a row.* gives 3 per image"):
-        laid([[5, IMAGE, IMAGE, IMAGE, 6, 7], [IMAGE] * 4 + [5, 6]])
-
-
-def test_two_parts_of_an_image_are_refused():
-    with pytest.raises(UserError, match="1 image tokens in a row"):
-        laid([[IMAGE, 5, IMAGE, IMAGE]])
+def test_the_prompt_ends_where_the_first_answer_is_predicted():
+    """Or at the last position of a row that has none."""
+    rows = [row([1, IMAGE, 5, 6, 7], (2,), supervised=(3, 4)), row([1, 2, 3])]
+    assert lay_out(rows, registers=1)[0].prompt_end.tolist() == [4, 2]

@@ -72,17 +72,18 @@ def test_decode_logits_equal_a_full_pass(folders):
     """Prefill and decode through both caches, step by step, against logits() of the grown prompt."""
     import jax.numpy as jnp
 
-    from victor_jax.inference.generate import prefill
+    from victor_jax.inference.programs import prefill
     from victor_jax.models.vlm import VLMModule
     from victor_jax.weights.names import nest
 
     folder, net = folders()
     vlm = load(folder, "victor:registers=4,layer=2")
     ids, pixels = tiny.prompt(net.config, [5, 6]), tiny.pixels(net.config, 1)
-    batch = vlm._batch(ids, pixels, None)
-    logits, caches = vlm._run(prefill, batch, room=6)
-    assert [cache.positions.shape[1] for cache in caches] == [n + 6 for n in batch.lengths]
-    assert batch.lengths[1] < batch.lengths[0]
+    batch, sizes = vlm._from_arrays(ids, pixels, None)
+    logits, caches = vlm.call(prefill, batch, sizes, room=6)
+    below, above = vlm.method.plan.stage_lengths(sizes)
+    assert [cache and cache.positions.shape[1] for cache in caches] == [below + 6, None, above + 6]
+    assert above < below
     grown = ids
     for step in range(6):
         token = np.array([7 + step])

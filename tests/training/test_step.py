@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import small_run
 
+from victor_jax.compression.plan import Kind
+from victor_jax.inference.arrays import encoded_rows
 from victor_jax.models.sequence import Batch, lay_out
-from victor_jax.models.vlm import abstract_params
+from victor_jax.models.vlm import parameters
 from victor_jax.ops.losses import IGNORE
 from victor_jax.training import setup
 from victor_jax.training.step import gradients
 from victor_jax.weights.checkpoint import Checkpoint
-from victor_jax.weights.names import flatten
 
 ROWS, TEXT, VISUAL, REGISTERS = 8, 12, 4, 2
 IMAGE = small_run.CONFIG.image_token
@@ -28,7 +29,7 @@ def batch(with_images=True, seed=0):
     ids = rng.integers(3, 500, (ROWS, TEXT))
     if with_images:
         ids = np.concatenate([ids[:, :2], np.full((ROWS, VISUAL), IMAGE), ids[:, 2:]], axis=1)
-    sequence = lay_out(ids, np.ones_like(ids), image_token=IMAGE, tokens_per_image=VISUAL, registers=REGISTERS)
+    sequence, _ = lay_out(encoded_rows(ids, None, small_run.CONFIG, VISUAL), REGISTERS)
     targets = np.full(sequence.kinds.shape, IGNORE, np.int32)
     end = TEXT + (VISUAL + REGISTERS) * with_images
     for row in range(ROWS):
@@ -38,8 +39,10 @@ def batch(with_images=True, seed=0):
     return Batch(sequence, targets, pixels)
 
 
-def lengths(run, whole):
-    return run.module.compression.plan.lengths(np.asarray(whole.sequence.kinds))
+def sizes(run, whole):
+    counts = (np.asarray(whole.sequence.kinds)[..., None] == np.array(list(Kind))).sum(axis=1)
+    counts[:, Kind.PADDING] = 0
+    return run.module.method.plan.sizes(counts)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def grads_of(run, checkpoint, whole, parts=1, chunk=64):
         jax.tree.map(lambda leaf, part=part: np.split(np.asarray(leaf), parts)[part], whole) for part in range(parts)
     ]
     return jax.jit(gradients, static_argnums=(0, 5, 6))(
-        run.module, train, frozen, tuple(cut), KEY, (lengths(run, whole),) * parts, chunk
+        run.module, train, frozen, tuple(cut), KEY, (sizes(run, whole),) * parts, chunk
     )
 
 
@@ -99,7 +102,7 @@ def test_the_loss_is_the_mean_over_all_supervised_positions(tensors, whole):
     train, frozen = params(run, tensors)
     parts = tuple(jax.tree.map(lambda leaf, half=half: np.split(leaf, 2)[half], batch()) for half in (0, 1))
     state = setup.start_state(run, train)
-    _, metrics = run.step(state, frozen, parts, np.int32(0), lengths=(lengths(run, batch()),) * 2)
+    _, metrics = run.step(state, frozen, parts, np.int32(0), sizes=(sizes(run, batch()),) * 2)
     assert float(metrics["loss"]) == pytest.approx(float(whole[1].sum() / whole[2].sum()), rel=1e-5)
     assert int(metrics["supervised"]) == ROWS * (ROWS + 1) // 2
     norm = np.sqrt(sum(float((grad**2).sum()) for grad in whole[0].values())) / float(whole[2].sum())
@@ -131,7 +134,7 @@ def spike_run():
     """Stage 1, where twice the average is a spike: drawn parameters, the run, its compiled step."""
     run = small_run.small_run({"bad_step.spike_factor": 2.0}, recipe="pretrain")
     rng = np.random.default_rng(0)
-    abstract = flatten(abstract_params(run.module))
+    abstract = parameters(run.module)
     drawn = {path: rng.normal(0, 0.05, leaf.shape).astype(np.float32) for path, leaf in abstract.items()}
     return drawn, run
 
@@ -144,7 +147,7 @@ def stepped(average, poison=None):
         frozen[poison] = frozen[poison].at[(0,) * frozen[poison].ndim].set(jnp.nan)
     state = replace(setup.start_state(run, train), loss_average=jnp.float32(average))
     before = jax.tree.map(np.array, state)
-    after, metrics = run.step(state, frozen, (batch(),), np.int32(1), lengths=(lengths(run, batch()),))
+    after, metrics = run.step(state, frozen, (batch(),), np.int32(1), sizes=(sizes(run, batch()),))
     return before, jax.tree.map(np.asarray, after), metrics
 
 

@@ -13,16 +13,17 @@ What is counted:
   peak called MFU, keep it for the one called HFU.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from victor_jax.compression.plan import Plan
 from victor_jax.models.config import VisionConfig, VLMConfig
+from victor_jax.models.language import Remat
+from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import causal_blocks
 
 Causal = Literal["full", "blocks", "half"]
-Remat = Literal["none", "full", "dots"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,6 @@ class Training:
     """What a step trains and how it keeps its activations."""
 
     trained: Collection[str]  # of projector, compression, language
-    registers: int  # of the compression
     remat: Remat = "full"
     lora_rank: int = 0
     head_recomputed: bool = True  # a loss in chunks computes its logits again
@@ -110,34 +110,35 @@ class _Linear:
 
 
 def forward(
-    config: VLMConfig, plan: Plan, work: Work, *, causal: Causal = "full", kept: Bytes = Bytes(), lora_rank: int = 0
+    module: VLMModule, work: Work, *, causal: Causal = "full", kept: Bytes = Bytes(), lora_rank: int = 0
 ) -> Parts:
     """One full pass without caches."""
-    c = config.language
+    config, plan, c = module.config, module.method.plan, module.config.language
     per_layer = sum(x.size + x.low_rank(lora_rank) for x in _linears(config))
     stages = []
     for layers, length in zip(plan.stages, work.lengths, strict=True):
         flops = 2 * work.rows * length * per_layer + _attention(config, work.rows, length, causal)
         stages.append(Cost(layers * flops, layers * kept.compute * per_layer))
     head = Cost(2 * work.rows * work.head * c.width * c.vocabulary, kept.compute * c.width * c.vocabulary)
-    return Parts(_vision(config, work.images, kept), _projector(config, work.images, kept), tuple(stages), head)
+    return Parts(_vision(config, work.images, kept), _projector(module, work.images, kept), tuple(stages), head)
 
 
-def prefill(config: VLMConfig, plan: Plan, work: Work, *, causal: Causal = "full", kept: Bytes = Bytes()) -> Parts:
+def prefill(module: VLMModule, work: Work, *, causal: Causal = "full", kept: Bytes = Bytes()) -> Parts:
     """A full pass that fills the caches and asks for the logits of each row's last position only."""
-    parts = forward(config, plan, replace(work, head=1), causal=causal, kept=kept)
+    parts, plan = forward(module, replace(work, head=1), causal=causal, kept=kept), module.method.plan
     written = (
-        cache_bytes(config, layers, work.rows, n, kept) for layers, n in zip(plan.stages, work.lengths, strict=True)
+        cache_bytes(module.config, layers, work.rows, n, kept)
+        for layers, n in zip(plan.stages, work.lengths, strict=True)
     )
     return replace(
         parts, stages=tuple(stage + Cost(0, size) for stage, size in zip(parts.stages, written, strict=True))
     )
 
 
-def decode(config: VLMConfig, plan: Plan, rows: int, slots: tuple[int, ...], *, kept: Bytes = Bytes()) -> Parts:
+def decode(module: VLMModule, rows: int, slots: tuple[int, ...], *, kept: Bytes = Bytes()) -> Parts:
     """One new token for each row. `slots` are the cache slots per row that each stage attends to."""
-    one = Work(rows, (1,) * len(plan.stages), images=0, head=1)
-    parts, c = forward(config, plan, one, kept=kept), config.language
+    config, plan, c = module.config, module.method.plan, module.config.language
+    parts = forward(module, Work(rows, (1,) * len(plan.stages), images=0, head=1), kept=kept)
     stages = []
     for stage, layers, count in zip(parts.stages, plan.stages, slots, strict=True):
         attention = 4 * rows * layers * (count - 1) * c.heads * c.head_dim  # one key is in the forward pass already
@@ -154,8 +155,7 @@ def cache_bytes(config: VLMConfig, layers: int, rows: int, slots: int, kept: Byt
 
 
 def training_step(
-    config: VLMConfig,
-    plan: Plan,
+    module: VLMModule,
     work: Work,
     training: Training,
     *,
@@ -164,12 +164,13 @@ def training_step(
 ) -> StepCost:
     """Forward, backward and update. The vision tower is frozen: it runs forward, and for text-only rows not at all."""
     trained, rank = training.trained, training.lora_rank
-    through = forward(config, plan, work, causal=causal, kept=kept, lora_rank=rank)
+    config, plan = module.config, module.method.plan
+    through = forward(module, work, causal=causal, kept=kept, lora_rank=rank)
     language = "language" in trained
     projector = "projector" in trained and work.images > 0
-    registers = "compression" in trained and training.registers > 0
+    own = "compression" in trained and any(path.startswith("compression/") for path in parameters(module))
     # Whether anything below the top layer learns. If so every layer passes gradients down, frozen or not.
-    passes = language or projector or registers or rank > 0
+    passes = language or projector or own or rank > 0
     if not passes:
         return StepCost(through, 0)
 
@@ -190,44 +191,25 @@ def training_step(
     bridge = through.projector
     if projector:
         first, *rest = _projector_linears(config)
-        tokens = 2 * work.images * config.tokens_per_image
+        tokens = 2 * work.images * module.method.tokens_per_image(config)
         # The first one's input comes from the frozen tower: nobody asks for its gradient.
         bridge = bridge + Cost(tokens * (first.size + 2 * sum(x.size for x in rest)), bridge.bytes)
 
-    size = trained_parameters(config, training)
+    size = trained_parameters(module, training)
     # Gradient written and read, parameter and both moments read and written.
     update = Cost(0, size * 2 * (2 * kept.trained + 2 * kept.moment))
     return StepCost(Parts(through.vision, bridge, tuple(stages), head, update), recomputed)
 
 
-@dataclass(frozen=True)
-class Parameters:
-    vision: int  # layers that no feature needs are not held
-    projector: int
-    language: int
-
-
-def parameters(config: VLMConfig) -> Parameters:
-    """How many numbers each part holds; registers are registers x width on top."""
-    v, p, c = config.vision, config.projector, config.language
-    layer = sum(x.size + x.outputs for x in _vision_linears(v)) + 4 * v.width
-    vision = _patch(v).size + v.width * (v.patches + 1) + 3 * v.width + max(config.feature_levels, default=0) * layer
-    bridge = sum(x.size + p.bias * x.outputs for x in _projector_linears(config))
-    bias = c.qkv_bias * (c.heads + 2 * c.kv_heads) * c.head_dim
-    tower = c.depth * (sum(x.size for x in _linears(config)) + bias + 2 * c.width)
-    ends = c.width * c.vocabulary * (1 if c.tied_embeddings else 2) + c.width
-    return Parameters(vision, bridge, tower + ends)
-
-
-def trained_parameters(config: VLMConfig, training: Training) -> int:
-    held = parameters(config)
-    adapters = config.language.depth * sum(x.low_rank(training.lora_rank) for x in _linears(config))
-    return (
-        held.projector * ("projector" in training.trained)
-        + held.language * ("language" in training.trained)
-        + training.registers * config.language.width * ("compression" in training.trained)
-        + adapters
+def trained_parameters(module: VLMModule, training: Training) -> int:
+    """How many numbers learn: of the parts that train, and of adapters."""
+    config = module.config
+    held = sum(
+        math.prod(leaf.shape)
+        for path, leaf in parameters(module).items()
+        if path.split("/")[0] in training.trained and not path.endswith(("lora_a", "lora_b"))
     )
+    return held + config.language.depth * sum(x.low_rank(training.lora_rank) for x in _linears(config))
 
 
 def _linears(config: VLMConfig) -> tuple[_Linear, ...]:
@@ -282,11 +264,12 @@ def _vision(config: VLMConfig, images: int, kept: Bytes) -> Cost:
     return Cost(images * flops, kept.compute * (_patch(v).size + layers * per_layer))
 
 
-def _projector(config: VLMConfig, images: int, kept: Bytes) -> Cost:
+def _projector(module: VLMModule, images: int, kept: Bytes) -> Cost:
+    """Of the visual tokens that a compressor leaves; its own arithmetic is not counted."""
     if not images:
         return Cost()
-    size = sum(x.size for x in _projector_linears(config))
-    return Cost(2 * images * config.tokens_per_image * size, kept.compute * size)
+    size = sum(x.size for x in _projector_linears(module.config))
+    return Cost(2 * images * module.method.tokens_per_image(module.config) * size, kept.compute * size)
 
 
 def _backward(config: VLMConfig, training: Training, rows: int, length: int, causal: Causal) -> int:

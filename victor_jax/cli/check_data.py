@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from victor_jax.compression.plan import Compression
+from victor_jax.compression.plan import Method
 from victor_jax.compression.spec import parse
 from victor_jax.data.images import BadImage, ImageSource
 from victor_jax.data.index import Bad, Index, Reader, build_index, spread
-from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.data.records import parse_record
 from victor_jax.data.schedule import Schedule
-from victor_jax.data.shapes import shape_lengths
+from victor_jax.models.sequence import IMAGE
+from victor_jax.ops.losses import IGNORE
 
 if TYPE_CHECKING:  # jax is imported when the command line is known to be right
     from victor_jax.training.settings import Settings
@@ -36,7 +36,7 @@ GREEN, END = "\033[32m", "\033[0m"
 
 @dataclass(frozen=True)
 class CheckSettings:
-    compression: Compression
+    method: Method
     batch: int
     parts: int
     seed: int
@@ -64,7 +64,7 @@ def check(
                 index,
                 settings.batch,
                 settings.seed,
-                reader.tokens_per_image + settings.compression.registers,
+                settings.method.registers,
                 settings.parts,
             ),
             reader,
@@ -100,11 +100,11 @@ def _print_schedule(schedule: Schedule, reader: Reader, settings: CheckSettings,
         file=out,
     )
     print(f"{'steps':>8}{'padding':>9}{'images':>8}   text positions of each part -> positions in the stages", file=out)
-    method = settings.compression
+    method = settings.method
     for layout in schedule.layouts:
         parts = "; ".join(
             f"{part.text} -> "
-            + ", ".join(map(str, shape_lengths(part, method.plan, reader.tokens_per_image, method.registers)))
+            + ", ".join(map(str, method.plan.stage_lengths(method.plan.sizes(part.counts(method.registers)))))
             for part in layout.parts
         )
         padding = f"{layout.padding_share(schedule.batch):.1%}"
@@ -166,7 +166,7 @@ def decoded(reader: Reader, row: int) -> Iterator[tuple[str, bool]]:
     """The row as the model reads it: runs of text, and whether they are learnt."""
     example = reader[row]
     learnt = example.targets != IGNORE
-    is_image = example.input_ids == IMAGE
+    is_image = example.ids == IMAGE
     paths = iter(example.images)
     edges = np.flatnonzero((learnt[1:] != learnt[:-1]) | is_image[1:] | is_image[:-1]) + 1
     piece: list[int] = []  # since the last image
@@ -176,7 +176,7 @@ def decoded(reader: Reader, row: int) -> Iterator[tuple[str, bool]]:
             yield f"<image: {next(paths)}>", False
             piece, before = [], ""
             continue
-        piece += example.input_ids[run].tolist()
+        piece += example.ids[run].tolist()
         text = reader.tokenizer.decode(piece, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         yield text[len(before) :], bool(learnt[run[0]])
         before = text
@@ -206,9 +206,10 @@ def _run(settings: "Settings", rows: int, read_images: bool) -> int:
         paths = data_paths(settings, Path(folder))
         records, images = open_rows(paths)
         model = open_start(settings).config
-        reader = open_reader(settings, model, records, paths)
+        method = parse(settings.compression, model)
+        reader = open_reader(settings, model, method, records, paths)
         checked = CheckSettings(
-            parse(settings.compression, model.language.depth),
+            method,
             settings.batch_size,
             settings.micro_batches,
             settings.seed,

@@ -21,8 +21,8 @@ from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.training import command
 from victor_jax.training.memory import Capacity, advice, bytes_of, described, state_bytes
-from victor_jax.training.settings import Settings, read
-from victor_jax.training.setup import Run, abstract_part, lengths_of, make_run, mesh_of, size
+from victor_jax.training.settings import read
+from victor_jax.training.setup import Run, abstract_part, make_run, mesh_of, size, sizes_of
 from victor_jax.training.usage import step_costs
 
 QUICK = -1.0  # of jax_exec_time_optimization_effort: compiles several times faster, temporaries within a tenth
@@ -55,15 +55,12 @@ class Planned:
         return self.bytes - sum(self.arguments.values())
 
 
-def shapes_of(settings: Settings, text: int, images: int) -> dict[str, Shape]:
+def shapes_of(run: Run, text: int, images: int) -> dict[str, Shape]:
     """A usual row, and the longest that the settings allow."""
-    visual = images * size(settings).tokens_per_image
-    longest = settings.data.max_length - visual
-    if longest < 1:
-        raise UserError(
-            f"config.data.max_length={settings.data.max_length} leaves no text beside {visual} visual tokens"
-        )
-    return {"usual": Shape(min(text, longest), images), "longest": Shape(longest, images)}
+    visual, limit = images * run.module.method.tokens_per_image(run.module.config), run.settings.data.max_length
+    if (longest := limit - visual) < 1:
+        raise UserError(f"config.data.max_length={limit} leaves no text beside {visual} visual tokens")
+    return {"usual": Shape(min(text, longest), images, visual), "longest": Shape(longest, images, visual)}
 
 
 def plan(run: Run, name: str, shape: Shape) -> Planned:
@@ -72,7 +69,7 @@ def plan(run: Run, name: str, shape: Shape) -> Planned:
     batch, number = tuple(abstract_part(run, part) for part in parts), jax.ShapeDtypeStruct((), "int32")
     with jax.set_mesh(run.mesh):
         step: Any = run.step
-        lowered = step.lower(run.state, run.frozen, batch, number, lengths=lengths_of(run, parts))
+        lowered = step.lower(run.state, run.frozen, batch, number, sizes=sizes_of(run, parts))
     arguments = state_bytes(run, is_shared=False) | {"batch": bytes_of(batch)}
     start, available, found = time.perf_counter(), None, []
     try:
@@ -126,15 +123,15 @@ def _heading(planned: Sequence[Planned], topology: slices.Topology) -> list[str]
     settings, mesh = run.settings, ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     adapters = f" and adapters of rank {settings.lora.rank}" if settings.lora.rank else ""
     lines = [
-        f"{settings.size}, {run.module.compression.spec}, training {' '.join(settings.trainable)}{adapters}; "
+        f"{settings.size}, {run.module.method.spec}, training {' '.join(settings.trainable)}{adapters}; "
         f"{settings.dtype} on {settings.param_dtype} parameters, remat {settings.remat}, "
         f"{settings.attention} attention",
         f"{topology.name}: {topology.chips} chips, rented as {topology.accelerator_type}; mesh {mesh}; "
         f"{settings.batch_size} rows per step{f' in {n} parts' if (n := settings.micro_batches) > 1 else ''}",
     ]
     for one in planned:
-        part, lengths = one.parts[0], lengths_of(run, one.parts)[0]
-        stages = zip(run.module.compression.plan.stages, lengths, strict=True)
+        part, steps = one.parts[0], run.module.method.plan
+        stages = zip(steps.stages, steps.stage_lengths(sizes_of(run, one.parts)[0]), strict=True)
         lines.append(
             f"  {one.name} rows: {part.text} text positions, {part.images} image{'s' * (part.images != 1)}: "
             + ", ".join(f"{layers} layer{'s' * (layers != 1)} on {length}" for layers, length in stages)
@@ -196,11 +193,11 @@ def main(arguments: list[str]) -> int:
     if not given.topology:
         raise UserError(f"--topology is missing: {', '.join(slices.CHIPS)}, and a shape: v5e:8x8")
     topology, settings = slices.parse(given.topology), read(given.config.to_dict())
-    shapes = shapes_of(settings, given.text, given.images)
     mesh = mesh_of(settings, slices.devices(topology))
     if not given.thorough:
         jax.config.update("jax_exec_time_optimization_effort", QUICK)
     run = make_run(settings, size(settings), mesh, total_steps=1000)
+    shapes = shapes_of(run, given.text, given.images)
     print(f"compiling {len(shapes)} programs for {topology.name} …", file=sys.stderr, flush=True)
     with ThreadPoolExecutor(len(shapes)) as pool:  # the compiler keeps to one core each
         planned = list(pool.map(lambda name: plan(run, name, shapes[name]), shapes))

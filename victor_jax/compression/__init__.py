@@ -1,1 +1,1 @@
-"""Which layers run on how many positions: plans, cuts, and one file per method."""
+"""Which layers run on which positions: the plan and its steps, and one file per method."""

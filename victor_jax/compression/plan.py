@@ -1,22 +1,32 @@
-"""The plan of lengths: stages of layers, and the cuts between them.
+"""The plan: which layers run on which positions. It is known before anything is compiled.
 
-    full        [32 layers]
-    victor      [3 layers]  cut: the visual tokens end here, registers stay  [29 layers]
-    vtw         [16 layers] cut: the visual tokens end here                  [16 layers]
+    full        32 layers
+    victor      3 layers, the visual tokens leave (registers stay), 29 layers
+    vtw         16 layers, the visual tokens leave, 16 layers
+    fastv       2 layers, the visual tokens leave but for the 144 that the prompt looks at most, 30 layers
 
-A plan is known before anything is compiled. It says nothing about weights, batches or methods.
+A plan says nothing about weights, batches or methods. Lengths follow from counts per kind, and only they are static:
+which positions leave is decided inside the program.
 """
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol
 
 import numpy as np
 
-# Lengths after a cut are rounded up to this, so that batches of nearly equal content share one program.
+if TYPE_CHECKING:
+    import flax.linen as nn
+    import jax
+
+    from victor_jax.compression.stream import Flow, Where
+    from victor_jax.models.config import VLMConfig
+
+# Lengths are rounded up to this, so that batches of nearly equal content share one program.
 LENGTH_MULTIPLE = 8
 
-Positions = Literal["keep", "renumber"]
+Positive = NewType("Positive", int)  # a field of a written compression that may not be 0
 
 
 class Kind(enum.IntEnum):
@@ -28,44 +38,102 @@ class Kind(enum.IntEnum):
     REGISTER = 3
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Positions of the kind `drop` end here; those that go on keep their RoPE number or are counted anew."""
+Counts = np.ndarray  # int [B, kinds]: positions of each kind in each row; padding is not counted
 
-    drop: Kind
-    positions: Positions
+
+class Size(NamedTuple):
+    """Static lengths after one step of a plan, for all rows of a batch."""
+
+    stream: int
+    parked: int  # positions that wait beside the stream
+
+
+class Step(Protocol):
+    """Changes which positions are in the stream. `steps.py` has the shared ones; a method may bring its own."""
+
+    def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:
+        """The counts in the stream and beside it after this step."""
+        ...
+
+    def apply(self, flow: "Flow", size: Size, own: "nn.Module | None") -> tuple["Flow", Any]:
+        """`own` is the module that the method's steps learn. Also returned: what `decode` will need, or None."""
+        ...
+
+    def decode(self, x: "jax.Array", kept: Any, own: "nn.Module | None") -> "jax.Array":
+        """x [B, 1, D] of a new token; asked only where `apply` kept something for it."""
+        ...
+
+
+# (q [B, T, N, H], k [B, T, K, H], where) -> float32 [B, …]: computed from one layer's rotated queries and keys,
+# beside its attention, so that every layer keeps its kernel.
+Score = Callable[["jax.Array", "jax.Array", "Where"], "jax.Array"]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """`count` layers run on the stream as it is; each of them also computes `score`, for the step that follows."""
+
+    count: int
+    score: Score | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    stages: tuple[int, ...]  # layers of each stage
-    cuts: tuple[Cut, ...]  # cuts[i] stands between stages[i] and stages[i + 1]
+    steps: tuple[Layers | Step, ...]
 
-    def __post_init__(self) -> None:
-        assert len(self.cuts) == len(self.stages) - 1, "a cut stands between two stages"
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Layers of each run of layers. A stage has one length and caches of its own."""
+        return tuple(step.count for step in self.steps if isinstance(step, Layers))
 
     @property
     def depth(self) -> int:
         return sum(self.stages)
 
-    def lengths(self, kinds: np.ndarray) -> tuple[int, ...]:
-        """kinds int [B, T], on the host -> the static length of each stage that serves every row."""
-        lengths = [kinds.shape[1]]
-        alive = kinds != Kind.PADDING
-        for cut in self.cuts:
-            alive &= kinds != cut.drop
-            longest = int(alive.sum(axis=1).max())
-            lengths.append(min(round_up(longest, LENGTH_MULTIPLE), lengths[-1]))
-        return tuple(lengths)
+    def sizes(self, counts: Counts) -> tuple[Size, ...]:
+        """Of every step: the lengths after it that serve every row."""
+        stream, parked = counts, np.zeros_like(counts)
+        sizes = []
+        for step in self.steps:
+            if not isinstance(step, Layers):
+                stream, parked = step.after(stream, parked)
+            sizes.append(Size(length_of(stream), length_of(parked)))
+        return tuple(sizes)
+
+    def stage_lengths(self, sizes: tuple[Size, ...]) -> tuple[int, ...]:
+        """The length of each stage."""
+        return tuple(size.stream for step, size in zip(self.steps, sizes, strict=True) if isinstance(step, Layers))
+
+
+class Compressor(Protocol):
+    """Works before the tower: features of an image in, fewer features out."""
+
+    def tokens(self, config: "VLMConfig") -> int:
+        """Visual tokens per image that come out; a UserError where the vision tower does not fit."""
+        ...
+
+    def module(self, config: "VLMConfig", dtype: Any) -> "nn.Module":
+        """Called with features [I, P, E] -> [I, R, E]; its parameters are the method's own."""
+        ...
 
 
 @dataclass(frozen=True)
-class Compression:
-    """A method: what it adds to the sequence and the plan it runs under."""
+class Method:
+    """One way to compress: what it adds to the sequence, what it does to features, the plan it runs under."""
 
-    registers: int  # learnable positions after each image
     plan: Plan
+    registers: int = 0  # learnable positions after each image, at most
+    compressor: Compressor | None = None
+    own: "Callable[[VLMConfig, Any], nn.Module] | None" = None  # (config, dtype) -> the module that its steps learn
     spec: str = ""  # its written form, set where it is parsed
+
+    def tokens_per_image(self, config: "VLMConfig") -> int:
+        return self.compressor.tokens(config) if self.compressor else config.features_per_image
+
+
+def length_of(counts: Counts) -> int:
+    """The static length that holds every row."""
+    return round_up(int(counts.sum(axis=1).max()), LENGTH_MULTIPLE)
 
 
 def round_up(n: int, multiple: int) -> int:

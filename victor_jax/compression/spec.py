@@ -4,24 +4,27 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args, get_type_hints
 
-from victor_jax.compression.full import full
-from victor_jax.compression.plan import Compression, Positions
-from victor_jax.compression.victor import victor
-from victor_jax.compression.vtw import vtw
+from victor_jax.compression.fastv import fastv
+from victor_jax.compression.plan import Method, Positive
+from victor_jax.compression.pool import pool
+from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
+from victor_jax.models.config import VLMConfig
 
-METHODS: dict[str, Callable[..., Compression]] = {"full": full, "victor": victor, "vtw": vtw}
+# A method is a function of the architecture; its other parameters are the fields of its written form.
+METHODS: dict[str, Callable[..., Method]] = {"full": full, "victor": victor, "vtw": vtw, "fastv": fastv, "pool": pool}
 
 
-def parse(spec: str, depth: int) -> Compression:
-    """A written compression, for a language tower of `depth` layers."""
+def parse(spec: str, config: VLMConfig) -> Method:
+    """A written compression, for a model of this architecture."""
     name, _, written = spec.partition(":")
     if name not in METHODS:
         raise UserError(f"unknown compression {name!r} in {spec!r}{_nearest(name, list(METHODS))}")
     method = METHODS[name]
-    fields = dict(list(inspect.signature(method).parameters.items())[1:])  # all but depth
+    fields = dict(list(inspect.signature(method).parameters.items())[1:])  # all but the config
+    hints = get_type_hints(method)
     values: dict[str, int | str] = {}
     for part in filter(None, written.split(",")):
         key, equals, text = part.partition("=")
@@ -29,22 +32,21 @@ def parse(spec: str, depth: int) -> Compression:
             raise UserError(f"unknown field {part!r} in compression {spec!r}{_nearest(key, list(fields))}")
         if key in values:
             raise UserError(f"field {key!r} stands twice in compression {spec!r}: write it once")
-        values[key] = _value(spec, key, text)
+        values[key] = _value(text, hints[key], f"{key}={text} in compression {spec!r}")
     missing = [k for k, f in fields.items() if f.default is inspect.Parameter.empty and k not in values]
     if missing:
         raise UserError(f"compression {spec!r} needs {' and '.join(missing)}: write {name}:{missing[0]}=…")
     named = [f"{k}={values[k]}" for k, f in fields.items() if k in values and values[k] != f.default]
-    return replace(method(depth, **values), spec=":".join(filter(None, [name, ",".join(named)])))
+    return replace(method(config, **values), spec=":".join(filter(None, [name, ",".join(named)])))
 
 
-def _value(spec: str, key: str, text: str) -> int | str:
-    if key == "positions":
-        if text not in get_args(Positions):
-            raise UserError(f"positions={text} in compression {spec!r} must be keep or renumber")
+def _value(text: str, kind: Any, where: str) -> int | str:
+    if choices := get_args(kind):
+        if text not in choices:
+            raise UserError(f"{where} must be {' or '.join(choices)}")
         return text
-    if not text.isascii() or not text.isdigit() or (key == "registers" and int(text) == 0):
-        raise UserError(f"{key}={text} in compression {spec!r} must be a {'positive ' * (key == 'registers')}"
-                        "whole number")  # fmt: skip
+    if not text.isascii() or not text.isdigit() or (kind is Positive and int(text) == 0):
+        raise UserError(f"{where} must be a {'positive ' * (kind is Positive)}whole number")
     return int(text)
 
 

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from victor_jax.data import json_index, labels, records, templates
-from victor_jax.data.labels import IGNORE, IMAGE, Example, encode
+from victor_jax.data.labels import encode
 from victor_jax.data.records import BadRow, Records, parse_record
 from victor_jax.data.templates import Template
 from victor_jax.errors import UserError
+from victor_jax.models.sequence import IMAGE, EncodedRow
+from victor_jax.ops.losses import IGNORE
 
 CHUNK = 1024  # rows that a worker measures at once
 FEWEST = 8192  # rows below which a worker's start costs more than it gives
@@ -33,7 +35,7 @@ Bad = tuple[int, str]  # row, reason
 
 @dataclass(frozen=True)
 class Reader:
-    """Record number -> ids and labels, cut at the length limit. Picklable."""
+    """Record number -> encoded row, cut at the length limit. Picklable."""
 
     records: Records
     template: Template
@@ -44,27 +46,30 @@ class Reader:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, row: int) -> Example:
-        """Raises BadRow where nothing can be learnt."""
-        example = encode(parse_record(self.records[row], row), self.template, self.tokenizer, None)
-        example = cut(example, self.tokens_per_image, self.max_length)
-        if not (example.targets[1:] != IGNORE).any():  # nothing comes before the first, to predict it
-            raise BadRow(row, f"nothing that is to be learnt lies within max_length={self.max_length}")
-        return example
+    def __getitem__(self, row: int) -> EncodedRow:
+        """Raises BadRow where nothing is supervised."""
+        record = parse_record(self.records[row], row)
+        encoded = truncate(encode(record, self.template, self.tokenizer, self.tokens_per_image), self.max_length)
+        if not (encoded.targets[1:] != IGNORE).any():  # nothing comes before the first, to predict it
+            raise BadRow(row, f"nothing within max_length={self.max_length} is supervised")
+        return encoded
 
 
-def cut(example: Example, tokens_per_image: int, max_length: int) -> Example:
-    """The longest beginning within the limit that holds its images whole."""
-    is_image = example.input_ids == IMAGE
-    kept = int((np.cumsum(np.where(is_image, tokens_per_image, 1)) <= max_length).sum())
-    images = example.images[: int(is_image[:kept].sum())]
-    return replace(example, input_ids=example.input_ids[:kept], targets=example.targets[:kept], images=images)
+def truncate(row: EncodedRow, max_length: int) -> EncodedRow:
+    """The longest beginning of at most `max_length` text and visual tokens that holds its images whole."""
+    is_image = row.ids == IMAGE
+    positions = np.ones(len(is_image), np.int64)
+    positions[is_image] = row.image_tokens
+    kept = int((np.cumsum(positions) <= max_length).sum())
+    images = int(is_image[:kept].sum())
+    return EncodedRow(row.ids[:kept], row.targets[:kept], row.image_tokens[:images], row.images[:images])
 
 
 @dataclass(frozen=True)
 class Index:
     text_lengths: np.ndarray  # int32 [n]; 0 for a bad row
     image_counts: np.ndarray  # int32 [n]
+    visual_lengths: np.ndarray  # int32 [n]: visual tokens of all its images
     bad: list[Bad]
 
 
@@ -98,7 +103,7 @@ def open_index(
 
 
 def build_index(reader: Reader, workers: int, max_bad_rows: int | None = None, progress: bool = True) -> Index:
-    text_lengths, image_counts = np.zeros((2, len(reader)), np.int32)
+    lengths = np.zeros((3, len(reader)), np.int32)
     bad: list[Bad] = []
     workers = min(workers, len(reader) // FEWEST)
     chunks = [range(start, min(start + CHUNK, len(reader))) for start in range(0, len(reader), CHUNK)]
@@ -106,27 +111,26 @@ def build_index(reader: Reader, workers: int, max_bad_rows: int | None = None, p
         tqdm(total=len(reader), desc="reading rows", unit=" rows", disable=not progress) as bar,
         spread(measure, reader, chunks, workers) as measured,
     ):
-        for chunk, (chunk_lengths, chunk_counts, chunk_bad) in zip(chunks, measured, strict=True):
-            text_lengths[chunk.start : chunk.stop] = chunk_lengths
-            image_counts[chunk.start : chunk.stop] = chunk_counts
+        for chunk, (of_chunk, chunk_bad) in zip(chunks, measured, strict=True):
+            lengths[:, chunk.start : chunk.stop] = of_chunk
             bad += chunk_bad
             check_bad_rows(bad, max_bad_rows, reader.records)  # at once, not after minutes
             bar.update(len(chunk))
-    return Index(text_lengths, image_counts, bad)
+    return Index(lengths[0], lengths[1], lengths[2], bad)
 
 
-def measure(reader: Reader, rows: range) -> tuple[np.ndarray, np.ndarray, list[Bad]]:
-    text_lengths, image_counts = np.zeros((2, len(rows)), np.int32)
+def measure(reader: Reader, rows: range) -> tuple[np.ndarray, list[Bad]]:
+    """int32 [3, rows]: text tokens, images and visual tokens of each; and the bad rows among them."""
+    lengths = np.zeros((3, len(rows)), np.int32)
     bad: list[Bad] = []
     for at, row in enumerate(rows):
         try:
-            example = reader[row]
+            encoded = reader[row]
         except BadRow as error:
             bad.append((row, error.reason))
             continue
-        image_counts[at] = len(example.images)
-        text_lengths[at] = len(example.input_ids) - len(example.images)
-    return text_lengths, image_counts, bad
+        lengths[:, at] = encoded.text_length, len(encoded.image_tokens), sum(encoded.image_tokens)
+    return lengths, bad
 
 
 @contextmanager
@@ -176,7 +180,8 @@ def _read(file: Path, rows: int) -> Index | None:
     try:
         with file.open("rb") as stream, np.load(stream) as arrays:
             bad = [(row, reason) for row, reason in json.loads(arrays["bad"].tobytes())]
-            index = Index(arrays["text_lengths"], arrays["image_counts"], bad)
+            text, images, visual = arrays["lengths"]
+            index = Index(text, images, visual, bad)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return index if len(index.text_lengths) == rows else None
@@ -190,8 +195,7 @@ def _write(file: Path, index: Index) -> None:
         with os.fdopen(handle, "wb") as stream:
             np.savez(
                 stream,
-                text_lengths=index.text_lengths,
-                image_counts=index.image_counts,
+                lengths=np.stack([index.text_lengths, index.image_counts, index.visual_lengths]),
                 bad=np.frombuffer(json.dumps(index.bad).encode(), np.uint8),
             )
         os.replace(unfinished, file)

@@ -1,7 +1,7 @@
-"""A conversation as token ids with the answers marked: what LLaVA trains on, without the rows that it loses."""
+"""A conversation as token ids with the answers supervised: what LLaVA trains on, without the rows that it loses."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,32 +9,23 @@ import numpy as np
 from victor_jax.data.records import BadRow, Record, Turn
 from victor_jax.data.templates import Span, Template
 from victor_jax.errors import UserError
+from victor_jax.models.sequence import IMAGE, EncodedRow
+from victor_jax.ops.losses import IGNORE
 
-IMAGE = -200  # stands once for each image, wherever its tokens will be
-IGNORE = -100  # no loss here
 IMAGE_TEXT = "<image>"
 
 
-@dataclass(frozen=True)
-class Example:
-    input_ids: np.ndarray  # int32 [T]
-    targets: np.ndarray  # int32 [T]: the token's own id where it is to be learnt, IGNORE elsewhere; not shifted
-    images: tuple[str, ...]  # one for each IMAGE, in order
-
-
-def encode(record: Record, template: Template, tokenizer: Any, max_length: int | None = None) -> Example:
-    """Ids and labels of one row.
+def encode(record: Record, template: Template, tokenizer: Any, tokens_per_image: int) -> EncodedRow:
+    """Ids and targets of one row.
 
     Text is tokenised as LLaVA does it: cut at the images, each piece on its own, the start token before the first
     piece only. So a SentencePiece tokenizer puts a lone space token on both sides of an image, and treats the text
-    after `</s>` in its own (legacy or newer) way. The answers and their end tokens are learnt, down to the letter:
+    after `</s>` in its own (legacy or newer) way. The answers and their end tokens are supervised, down to the letter:
     an answer may contain `ASSISTANT:` or `</s>`.
 
     One image: it moves to the front of its turn, `<image>` + newline + the rest, and if the turn names it twice it
     stands once. Several images: each stays where it stands, and there must be as many as the row lists. In a row
     that lists none, `<image>` is a word.
-
-    `max_length` counts text tokens, not images; the tail is cut off, with its labels and its images.
     """
     for number, turn in enumerate(record.turns):
         if not turn.text.strip():
@@ -45,27 +36,23 @@ def encode(record: Record, template: Template, tokenizer: Any, max_length: int |
         turns = _caption(record, turns)
     if not record.images:
         turns = [replace(turn, text=_as_words(turn.text, tokenizer)) for turn in turns]
-    input_ids, learnt = _tokenise(template.render(turns), bool(record.images), tokenizer)
-    if max_length is not None:
-        text = input_ids != IMAGE
-        kept = np.cumsum(text) - text < max_length  # text tokens before it: an image at the very end goes too
-        input_ids, learnt = input_ids[kept], learnt[kept]
-    if not learnt.any():
-        limit = "" if max_length is None else f" within {max_length} text tokens"
-        raise BadRow(record.index, f"nothing in it is learnt{limit}")
-    targets = np.where(learnt, input_ids, IGNORE).astype(np.int32)
-    return Example(input_ids, targets, record.images[: int((input_ids == IMAGE).sum())])
+    ids, supervised = _tokenise(template.render(turns), bool(record.images), tokenizer)
+    if not supervised.any():
+        raise BadRow(record.index, "nothing in it is supervised")
+    targets = np.where(supervised, ids, IGNORE).astype(np.int32)
+    return EncodedRow(ids, targets, (tokens_per_image,) * len(record.images), record.images)
 
 
-def encode_prompt(record: Record, template: Template, tokenizer: Any) -> np.ndarray:
-    """A conversation that ends with a question -> int32 [T]: what training sees before it learns the answer."""
+def encode_prompt(record: Record, template: Template, tokenizer: Any, tokens_per_image: int) -> EncodedRow:
+    """A conversation that ends with a question: what training sees before the answer."""
     if template.captions:
         raise ValueError(f"{template.name} has no open prompt: it throws the words of the question away")
     answered = replace(record, turns=(*record.turns, Turn("assistant", "x")))
-    example = encode(answered, template, tokenizer)
-    learnt = example.targets != IGNORE
-    begins = learnt & ~np.concatenate([[False], learnt[:-1]])
-    return example.input_ids[: np.flatnonzero(begins)[-1]]
+    row = encode(answered, template, tokenizer, tokens_per_image)
+    supervised = row.targets != IGNORE
+    begins = supervised & ~np.concatenate([[False], supervised[:-1]])
+    ids = row.ids[: np.flatnonzero(begins)[-1]]
+    return replace(row, ids=ids, targets=np.full_like(ids, IGNORE))
 
 
 def _place_images(record: Record) -> list[Turn]:
@@ -98,7 +85,7 @@ def _as_words(text: str, tokenizer: Any) -> str:
 
 
 def _tokenise(spans: Iterable[Span], with_images: bool, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Spans -> ids int32 [T] and whether each is learnt, bool [T]."""
+    """Spans -> ids int32 [T] and whether each is supervised, bool [T]."""
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     if tokenizer.bos_token_id is not None:
         parts.append(_one(tokenizer.bos_token_id))
@@ -116,13 +103,13 @@ def _tokenise(spans: Iterable[Span], with_images: bool, tokenizer: Any) -> tuple
             piece.append(span)
             continue
         before, *after = span.text.split(IMAGE_TEXT)
-        piece.append(Span(before, span.learnt))
+        piece.append(Span(before, span.supervised))
         for text in after:
             flush()
             parts.append(_one(IMAGE))
-            piece.append(Span(text, span.learnt))
+            piece.append(Span(text, span.supervised))
     flush()
-    return np.concatenate([ids for ids, _ in parts]), np.concatenate([learnt for _, learnt in parts])
+    return np.concatenate([ids for ids, _ in parts]), np.concatenate([supervised for _, supervised in parts])
 
 
 def _one(token: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +122,7 @@ def _tokenise_piece(piece: list[Span], tokenizer: Any) -> tuple[np.ndarray, np.n
         return np.zeros(0, np.int32), np.zeros(0, bool)
     if not tokenizer.is_fast:
         raise UserError("this tokenizer cannot say where a token stands in the text: use a fast one (tokenizer.json)")
-    characters = np.repeat([span.learnt for span in piece], [len(span.text) for span in piece])
+    characters = np.repeat([span.supervised for span in piece], [len(span.text) for span in piece])
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     # A token that reaches over a border belongs to the span of its last character: the space before a word is the
     # word's. Several tokens (bytes) may share one character, and a token may stand for none.

@@ -59,7 +59,7 @@ class Loader:
         return self
 
     def __next__(self) -> tuple[int, tuple[Batch, ...], np.ndarray]:
-        parts, rows, bad = next(self._steps)
+        _, parts, rows, bad = next(self._steps)
         self._bad |= dict(bad)
         if bad:
             check_bad_rows(self.bad_rows, self._most, self._source.reader.records)

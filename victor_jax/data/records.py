@@ -35,7 +35,7 @@ class Turn:
 @dataclass(frozen=True)
 class Record:
     index: int
-    images: tuple[str, ...]  # paths as an image source knows them; none for a row of text
+    images: tuple[Any, ...]  # paths as an image source knows them, or pictures; none for a row of text
     turns: tuple[Turn, ...]  # human and assistant by turns, the human first
 
 

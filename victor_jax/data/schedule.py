@@ -24,7 +24,7 @@ class Schedule:
         index: Index,
         batch: int,  # rows, over all hosts and parts
         seed: int,
-        positions_per_image: int,  # visual tokens and registers
+        registers: int,  # after each image
         parts: int = 1,
         at_most: int = PROGRAMS,
         rows: np.ndarray | None = None,  # int: those that take part; all by default. Bad ones never do
@@ -38,8 +38,10 @@ class Schedule:
             takes_part &= chosen
         self.batch, self.seed, self.parts = batch, seed, parts
         self._rows = np.flatnonzero(takes_part).astype(np.int32)
-        self._lengths, self._images = index.text_lengths[self._rows], index.image_counts[self._rows]
-        self.layouts = choose_layouts(self._lengths, self._images, positions_per_image, batch, parts, at_most)
+        self._lengths, self._images, self._visual = (
+            of_all[self._rows] for of_all in (index.text_lengths, index.image_counts, index.visual_lengths)
+        )
+        self.layouts = choose_layouts(self._lengths, self._images, self._visual, registers, batch, parts, at_most)
         self.steps_per_epoch = sum(layout.batches for layout in self.layouts)
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -57,7 +59,7 @@ class Schedule:
     def digest(self) -> str:
         """Equal where the batches of every step are."""
         whole = hashlib.sha256(repr((self.layouts, self.batch, self.seed)).encode())
-        for part in (self._rows, self._lengths, self._images):
+        for part in (self._rows, self._lengths, self._images, self._visual):
             whole.update(part.tobytes())
         return whole.hexdigest()[:16]
 

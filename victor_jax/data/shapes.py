@@ -9,11 +9,11 @@ Rows are sorted by length and the layouts take them in whole batches, by dynamic
 So every batch is full but for a few fillers among the shortest rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, Plan, round_up
+from victor_jax.compression.plan import LENGTH_MULTIPLE, Counts, Kind
 from victor_jax.errors import UserError
 
 CANDIDATES = 256  # places where a layout may begin, of one number of images
@@ -23,10 +23,17 @@ IMPOSSIBLE = 1 << 60
 
 @dataclass(frozen=True)
 class Shape:
-    """Of all rows of one part."""
+    """What every row of one part has room for."""
 
-    text: int  # text positions
-    images: int  # image places, each with its visual tokens and registers
+    text: int
+    images: int
+    visual: int  # visual tokens of all images
+
+    def counts(self, registers: int) -> Counts:
+        """int [1, kinds], of a row that fills it, with so many registers after each image."""
+        counts = np.zeros((1, len(Kind)), np.int64)
+        counts[0, [Kind.TEXT, Kind.VISUAL, Kind.REGISTER]] = self.text, self.visual, self.images * registers
+        return counts
 
 
 @dataclass(frozen=True)
@@ -45,19 +52,11 @@ class Layout:
         return self.batches * (batch // len(self.parts)) * sum(part.text for part in self.parts)
 
 
-def shape_lengths(shape: Shape, plan: Plan, tokens_per_image: int, registers: int) -> tuple[int, ...]:
-    """The static length of each stage, for any row of this shape."""
-    counts = (shape.text, shape.images * tokens_per_image, shape.images * registers)
-    kinds = np.repeat(np.array([Kind.TEXT, Kind.VISUAL, Kind.REGISTER], np.int32), counts)
-    row = np.zeros((1, round_up(len(kinds), LENGTH_MULTIPLE)), np.int32)
-    row[0, : len(kinds)] = kinds
-    return plan.lengths(row)
-
-
 def choose_layouts(
     text_lengths: np.ndarray,  # int [n], of rows that can be used
     image_counts: np.ndarray,  # int [n]
-    positions_per_image: int,  # visual tokens and registers
+    visual_lengths: np.ndarray,  # int [n]
+    registers: int,  # after each image
     batch: int,
     parts: int = 1,
     at_most: int = 8,
@@ -79,8 +78,10 @@ def choose_layouts(
         found: dict[int, tuple[int, tuple[Layout, ...]]] = {}
         for start in range(1 if end and counts[0] == 0 else 0, end + 1):
             here = (image_counts >= counts[start]) & (image_counts <= images)
-            spare = int((images - image_counts[here].astype(np.int64)).sum()) * positions_per_image
-            ways = _split(text_lengths[here], images, positions_per_image, batch, parts, at_most)
+            room = Shape(0, images, int(visual_lengths[here].max()))
+            held = visual_lengths[here].astype(np.int64) + image_counts[here].astype(np.int64) * registers
+            spare = int((room.visual + images * registers - held).sum())
+            ways = _split(text_lengths[here], room, registers, batch, parts, at_most)
             for number, (cost, layouts) in ways.items():
                 for before, (cost_before, layouts_before) in best[start].items():
                     total, way = before + number, (cost_before + spare + cost, layouts_before + layouts)
@@ -101,15 +102,15 @@ def by_length(text_lengths: np.ndarray, batch: int) -> np.ndarray:
 
 
 def _split(
-    text_lengths: np.ndarray, images: int, positions_per_image: int, batch: int, parts: int, at_most: int
+    text_lengths: np.ndarray, room: Shape, registers: int, batch: int, parts: int, at_most: int
 ) -> dict[int, tuple[int, tuple[Layout, ...]]]:
-    """Number of layouts -> the least padding for rows of one number of image places, and the layouts."""
+    """Number of layouts -> the least padding of text in rows with this room for images, and the layouts."""
     lengths = by_length(text_lengths, batch)
     batches, share = len(lengths) // batch, batch // parts
     # Text that fills the row up to the multiple, images and all.
-    offset = -images * positions_per_image % LENGTH_MULTIPLE
+    offset = -(room.visual + room.images * registers) % LENGTH_MULTIPLE
     longest = np.maximum(lengths[share - 1 :: share], 1)
-    room = -(-(longest - offset) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE + offset  # of the n-th `share` of rows
+    text = -(-(longest - offset) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE + offset  # of the n-th `share` of rows
     filled = np.concatenate([[0], np.cumsum(lengths)])[::batch]
     starts = np.unique(np.append(np.arange(0, batches, -(-batches // CANDIDATES)), batches))
     # waste[i, j]: one layout for the batches starts[i] up to starts[j].
@@ -117,7 +118,7 @@ def _split(
     size = np.maximum(last - first, 0)
     computed = np.zeros_like(size)
     for part in range(parts):
-        computed += room[np.maximum(first * parts + size * (part + 1) - 1, 0).clip(max=len(room) - 1)] * size * share
+        computed += text[np.maximum(first * parts + size * (part + 1) - 1, 0).clip(max=len(text) - 1)] * size * share
     waste = np.where(size > 0, computed - (filled[last] - filled[first]), IMPOSSIBLE)
     cost, chosen = waste[0], [np.zeros(len(starts), np.int64)]
     ways = {}
@@ -129,8 +130,8 @@ def _split(
         at, layouts = len(starts) - 1, []
         for previous in reversed(chosen):
             begin, end = int(starts[previous[at]]), int(starts[at])
-            rooms = [int(room[begin * parts + (end - begin) * (part + 1) - 1]) for part in range(parts)]
-            shapes = tuple(Shape(text, images) for text in rooms)
+            longest_of = [int(text[begin * parts + (end - begin) * (part + 1) - 1]) for part in range(parts)]
+            shapes = tuple(replace(room, text=length) for length in longest_of)
             layouts.append(Layout(shapes, end - begin, int(filled[end] - filled[begin])))
             at = int(previous[at])
         ways[number] = int(cost[-1]), tuple(reversed(layouts))

@@ -1,4 +1,4 @@
-"""How a conversation becomes a prompt. A template yields spans of text and says of each whether it is to be learnt.
+"""How a conversation becomes a prompt. A template yields spans of text and says of each whether it is supervised.
 
 The mask of the loss is read off the spans, so no length is ever counted twice (LLaVA's own way, which loses whole
 samples where the two counts differ). A space that the tokenizer joins to the answer's first word belongs to the
@@ -14,7 +14,7 @@ from victor_jax.data.records import Turn
 
 class Span(NamedTuple):  # a row has dozens of them
     text: str
-    learnt: bool = False  # the loss is on its tokens
+    supervised: bool = False  # the loss is on its tokens
     markup: bool = False  # written by the template; false: the row's own words, in which <image> is an image
     fresh: bool = False  # tokenised as if the text began here, apart from what stands before
 
@@ -36,8 +36,8 @@ def _plain(turns: Sequence[Turn]) -> Iterator[Span]:
     """
     question, answer = turns
     yield Span(question.text)
-    yield Span(answer.text, learnt=True)
-    yield Span("\n", learnt=True, markup=True)
+    yield Span(answer.text, supervised=True)
+    yield Span("\n", supervised=True, markup=True)
 
 
 VICUNA_SYSTEM = (
@@ -56,9 +56,9 @@ def _vicuna_v1(turns: Sequence[Turn]) -> Iterator[Span]:
             yield Span(" ", markup=True)
         else:
             yield Span("ASSISTANT:", markup=True)
-            yield Span(" ", learnt=True, markup=True)
-            yield Span(turn.text, learnt=True)
-            yield Span("</s>", learnt=True, markup=True)
+            yield Span(" ", supervised=True, markup=True)
+            yield Span(turn.text, supervised=True)
+            yield Span("</s>", supervised=True, markup=True)
 
 
 def _llama3(turns: Sequence[Turn]) -> Iterator[Span]:
@@ -67,8 +67,8 @@ def _llama3(turns: Sequence[Turn]) -> Iterator[Span]:
         answer = turn.speaker == "assistant"
         role = "assistant" if answer else "user"
         yield Span(f"<|start_header_id|>{role}<|end_header_id|>\n\n", markup=True)
-        yield Span(turn.text.strip(), learnt=answer)
-        yield Span("<|eot_id|>", learnt=answer, markup=True)
+        yield Span(turn.text.strip(), supervised=answer)
+        yield Span("<|eot_id|>", supervised=answer, markup=True)
 
 
 def _mistral(turns: Sequence[Turn]) -> Iterator[Span]:
@@ -83,9 +83,9 @@ def _mistral(turns: Sequence[Turn]) -> Iterator[Span]:
             yield Span(turn.text)
             yield Span(" [/INST]", markup=True)
         else:
-            yield Span(" ", learnt=True, markup=True)
-            yield Span(turn.text, learnt=True)
-            yield Span("</s>", learnt=True, markup=True)
+            yield Span(" ", supervised=True, markup=True)
+            yield Span(turn.text, supervised=True)
+            yield Span("</s>", supervised=True, markup=True)
 
 
 def _qwen2(turns: Sequence[Turn]) -> Iterator[Span]:
@@ -94,8 +94,8 @@ def _qwen2(turns: Sequence[Turn]) -> Iterator[Span]:
     for turn in turns:
         answer = turn.speaker == "assistant"
         yield Span(f"<|im_start|>{'assistant' if answer else 'user'}\n", markup=True)
-        yield Span(turn.text, learnt=answer)
-        yield Span("<|im_end|>", learnt=answer, markup=True)
+        yield Span(turn.text, supervised=answer)
+        yield Span("<|im_end|>", supervised=answer, markup=True)
         yield Span("\n", markup=True)
 
 

@@ -93,7 +93,7 @@ def describe(vlm: VLM, task: Task, model: str) -> dict[str, Any]:
         "model": model,
         "model_files": _stamp(vlm.folder),
         "compression": vlm.compression,
-        "registers": vlm.module.compression.registers,
+        "registers": vlm.module.method.registers,
         "template": vlm.prompter.template.name,
         "aspect": vlm.prompter.aspect,
         "dtype": vlm.module.dtype.name,

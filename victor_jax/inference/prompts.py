@@ -1,8 +1,8 @@
-"""Strings and pictures -> the arrays that a model reads, prepared exactly as in training; and its tokens -> text."""
+"""Strings and pictures -> encoded rows, prepared exactly as in training; and new tokens -> text."""
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from victor_jax.data.batches import build_batch
-from victor_jax.data.images import BadImage, decode, normalise, preprocess
-from victor_jax.data.labels import IGNORE, IMAGE, IMAGE_TEXT, Example, encode, encode_prompt
+from victor_jax.data.images import BadImage, decode, preprocess
+from victor_jax.data.labels import IMAGE_TEXT, encode, encode_prompt
 from victor_jax.data.records import BadRow, Record, Turn
-from victor_jax.data.shapes import Shape
 from victor_jax.data.templates import TEMPLATES, Template
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.sequence import Batch
+from victor_jax.models.sequence import Batch, EncodedRow
+from victor_jax.ops.losses import IGNORE
 from victor_jax.weights.checkpoint import Prompt
 from victor_jax.weights.tokenizer import FILES, has_tokenizer, open_tokenizer
 
@@ -26,65 +26,32 @@ Pictures = Picture | Sequence[Picture] | None  # what goes with one prompt
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One prompt, ready to be read: `input_ids` holds IMAGE once for each picture."""
-
-    input_ids: np.ndarray  # int32 [T]
-    pictures: tuple[Picture, ...]
-    targets: np.ndarray  # int32 [T]: the ids of an answer where they stand, IGNORE elsewhere
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """A batch in the convention of the Hugging Face processor."""
-
-    input_ids: np.ndarray  # int32 [B, T], each image its placeholder repeated once per visual token
-    pixel_values: np.ndarray | None  # float32 [images, 3, size, size], in reading order
-    attention_mask: np.ndarray  # int32 [B, T], padding at the right
-
-
-@dataclass(frozen=True)
 class Prompter:
-    """How one model is asked and understood."""
+    """Encodes prompts, decodes answers."""
 
     tokenizer: Any
     template: Template
     aspect: str
     config: VLMConfig
+    tokens_per_image: int
 
-    def ask(self, prompts: Sequence[str], images: Sequence[Pictures] | None) -> list[Asked]:
+    def ask(self, prompts: Sequence[str], images: Sequence[Pictures] | None) -> list[EncodedRow]:
         """Everything is checked here except the pixels; no picture is opened."""
-        return [self._asked(*of_one) for of_one in self._records(prompts, images)]
+        return [self._encoded(record) for record in self._records(prompts, images)]
 
-    def answer(self, prompts: Sequence[str], images: Sequence[Pictures] | None, answers: Sequence[str]) -> list[Asked]:
-        """As `ask`, with the answer and its end token after each prompt."""
+    def answer(
+        self, prompts: Sequence[str], images: Sequence[Pictures] | None, answers: Sequence[str]
+    ) -> list[EncodedRow]:
+        """As `ask`, with the answer and its end token after each prompt, supervised."""
         records = self._records(prompts, images)
         if isinstance(answers, str) or len(answers) != len(records):
             raise UserError(f"{len(records)} prompts want {len(records)} answers, one for each")
-        return [self._asked(*of_one, answer) for of_one, answer in zip(records, answers, strict=True)]
+        return [self._encoded(record, answer) for record, answer in zip(records, answers, strict=True)]
 
-    def arrays(self, asked: Sequence[Asked]) -> Arrays:
-        rows = [self._spread(one.input_ids) for one in asked]
-        longest = max(len(row) for row in rows)
-        input_ids, attention_mask = np.zeros((2, len(rows), longest), np.int32)
-        for row, ids in enumerate(rows):
-            input_ids[row, : len(ids)], attention_mask[row, : len(ids)] = ids, 1
-        pixels = [self.pixels(picture) for one in asked for picture in one.pictures]
-        return Arrays(input_ids, normalise(np.stack(pixels)) if pixels else None, attention_mask)
-
-    def _spread(self, ids: np.ndarray) -> np.ndarray:
-        ids = np.repeat(ids, np.where(ids == IMAGE, self.config.tokens_per_image, 1))
-        return np.where(ids == IMAGE, self.config.image_token, ids)
-
-    def batch(self, asked: Sequence[Asked], registers: int) -> Batch:
-        """A batch as training reads it, answers and all."""
-        examples = [Example(one.input_ids, one.targets, ()) for one in asked]
-        pixels = [np.stack([self.pixels(p) for p in one.pictures]) if one.pictures else None for one in asked]
-        images = [len(one.pictures) for one in asked]
-        text = max(len(one.input_ids) - count for one, count in zip(asked, images, strict=True))
-        shape = Shape(text, max(images))
-        size = self.config.vision.image_size
-        return build_batch(examples, pixels, shape, self.config.tokens_per_image, registers, size)
+    def batch(self, rows: Sequence[EncodedRow], registers: int) -> Batch:
+        """Opens the pictures, and prepares everything as training does."""
+        pixels = [np.stack([self.pixels(one) for one in row.images]) if row.images else None for row in rows]
+        return build_batch(rows, pixels, registers, self.config.vision.image_size)
 
     def pixels(self, picture: Picture) -> np.ndarray:
         """uint8 [3, size, size]: what the vision tower sees of it, before it is normalised."""
@@ -95,8 +62,8 @@ class Prompter:
     @functools.cached_property
     def end_tokens(self) -> tuple[int, ...]:
         """Where an answer ends: at the model's own tokens, and at the one that the template closes a turn with."""
-        asked = Record(0, (), (Turn("human", "x"), Turn("assistant", "x")))
-        targets = encode(asked, self.template, self.tokenizer).targets
+        answered = Record(0, (), (Turn("human", "x"), Turn("assistant", "x")))
+        targets = encode(answered, self.template, self.tokenizer, self.tokens_per_image).targets
         last = int(targets[targets != IGNORE][-1])
         closing = (last,) if last in self.tokenizer.all_special_ids else ()
         return tuple(dict.fromkeys((*self.config.end_tokens, *closing)))
@@ -107,9 +74,7 @@ class Prompter:
         said = tokens[: ends[0]] if len(ends) else tokens
         return self.tokenizer.decode(said.tolist(), skip_special_tokens=True).strip()
 
-    def _records(
-        self, prompts: Sequence[str], images: Sequence[Pictures] | None
-    ) -> list[tuple[Record, tuple[Picture, ...]]]:
+    def _records(self, prompts: Sequence[str], images: Sequence[Pictures] | None) -> list[Record]:
         if isinstance(prompts, str):
             raise UserError("prompts must be a list of texts, even if there is only one")
         if images is None:
@@ -124,7 +89,7 @@ class Prompter:
             for number, (prompt, pictures) in enumerate(zip(prompts, images, strict=True))
         ]
 
-    def _record(self, number: int, prompt: str, pictures: tuple[Picture, ...]) -> tuple[Record, tuple[Picture, ...]]:
+    def _record(self, number: int, prompt: str, pictures: tuple[Picture, ...]) -> Record:
         if len(pictures) == 1 and IMAGE_TEXT not in prompt:
             prompt = f"{IMAGE_TEXT}\n{prompt}"
         if (places := prompt.count(IMAGE_TEXT)) != len(pictures):
@@ -132,33 +97,32 @@ class Prompter:
                 f"prompt {number} has {places} {IMAGE_TEXT} and {len(pictures)} images: write {IMAGE_TEXT} once for "
                 "each"
             )
-        return Record(number, tuple(str(at) for at in range(len(pictures))), (Turn("human", prompt),)), pictures
+        return Record(number, pictures, (Turn("human", prompt),))
 
-    def _asked(self, record: Record, pictures: tuple[Picture, ...], answer: str | None = None) -> Asked:
+    def _encoded(self, record: Record, answer: str | None = None) -> EncodedRow:
+        template, tokenizer, tokens = self.template, self.tokenizer, self.tokens_per_image
         try:
             if answer is None:
-                ids = encode_prompt(record, self.template, self.tokenizer)
-                targets = np.full_like(ids, IGNORE)
+                row = encode_prompt(record, template, tokenizer, tokens)
             else:
-                turns = (*record.turns, Turn("assistant", answer))
-                example = encode(Record(record.index, record.images, turns), self.template, self.tokenizer)
-                ids, targets = example.input_ids, example.targets
+                record = replace(record, turns=(*record.turns, Turn("assistant", answer)))
+                row = encode(record, template, tokenizer, tokens)
         except BadRow as error:
             raise UserError(f"prompt {error.index}: {error.reason}") from None
-        if int(ids.max()) >= self.config.language.vocabulary:
+        if int(row.ids.max()) >= self.config.language.vocabulary:
             raise UserError(
-                f"the tokenizer gives token {int(ids.max())}, the model knows {self.config.language.vocabulary}: they "
-                "do not belong together"
+                f"the tokenizer gives token {int(row.ids.max())}, the model knows {self.config.language.vocabulary}: "
+                "they do not belong together"
             )
-        return Asked(ids, pictures, targets)
+        return row
 
 
-def open_prompter(folder: Path, prompt: Prompt, config: VLMConfig) -> Prompter:
+def open_prompter(folder: Path, prompt: Prompt, config: VLMConfig, tokens_per_image: int) -> Prompter:
     """From the tokenizer files beside a checkpoint. A template of captions cannot ask: vicuna_v1 stands in for it."""
     template = TEMPLATES[prompt.template]
     if template.captions:
         template = TEMPLATES["vicuna_v1"]
-    return Prompter(_open_tokenizer(folder), template, prompt.aspect, config)
+    return Prompter(_open_tokenizer(folder), template, prompt.aspect, config, tokens_per_image)
 
 
 def _open_tokenizer(folder: Path) -> Any:
@@ -178,13 +142,13 @@ def open_picture(path: str | Path) -> Image.Image:
         raise UserError(f"the image {path} cannot be used: {reason}") from None
 
 
-def batches_of(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
+def batches_of(encoded: Sequence[EncodedRow], size: int) -> Iterator[Sequence[EncodedRow]]:
     """Runs of `size`; after a first whole one, the last is filled up with its last row, so that no other program
     has to be compiled for it."""
     if size < 1:
         raise UserError(f"batch_size={size} must be at least 1")
-    for start in range(0, len(asked), size):
-        rows = list(asked[start : start + size])
+    for start in range(0, len(encoded), size):
+        rows = list(encoded[start : start + size])
         yield rows + rows[-1:] * (size - len(rows) if start else 0)
 
 

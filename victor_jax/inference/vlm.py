@@ -12,29 +12,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, round_up
+from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, Method, Size, round_up
 from victor_jax.compression.spec import parse
+from victor_jax.data.batches import build_batch
 from victor_jax.errors import UserError
-from victor_jax.inference import generate, score
+from victor_jax.inference import programs
 from victor_jax.inference.ahead import read_ahead
-from victor_jax.inference.prompts import Asked, Pictures, Prompter, batches_of, open_prompter
+from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
+from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.sequence import Sequence, image_slots, images_per_row, lay_out
-from victor_jax.models.vlm import VLMModule, abstract_params
+from victor_jax.models.sequence import Batch, EncodedRow, kind_counts
+from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import Implementation, check_implementation
-from victor_jax.sharding.mesh import fetch
+from victor_jax.sharding.mesh import fetch, of_parameter
 from victor_jax.sharding.mesh import rows as row_sharding
-from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint, Prompt
-from victor_jax.weights.names import REGISTERS, flatten, nest
+from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.place import layers_of, place, spare
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor
 from victor_jax.weights.write import write_checkpoint
 
 DTYPES = ("bfloat16", "float32", "float16")
+
+Prepared = tuple[Batch, tuple[Size, ...]]  # and the static lengths that choose the program
 
 
 def load(
@@ -58,28 +62,18 @@ def load(
     device = mesh.devices.flat[0] if mesh is not None else jax.devices()[0]
     check_implementation(attention, platform=device.platform, dtype=jnp.dtype(dtype))
     checkpoint = open_checkpoint(path, vision, projector, seed)
-    method = parse(compression or checkpoint.compression, checkpoint.config.language.depth)
-    tensors = fresh.with_registers(checkpoint, method, seed)
+    method = parse(compression or checkpoint.compression, checkpoint.config)
+    tensors = fresh.with_own(checkpoint, method, seed)
     module = VLMModule(checkpoint.config, method, jnp.dtype(dtype), attention)
     single = jax.sharding.SingleDeviceSharding(device)
     abstract = {
         path: jax.ShapeDtypeStruct(
-            leaf.shape, dtype, sharding=single if mesh is None else sharding_of(path, leaf.shape, mesh)
+            leaf.shape, dtype, sharding=single if mesh is None else of_parameter(path, leaf.shape, leaf.spec, mesh)
         )
-        for path, leaf in flatten(abstract_params(module)).items()
+        for path, leaf in parameters(module).items()
     }
     params = place(abstract, tensors, module)
     return VLM(module, params, mesh, spare(tensors, params, module), checkpoint.folder, checkpoint.prompt)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What one call feeds to the programs: arrays, and the static numbers that choose the program."""
-
-    sequence: Sequence
-    pixels: np.ndarray | None
-    slots: np.ndarray | None
-    lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -96,8 +90,12 @@ class VLM:
         return self.module.config
 
     @property
+    def method(self) -> Method:
+        return self.module.method
+
+    @property
     def compression(self) -> str:
-        return self.module.compression.spec
+        return self.method.spec
 
     @property
     def registers(self) -> np.ndarray | None:
@@ -107,7 +105,7 @@ class VLM:
     @functools.cached_property
     def prompter(self) -> Prompter:
         """Between text and pictures and what the model reads; needs the tokenizer files in `folder`."""
-        return open_prompter(self.folder, self.prompt, self.config)
+        return open_prompter(self.folder, self.prompt, self.config, self.method.tokens_per_image(self.config))
 
     def generate(
         self,
@@ -121,9 +119,9 @@ class VLM:
         A prompt is the question alone: the chat template is the checkpoint's. `<image>` stands for each picture; a
         single one may be left out and comes first.
         """
-        asked = self.prompter.ask(prompts, images)
-        answers = self._answers(batches_of(asked, batch_size), max_new_tokens)
-        return list(itertools.chain.from_iterable(answers))[: len(asked)]
+        rows = self.prompter.ask(prompts, images)
+        answers = self._answers(batches_of(rows, batch_size), max_new_tokens)
+        return list(itertools.chain.from_iterable(answers))[: len(rows)]
 
     def generate_batches(
         self, batches: Iterable[tuple[Rows[str], Rows[Pictures] | None]], max_new_tokens: int = 128
@@ -139,13 +137,12 @@ class VLM:
         batch_size: int = 16,
     ) -> np.ndarray:
         """float32 [prompts]: the log-probability of each answer with its end token, summed: minus training's loss."""
-        asked = self.prompter.answer(prompts, images, answers)
-        scores = [np.zeros(0, np.float32)]
-        for rows in batches_of(asked, batch_size):
-            batch = self.prompter.batch(rows, self.module.compression.registers)
-            lengths = self.module.compression.plan.lengths(batch.sequence.kinds)
-            scores.append(fetch(self.call(score.log_probabilities, (batch,), lengths)))
-        return np.concatenate(scores)[: len(asked)]
+        encoded = self.prompter.answer(prompts, images, answers)
+        scores = [
+            fetch(self.call(programs.log_probabilities, *self.prepare(rows)))
+            for rows in batches_of(encoded, batch_size)
+        ]
+        return np.concatenate([np.zeros(0, np.float32), *scores])[: len(encoded)]
 
     def logits(
         self,
@@ -157,14 +154,10 @@ class VLM:
 
         Entry [b, i] is the logits after the i-th text position of row b; rows with fewer are filled with zeros.
         """
-        batch = self._batch(input_ids, pixel_values, attention_mask)
-        longest = int((np.asarray(batch.sequence.kinds) == Kind.TEXT).sum(axis=1).max())
-        out = self._run(
-            generate.text_logits,
-            batch,
-            text_length=min(round_up(longest, LENGTH_MULTIPLE), batch.lengths[-1]),
-        )
-        return fetch(out)[:, :longest]
+        batch, sizes = self._from_arrays(input_ids, pixel_values, attention_mask)
+        longest = int((batch.sequence.kinds == Kind.TEXT).sum(axis=1).max())
+        text_length = min(round_up(longest, LENGTH_MULTIPLE), sizes[-1].stream)
+        return fetch(self.call(programs.text_logits, batch, sizes, text_length=text_length))[:, :longest]
 
     def generate_ids(
         self,
@@ -176,8 +169,8 @@ class VLM:
         seed: int = 0,
     ) -> np.ndarray:
         """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end. Greedy at temperature 0."""
-        batch = self._batch(input_ids, pixel_values, attention_mask)
-        return self._new_tokens(batch, max_new_tokens, temperature, seed, self.config.end_tokens)
+        prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
+        return self._new_tokens(*prepared, max_new_tokens, temperature, seed, self.config.end_tokens)
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
@@ -189,25 +182,43 @@ class VLM:
             progress=lambda _: None,
         )
 
-    def _answers(self, batches: Iterable[Rows[Asked]], max_new_tokens: int) -> Iterator[list[str]]:
-        def read(rows: Rows[Asked]) -> _Batch:
-            arrays = self.prompter.arrays(rows)
-            return self._batch(arrays.input_ids, arrays.pixel_values, arrays.attention_mask)
+    def prepare(self, rows: Rows[EncodedRow]) -> Prepared:
+        """Opens the pictures of encoded rows."""
+        return self.prompter.batch(rows, self.method.registers), self._sizes(rows)
 
-        for batch in read_ahead(read, batches):
-            tokens = self._new_tokens(batch, max_new_tokens, 0.0, 0, self.prompter.end_tokens)
+    def call(self, program: Any, batch: Batch, sizes: tuple[Size, ...], **static: Any) -> Any:
+        """program(params, batch, module=…, sizes=…, **static), its rows over the mesh if there is one."""
+        with contextlib.ExitStack() as stack:
+            if (mesh := self.mesh) is not None:
+                stack.enter_context(jax.set_mesh(mesh))
+                batch = jax.tree.map(lambda a: jax.device_put(a, row_sharding(mesh, len(a))), batch)
+            return program(self._tree, batch, module=self.module, sizes=sizes, **static)
+
+    @property
+    def _tree(self) -> dict[str, Any]:
+        return unflatten_dict(self.params, sep="/")
+
+    def _answers(self, batches: Iterable[Rows[EncodedRow]], max_new_tokens: int) -> Iterator[list[str]]:
+        for batch, sizes in read_ahead(self.prepare, batches):
+            tokens = self._new_tokens(batch, sizes, max_new_tokens, 0.0, 0, self.prompter.end_tokens)
             yield [self.prompter.text(row) for row in tokens]
 
     def _new_tokens(
-        self, batch: _Batch, max_new_tokens: int, temperature: float, seed: int, end_tokens: tuple[int, ...]
+        self,
+        batch: Batch,
+        sizes: tuple[Size, ...],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        end_tokens: tuple[int, ...],
     ) -> np.ndarray:
         if max_new_tokens < 1 or temperature < 0:
             raise UserError(
                 f"max_new_tokens={max_new_tokens} must be at least 1 and temperature={temperature} at least 0"
             )
-        logits, caches = self._run(generate.prefill, batch, room=max_new_tokens)
-        tokens, _ = generate.decode(
-            nest(self.params),
+        logits, caches = self.call(programs.prefill, batch, sizes, room=max_new_tokens)
+        tokens, _ = programs.decode(
+            self._tree,
             caches,
             logits,
             jnp.float32(temperature),
@@ -220,55 +231,13 @@ class VLM:
         )
         return fetch(tokens)
 
-    def _batch(
+    def _from_arrays(
         self, input_ids: np.ndarray, pixel_values: np.ndarray | None, attention_mask: np.ndarray | None
-    ) -> _Batch:
-        ids, mask = check_text(input_ids, attention_mask)
-        sequence = lay_out(
-            ids,
-            mask,
-            image_token=self.config.image_token,
-            tokens_per_image=self.config.tokens_per_image,
-            registers=self.module.compression.registers,
-        )
-        counts = images_per_row(sequence, self.config.tokens_per_image)
-        pixels = check_pixels(pixel_values, int(counts.sum()), self.config.vision.image_size)
-        slots = None if pixels is None else image_slots(counts)
-        return _Batch(sequence, pixels, slots, self.module.compression.plan.lengths(sequence.kinds))
+    ) -> Prepared:
+        size = self.config.vision.image_size
+        rows = encoded_rows(input_ids, attention_mask, self.config, self.method.tokens_per_image(self.config))
+        pixels = pixels_of_rows(pixel_values, rows, size)
+        return build_batch(rows, pixels, self.method.registers, size), self._sizes(rows)
 
-    def _run(self, program: Any, batch: _Batch, **static: int) -> Any:
-        return self.call(program, (batch.sequence, batch.pixels, batch.slots), batch.lengths, **static)
-
-    def call(self, program: Any, arrays: tuple[Any, ...], lengths: tuple[int, ...], **static: int) -> Any:
-        """program(params, *arrays, module=…, lengths=…, **static), its rows over the mesh if there is one."""
-        with contextlib.ExitStack() as stack:
-            if (mesh := self.mesh) is not None:
-                stack.enter_context(jax.set_mesh(mesh))
-                arrays = jax.tree.map(lambda a: jax.device_put(a, row_sharding(mesh, len(a))), arrays)
-            return program(nest(self.params), *arrays, module=self.module, lengths=lengths, **static)
-
-
-def check_text(input_ids: np.ndarray, attention_mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask as arrays [B, T], or one error."""
-    ids = np.asarray(input_ids)
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-        raise UserError(f"input_ids must be whole numbers [rows, length], got {ids.dtype} {ids.shape}")
-    mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
-    if mask.shape != ids.shape:
-        raise UserError(f"attention_mask has shape {mask.shape}, input_ids {ids.shape}: they must be equal")
-    if empty := np.flatnonzero(~mask.astype(bool).any(axis=1)).tolist():
-        raise UserError(f"attention_mask leaves nothing of row {empty[0]}: give it at least one token")
-    return ids, mask
-
-
-def check_pixels(pixel_values: np.ndarray | None, images: int, size: int) -> np.ndarray | None:
-    """Pixels [images, 3, size, size] where the rows hold images, or one error."""
-    given = 0 if pixel_values is None else len(pixel_values)
-    if given != images:
-        raise UserError(f"input_ids hold the tokens of {images} images, pixel_values has {given}")
-    if pixel_values is None or images == 0:
-        return None
-    pixels = np.asarray(pixel_values)
-    if pixels.shape[1:] != (3, size, size):
-        raise UserError(f"pixel_values has shape {pixels.shape}, the vision tower wants [images, 3, {size}, {size}]")
-    return pixels.astype(np.float32, copy=False)
+    def _sizes(self, rows: Rows[EncodedRow]) -> tuple[Size, ...]:
+        return self.method.plan.sizes(kind_counts(rows, self.method.registers))

@@ -64,5 +64,6 @@ class VLMConfig:
     end_tokens: tuple[int, ...]
 
     @property
-    def tokens_per_image(self) -> int:
+    def features_per_image(self) -> int:
+        """Of the vision tower, before any compression."""
         return self.vision.patches + self.keep_class_token

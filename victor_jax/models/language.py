@@ -1,5 +1,6 @@
-"""The staged language tower: runs of layers, each at one static length with a KV cache of its own length."""
+"""The language tower: it follows a plan, each of whose stages of layers has one static length and caches of its own."""
 
+import itertools
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -8,10 +9,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from victor_jax.compression import cut
-from victor_jax.compression.plan import Kind, Plan
+from victor_jax.compression.plan import Kind, Layers, Plan, Score, Size
+from victor_jax.compression.stream import Flow, Stream, Where
 from victor_jax.models.config import LanguageConfig
 from victor_jax.models.layers import Dense, Lora, RMSNorm
+from victor_jax.models.parameters import Normal, declare
 from victor_jax.ops.attention import Implementation, attend_cache, attention
 from victor_jax.ops.rope import inverse_frequencies, rotate, rotation
 from victor_jax.sharding.activations import over_rows
@@ -27,9 +29,9 @@ EMPTY = -1  # the position of a cache slot that holds nothing
 
 @flax.struct.dataclass
 class StageCache:
-    """What the layers of one stage remember. Slots: the stage's length in prefill, then room for new tokens.
+    """Keys and values of the layers of one stage. Slots: the stage's length in prefill, then room for new tokens.
 
-    Keys and values lie as the products of a new token read them, since it reads all and writes one slot.
+    Laid out for decoding, which reads all slots and writes one.
     """
 
     keys: jax.Array  # [L, B, K, H, S]
@@ -38,18 +40,22 @@ class StageCache:
     prefilled: int = flax.struct.field(pytree_node=False)  # slots before the first new token
 
 
+Caches = list[Any]  # of each step of the plan: a StageCache, what another step keeps for new tokens, or None
+
+
 @flax.struct.dataclass
 class View:
-    """What every layer of a stage sees alike."""
+    """What all layers of a stage share."""
 
     cosine: jax.Array  # float32 [B, T, 1, H / 2]
     sine: jax.Array
     # bool [B, T, S] of a full pass (None: causality says it all, since padding stands to the right); [B, S] of decoding
     mask: jax.Array | None
-    slot: jax.Array | None  # decode: the cache slot of the new token; None: a full pass
+    slot: jax.Array | None = None  # decode: the cache slot of the new token; None: a full pass
+    where: Where | None = None  # for a score
 
 
-Memory = tuple[jax.Array, jax.Array] | None  # keys and values of all layers of the stage
+KeysValues = tuple[jax.Array, jax.Array] | None  # of all layers of the stage
 
 
 class LanguageAttention(nn.Module):
@@ -57,11 +63,13 @@ class LanguageAttention(nn.Module):
     dtype: Any
     implementation: Implementation
     lora: Lora | None
+    score: Score | None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, memory: Memory, layer: jax.Array, view: View
-    ) -> tuple[jax.Array, Memory]:  # x [B, T, D]
+        self, x: jax.Array, cache: KeysValues, layer: jax.Array, view: View
+    ) -> tuple[jax.Array, KeysValues, jax.Array | None]:
+        """x [B, T, D] -> [B, T, D], the cache with this layer's keys and values, the score if one is asked for."""
         c = self.config
 
         def heads(name: str, count: int) -> jax.Array:
@@ -71,23 +79,25 @@ class LanguageAttention(nn.Module):
         q = rotate(heads("q", c.heads), view.cosine, view.sine)
         k = rotate(heads("k", c.kv_heads), view.cosine, view.sine)
         v = heads("v", c.kv_heads)
-        memory = remember(memory, layer, view.slot, k, v)
+        cache = write(cache, layer, view.slot, k, v)
+        score = None if self.score is None or view.where is None else self.score(q, k, view.where)
         if view.slot is None:
             y = attention(q, k, v, causal=True, mask=view.mask, implementation=self.implementation)
         else:
-            assert memory is not None, "decoding needs a cache"
+            assert cache is not None, "decoding needs a cache"
             assert view.mask is not None, "decoding needs to know which slots are filled"
-            keys, values = (jax.lax.dynamic_index_in_dim(m, layer, keepdims=False) for m in memory)
+            keys, values = (jax.lax.dynamic_index_in_dim(m, layer, keepdims=False) for m in cache)
             y = attend_cache(q, keys, values, view.mask)
         y = y.reshape(*x.shape[:2], c.heads * c.head_dim)
-        return Dense(c.width, False, self.dtype, self.lora, name="o")(y), memory
+        out = Dense(c.width, False, self.dtype, self.lora, axes=("tensor", "fsdp"), name="o")
+        return out(y), cache, score
 
 
-def remember(memory: Memory, layer: jax.Array, slot: jax.Array | None, k: jax.Array, v: jax.Array) -> Memory:
-    """The memory with k and v [B, T, K, H] of `layer` written from `slot` on, in place once compiled."""
-    if memory is None:
+def write(cache: KeysValues, layer: jax.Array, slot: jax.Array | None, k: jax.Array, v: jax.Array) -> KeysValues:
+    """The cache with k and v [B, T, K, H] of `layer` written from `slot` on, in place once compiled."""
+    if cache is None:
         return None
-    (keys, values), slot = memory, jnp.int32(0) if slot is None else slot
+    (keys, values), slot = cache, jnp.int32(0) if slot is None else slot
     k, v = k.transpose(0, 2, 3, 1)[None], v.transpose(0, 2, 1, 3)[None]
     return (
         jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), (layer, 0, 0, 0, slot)),
@@ -104,7 +114,8 @@ class LanguageMLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
         gate = Dense(self.width, False, self.dtype, self.lora, name="gate")(x)
         up = Dense(self.width, False, self.dtype, self.lora, name="up")(x)
-        return Dense(x.shape[-1], False, self.dtype, self.lora, name="down")(jax.nn.silu(gate) * up)
+        down = Dense(x.shape[-1], False, self.dtype, self.lora, axes=("tensor", "fsdp"), name="down")
+        return down(jax.nn.silu(gate) * up)
 
 
 class LanguageLayer(nn.Module):
@@ -112,21 +123,21 @@ class LanguageLayer(nn.Module):
     dtype: Any
     implementation: Implementation
     lora: Lora | None
+    score: Score | None
 
     @nn.compact
     def __call__(
-        self, carry: tuple[jax.Array, Memory], layer: jax.Array, view: View
-    ) -> tuple[tuple[jax.Array, Memory], None]:  # the form that nn.scan wants
-        x, memory = carry
+        self, carry: tuple[jax.Array, KeysValues], layer: jax.Array, view: View
+    ) -> tuple[tuple[jax.Array, KeysValues], jax.Array | None]:  # the form that nn.scan wants
+        x, cache = carry
         x, c = over_rows(x), self.config
         y = RMSNorm(c.norm_eps, name="norm1")(x)
-        y, memory = LanguageAttention(c, self.dtype, self.implementation, self.lora, name="attention")(
-            y, memory, layer, view
-        )
+        attend = LanguageAttention(c, self.dtype, self.implementation, self.lora, self.score, name="attention")
+        y, cache, score = attend(y, cache, layer, view)
         x = x + y
         y = RMSNorm(c.norm_eps, name="norm2")(x)
         x = x + LanguageMLP(c.mlp_width, self.dtype, self.lora, name="mlp")(y)
-        return (over_rows(x), memory), None
+        return (over_rows(x), cache), score
 
 
 class LanguageTower(nn.Module):
@@ -139,13 +150,13 @@ class LanguageTower(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocabulary, c.width))
-        self.stages = [self._stage(layers) if layers else None for layers in self.plan.stages]
+        self.embedding = self.param("embedding", declare(Normal(0.02), "tensor", "fsdp"), (c.vocabulary, c.width))
+        self.stages = [self._stage(step) for step in self.plan.steps if isinstance(step, Layers)]
         self.norm = RMSNorm(c.norm_eps)
         if not c.tied_embeddings:
-            self.head = self.param("head", nn.initializers.normal(0.02), (c.width, c.vocabulary))
+            self.head = self.param("head", declare(Normal(0.02), "fsdp", "tensor"), (c.width, c.vocabulary))
 
-    def _stage(self, layers: int) -> nn.Module:
+    def _stage(self, step: Layers) -> nn.Module:
         layer = LanguageLayer
         if self.remat != "none":
             layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
@@ -154,45 +165,59 @@ class LanguageTower(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
-            length=layers,
+            length=step.count,
         )
-        return scanned(self.config, self.dtype, self.implementation, self.lora)
+        return scanned(self.config, self.dtype, self.implementation, self.lora, step.score)
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """ids int32 [B, T] -> [B, T, D]."""
         return self.embedding.astype(self.dtype)[ids]
 
     def __call__(
-        self, stream: cut.Stream, lengths: tuple[int, ...], room: int | None = None
-    ) -> tuple[cut.Stream, list[StageCache]]:
-        """A full pass through the plan -> the stream at the top, `lengths[-1]` long, and the caches.
+        self, flow: Flow, sizes: tuple[Size, ...], own: nn.Module | None, room: int | None = None
+    ) -> tuple[Flow, Caches]:
+        """A full pass through the plan -> what is at the top, and what each step keeps for new tokens.
 
-        `room` is how many new tokens the caches shall hold; None keeps no caches.
+        `own` is what the method's steps learn; `room` is how many new tokens the caches shall hold, None keeps none.
         """
-        caches = []
-        for i, length in enumerate(lengths):
-            if i > 0:
-                stream = cut.apply(self.plan.cuts[i - 1], length, stream)
-            cache = None if room is None else self._empty_cache(i, stream, room)
-            memory = (cache.keys, cache.values) if cache else None
-            x, memory = self._run(i, stream.x, memory, self._view(stream.positions))
-            stream = replace(stream, x=x)
-            if cache and memory:
-                caches.append(replace(cache, keys=memory[0], values=memory[1]))
-        return replace(stream, x=self.norm(stream.x)), caches
+        caches: Caches = []
+        stages = itertools.count()
+        for step, size in zip(self.plan.steps, sizes, strict=True):
+            if isinstance(step, Layers):
+                cache = None if room is None else self._empty_cache(step.count, flow.stream, room)
+                flow, cache = self._layers(next(stages), step, flow, cache)
+            else:
+                flow, cache = step.apply(flow, size, own)
+            caches.append(cache)
+        return replace(flow, stream=replace(flow.stream, x=self.norm(flow.stream.x))), caches
 
-    def decode(self, x: jax.Array, caches: list[StageCache], step: jax.Array) -> tuple[jax.Array, list[StageCache]]:
-        """x [B, 1, D] of the new token number `step` -> its state at the top [B, 1, D], the caches with it."""
-        grown = []
-        for i, cache in enumerate(caches):
-            slot = cache.prefilled + step
+    def _layers(self, stage: int, step: Layers, flow: Flow, cache: StageCache | None) -> tuple[Flow, StageCache | None]:
+        stream = flow.stream
+        view = self._view(stream)
+        if step.score is not None:
+            prompt_end = jnp.argmax(stream.origin == flow.prompt_end[:, None], axis=1)
+            view = replace(view, where=Where(stream.kinds, stream.positions, prompt_end, self.config.sliding_window))
+        x, keys_values, scores = self._run(stage, stream.x, cache, view)
+        if cache is not None and keys_values is not None:
+            cache = replace(cache, keys=keys_values[0], values=keys_values[1])
+        return replace(flow, stream=replace(stream, x=x), scores=scores), cache
+
+    def decode(
+        self, x: jax.Array, caches: Caches, number: jax.Array, own: nn.Module | None
+    ) -> tuple[jax.Array, Caches]:
+        """x [B, 1, D] of the new token of this number -> its state at the top [B, 1, D], the caches with it."""
+        grown, stages = list(caches), itertools.count()
+        for i, (step, cache) in enumerate(zip(self.plan.steps, caches, strict=True)):
+            if not isinstance(step, Layers):
+                x = x if cache is None else step.decode(x, cache, own)
+                continue
+            slot = cache.prefilled + number
             position = cache.positions.max(axis=1, keepdims=True) + 1
-            seen = jax.lax.dynamic_update_slice(cache.positions, position, (0, slot))
-            mask = (seen != EMPTY) & self._in_window(position, seen)
-            view = View(*self._rotation(position), mask=mask, slot=slot)
-            x, memory = self._run(i, x, (cache.keys, cache.values), view)
-            assert memory is not None
-            grown.append(replace(cache, keys=memory[0], values=memory[1], positions=seen))
+            filled = jax.lax.dynamic_update_slice(cache.positions, position, (0, slot))
+            mask = (filled != EMPTY) & self._in_window(position, filled)
+            x, keys_values, _ = self._run(next(stages), x, cache, View(*self._rotation(position), mask=mask, slot=slot))
+            assert keys_values is not None
+            grown[i] = replace(cache, keys=keys_values[0], values=keys_values[1], positions=filled)
         return self.norm(x), grown
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -204,21 +229,22 @@ class LanguageTower(nn.Module):
         head = self.embedding.T if self.config.tied_embeddings else self.head
         return head.astype(self.dtype)
 
-    def _run(self, stage: int, x: jax.Array, memory: Memory, view: View) -> tuple[jax.Array, Memory]:
-        layers = self.stages[stage]
-        if layers is None:
-            return x, memory
+    def _run(
+        self, stage: int, x: jax.Array, cache: StageCache | None, view: View
+    ) -> tuple[jax.Array, KeysValues, jax.Array | None]:
+        keys_values = None if cache is None else (cache.keys, cache.values)
+        layers = jnp.arange(self.plan.stages[stage])
         with jax.named_scope(f"stage_{stage}"):
-            (x, memory), _ = layers((x, memory), jnp.arange(self.plan.stages[stage]), view)
-        return x, memory
+            (x, keys_values), scores = self.stages[stage]((x, keys_values), layers, view)
+        return x, keys_values, scores
 
-    def _view(self, positions: jax.Array) -> View:
+    def _view(self, stream: Stream) -> View:
+        """Of a full pass."""
+        positions, window = stream.positions, self.config.sliding_window
         cosine, sine = self._rotation(positions)
-        window = self.config.sliding_window
         if window is None or positions.shape[1] <= window:  # no two positions are further apart
-            return View(cosine, sine, mask=None, slot=None)
-        near = self._in_window(positions[:, :, None], positions[:, None, :])
-        return View(cosine, sine, mask=near, slot=None)
+            return View(cosine, sine, mask=None)
+        return View(cosine, sine, mask=self._in_window(positions[:, :, None], positions[:, None, :]))
 
     def _in_window(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """Sliding windows are measured in RoPE positions, so that a cut does not widen them."""
@@ -228,11 +254,11 @@ class LanguageTower(nn.Module):
     def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotation(positions, inverse_frequencies(self.config.rope, self.config.head_dim))
 
-    def _empty_cache(self, stage: int, stream: cut.Stream, room: int) -> StageCache:
+    def _empty_cache(self, layers: int, stream: Stream, room: int) -> StageCache:
         c, (rows, length) = self.config, stream.kinds.shape
-        heads = (self.plan.stages[stage], rows, c.kv_heads)
+        heads = (layers, rows, c.kv_heads)
         keys = jnp.zeros((*heads, c.head_dim, length + room), self.dtype)
         values = jnp.zeros((*heads, length + room, c.head_dim), self.dtype)
-        stand = jnp.where(stream.kinds == Kind.PADDING, EMPTY, stream.positions)
-        stand = jnp.pad(stand, ((0, 0), (0, room)), constant_values=EMPTY)
-        return StageCache(keys, values, stand, prefilled=length)
+        positions = jnp.where(stream.kinds == Kind.PADDING, EMPTY, stream.positions)
+        positions = jnp.pad(positions, ((0, 0), (0, room)), constant_values=EMPTY)
+        return StageCache(keys, values, positions, prefilled=length)

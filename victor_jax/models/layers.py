@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from victor_jax.models.parameters import Axis, Constant, Normal, Start, Uniform, declare
 from victor_jax.ops.norms import layer_norm, rms_norm
 
 
@@ -25,19 +26,26 @@ class Dense(nn.Module):
     bias: bool
     dtype: Any
     lora: Lora | None = None
+    axes: tuple[Axis, Axis] = ("fsdp", "tensor")  # of the mesh, that cut the kernel
+    as_torch: bool = False  # starts as PyTorch's linear layers do
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        inputs = x.shape[-1]
+        start: Start = Uniform(inputs**-0.5) if self.as_torch else Normal(0.02)
+        kernel = self.param("kernel", declare(start, *self.axes), (inputs, self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            start = start if self.as_torch else Constant(0.0)
+            of_output = "tensor" if self.axes[1] == "tensor" else None  # small: copied where it is not split by width
+            bias = self.param("bias", declare(start, of_output), (self.features,)).astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
         return y if self.lora is None else y + self._low_rank(x, self.lora)
 
     def _low_rank(self, x: jax.Array, lora: Lora) -> jax.Array:
-        a = self.param("lora_a", nn.initializers.lecun_normal(), (x.shape[-1], lora.rank))
-        b = self.param("lora_b", nn.initializers.zeros, (lora.rank, self.features))
+        inputs, long_axis = x.shape[-1], ("fsdp", "tensor")
+        a = self.param("lora_a", declare(Uniform(inputs**-0.5), long_axis), (inputs, lora.rank))
+        b = self.param("lora_b", declare(Constant(0.0), None, long_axis), (lora.rank, self.features))
         x = nn.Dropout(lora.dropout, deterministic=not self.has_rng("dropout"))(x.astype(self.dtype))
         return (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (lora.alpha / lora.rank)
 
@@ -47,7 +55,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.param("scale", nn.initializers.ones, x.shape[-1:]), self.eps)
+        return rms_norm(x, self.param("scale", declare(Constant(1.0)), x.shape[-1:]), self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -55,6 +63,6 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        scale = self.param("scale", declare(Constant(1.0)), x.shape[-1:])
+        bias = self.param("bias", declare(Constant(0.0)), x.shape[-1:])
         return layer_norm(x, scale, bias, self.eps)

@@ -1,99 +1,109 @@
-"""What each position of a batch is, and where it stands.
+"""What each position of a batch is, and where it stands. Made on the host, before anything is compiled.
 
-Built on the host from token ids, before anything is compiled. Rows are closed up to the left, so padding stands
-at the right end whatever side it came from. Several images, text on both sides of them and text-only rows are
-the same mechanism.
+Rows are closed up to the left, so padding stands at the right end. Several images with token counts of their own, text
+on both sides of them and text-only rows are the same mechanism.
 """
 
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 from typing import Any
 
 import flax.struct
 import numpy as np
 
-from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, round_up
-from victor_jax.errors import UserError
+from victor_jax.compression.plan import Counts, Kind, length_of
+from victor_jax.ops.losses import IGNORE
+
+IMAGE = -200  # among the ids of an encoded row: one image, whatever the number of its tokens
 
 IntArray = Any  # numpy on the host, jax.Array inside a program, a ShapeDtypeStruct when only traced
 
 
+@dataclass(frozen=True)
+class EncodedRow:
+    """A record or a prompt as the model reads it."""
+
+    ids: np.ndarray  # int32 [T]: token ids, IMAGE once for each image
+    targets: np.ndarray  # int32 [T]: the id itself where it is supervised, IGNORE elsewhere; not shifted
+    image_tokens: tuple[int, ...] = ()  # visual tokens of each image
+    images: tuple[Any, ...] = ()  # paths or pictures, not read yet
+
+    @property
+    def text_length(self) -> int:
+        return len(self.ids) - len(self.image_tokens)
+
+
 @flax.struct.dataclass
 class Sequence:
-    """Three int32 arrays [B, T]."""
-
-    kinds: IntArray  # Kind
-    index: IntArray  # which one of its kind: token id, visual token of the row, register
-    positions: IntArray  # RoPE position: the running count of what stands in the row
+    kinds: IntArray  # int32 [B, T]: Kind
+    index: IntArray  # int32 [B, T]: which one of its kind: token id, visual token of the row, register
+    positions: IntArray  # int32 [B, T]: RoPE position, counted along the row
+    prompt_end: IntArray  # int32 [B]: the position that predicts the first supervised token, or the last one of a row
 
 
 @flax.struct.dataclass
 class Batch:
-    """What a training step reads. Rows are independent; a filler row is all padding."""
+    """What every program reads, in training, scoring and generating. Rows are independent; a filler is all padding."""
 
-    sequence: Sequence  # [B, T]
+    sequence: Sequence
     targets: IntArray  # int32 [B, T]: the id that each position must predict, IGNORE elsewhere
-    pixels: Any  # uint8 [B, images per row, 3, size, size], or None
+    # [B, images per row, 3, size, size]: uint8, normalised inside the program, or float32 that is normalised already;
+    # rows with fewer images are filled up. None: text only.
+    pixels: Any
+
+
+def kind_counts(rows: Rows[EncodedRow | None], registers: int | np.ndarray) -> Counts:
+    """int [B, kinds], with so many registers after each image: one number, or one for each row."""
+    counts = np.zeros((len(rows), len(Kind)), np.int64)
+    registers = np.broadcast_to(registers, len(rows))
+    for row, encoded in enumerate(rows):
+        if encoded is not None:
+            images = len(encoded.image_tokens)
+            counts[row, Kind.TEXT] = encoded.text_length
+            counts[row, Kind.VISUAL] = sum(encoded.image_tokens)
+            counts[row, Kind.REGISTER] = images * registers[row]
+    return counts
 
 
 def lay_out(
-    input_ids: np.ndarray,  # int [B, T], each image its placeholder repeated once per visual token
-    attention_mask: np.ndarray,  # int or bool [B, T], 0 = padding
-    *,
-    image_token: int,
-    tokens_per_image: int,
-    registers: int,
-) -> Sequence:
-    """Token ids in the Hugging Face convention -> the sequence, with `registers` positions after each image."""
-    rows = [
-        _row(row, ids[mask.astype(bool)], image_token, tokens_per_image, registers)
-        for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True))
-    ]
-    length = round_up(max(len(kinds) for kinds, _ in rows), LENGTH_MULTIPLE)
-    kinds, index = np.zeros((2, len(rows), length), np.int32)
-    for row, (row_kinds, row_index) in enumerate(rows):
+    rows: Rows[EncodedRow | None],  # None: a filler
+    registers: int | np.ndarray,  # after each image: one number, or one for each row
+    length: int | None = None,  # by default what the longest row needs
+) -> tuple[Sequence, np.ndarray]:
+    """Each image becomes its visual tokens and then registers -> the sequence, and its targets int32 [B, T].
+
+    Targets are shifted: a position carries the id that follows it, and so the last position of an image carries the
+    first word after it if that is supervised.
+    """
+    length = length or length_of(kind_counts(rows, registers))
+    kinds, index, targets = np.zeros((3, len(rows), length), np.int32)
+    targets[:] = IGNORE
+    prompt_end = np.zeros(len(rows), np.int32)
+    registers = np.broadcast_to(registers, len(rows))
+    for row, encoded in enumerate(rows):
+        if encoded is None:
+            continue
+        row_kinds, row_index, row_targets = _row(encoded, int(registers[row]))
         kinds[row, : len(row_kinds)] = row_kinds
         index[row, : len(row_index)] = row_index
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), kinds.shape)
-    return Sequence(kinds=kinds, index=index, positions=positions)
+        targets[row, : len(row_targets) - 1] = row_targets[1:]
+        supervised = np.flatnonzero(targets[row] != IGNORE)
+        prompt_end[row] = supervised[0] if len(supervised) else len(row_kinds) - 1
+    positions = np.tile(np.arange(length, dtype=np.int32), (len(rows), 1))
+    return Sequence(kinds, index, positions, prompt_end), targets
 
 
-def _row(
-    row: int, ids: np.ndarray, image_token: int, tokens_per_image: int, registers: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The token ids of one row, without padding -> its kinds and indices."""
-    visual = ids == image_token
-    _check_images(row, visual, tokens_per_image)
-    seen = np.cumsum(visual)  # visual tokens of the row so far
-    closes_image = visual & (seen % tokens_per_image == 0)
-    copies = 1 + registers * closes_image
-    source = np.repeat(np.arange(len(ids)), copies)
-    extra = np.arange(len(source)) - np.repeat(np.cumsum(copies) - copies, copies)  # 0 for the token itself
-    kinds = np.select([extra > 0, visual[source]], [Kind.REGISTER, Kind.VISUAL], Kind.TEXT)
-    index = np.select([extra > 0, visual[source]], [extra - 1, seen[source] - 1], ids[source])
-    return kinds, index
-
-
-def _check_images(row: int, visual: np.ndarray, tokens_per_image: int) -> None:
-    """Every run of placeholders must be a whole number of images."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], visual, [False]])))
-    for run in edges[1::2] - edges[::2]:
-        if run % tokens_per_image:
-            raise UserError(
-                f"row {row} of input_ids has {run} image tokens in a row, but the vision tower gives "
-                f"{tokens_per_image} per image: repeat the image token {tokens_per_image} times for each image"
-            )
-
-
-def images_per_row(sequence: Sequence, tokens_per_image: int) -> np.ndarray:
-    """int [B]."""
-    return (np.asarray(sequence.kinds) == Kind.VISUAL).sum(axis=1) // tokens_per_image
-
-
-def image_slots(counts: np.ndarray) -> np.ndarray:
-    """Images per row [B] -> int32 [B, most images]: which image of the batch, in reading order, fills each slot.
-
-    Unused slots name image 0; nothing in the row points at them.
-    """
-    most = int(counts.max())
-    first = np.cumsum(counts) - counts
-    slots = first[:, None] + np.arange(most)[None]
-    return np.where(np.arange(most)[None] < counts[:, None], slots, 0).astype(np.int32)
+def _row(encoded: EncodedRow, registers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kinds, indices and targets, position by position."""
+    is_image = encoded.ids == IMAGE
+    tokens = np.zeros(len(is_image), np.int64)  # visual tokens at each id
+    tokens[is_image] = encoded.image_tokens
+    copies = np.where(is_image, tokens + registers, 1)
+    source = np.repeat(np.arange(len(copies)), copies)
+    within = np.arange(len(source)) - np.repeat(np.cumsum(copies) - copies, copies)
+    visual = is_image[source] & (within < tokens[source])
+    register = is_image[source] & ~visual
+    before = (np.cumsum(tokens) - tokens)[source]  # visual tokens of the images before
+    kinds = np.select([visual, register], [Kind.VISUAL, Kind.REGISTER], Kind.TEXT)
+    index = np.select([visual, register], [before + within, within - tokens[source]], encoded.ids[source])
+    return kinds, index, np.where(is_image[source], IGNORE, encoded.targets[source])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from victor_jax.models.config import Activation, VisionConfig
 from victor_jax.models.layers import Dense, LayerNorm
+from victor_jax.models.parameters import Normal, declare
 from victor_jax.ops.attention import Implementation, attention
 from victor_jax.sharding.activations import over_rows
 
@@ -31,7 +32,7 @@ class VisionAttention(nn.Module):
             for name in ("q", "k", "v")
         )
         y = attention(q, k, v, causal=False, implementation=self.implementation)
-        return Dense(width, True, self.dtype, name="o")(y.reshape(x.shape))
+        return Dense(width, True, self.dtype, axes=("tensor", "fsdp"), name="o")(y.reshape(x.shape))
 
 
 class VisionMLP(nn.Module):
@@ -42,7 +43,7 @@ class VisionMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [I, T, D] -> [I, T, D]
         hidden = ACTIVATIONS[self.activation](Dense(self.width, True, self.dtype, name="up")(x))
-        return Dense(x.shape[-1], True, self.dtype, name="down")(hidden)
+        return Dense(x.shape[-1], True, self.dtype, axes=("tensor", "fsdp"), name="down")(hidden)
 
 
 class VisionLayer(nn.Module):
@@ -72,10 +73,10 @@ class VisionTower(nn.Module):
     def __call__(self, pixels: jax.Array) -> jax.Array:
         """pixels [I, 3, size, size] -> features [I, P (+ 1), D * levels]."""
         c = self.config
-        x = Dense(c.width, False, self.dtype, name="patch_embedding")(patches(pixels, c.patch_size))
-        class_token = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,))
+        x = Dense(c.width, False, self.dtype, axes=(None, None), name="patch_embedding")(patches(pixels, c.patch_size))
+        class_token = self.param("class_embedding", declare(Normal(0.02)), (c.width,))
         class_token = jnp.broadcast_to(class_token.astype(x.dtype), (x.shape[0], 1, c.width))
-        positions = self.param("position_embedding", nn.initializers.normal(0.02), (c.patches + 1, c.width))
+        positions = self.param("position_embedding", declare(Normal(0.02)), (c.patches + 1, c.width))
         x = jnp.concatenate([class_token, x], axis=1) + positions.astype(x.dtype)[None]
         x = LayerNorm(c.norm_eps, name="pre_norm")(x)
 

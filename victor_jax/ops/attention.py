@@ -88,6 +88,18 @@ def attend_cache(q: Array, keys: Array, values: Array, filled: Array) -> Array:
     return (out / total[..., None]).astype(q.dtype).reshape(q.shape)
 
 
+def attention_rows(q: Array, k: Array, visible: Array) -> Array:
+    """The weights of a few queries alone: q [B,R,N,H], k [B,S,K,H], visible bool [B,R,S] -> float32 [B,N,R,S].
+
+    What needs attention weights asks for its rows here, and the layer keeps its kernel.
+    """
+    B, R, N, H = q.shape
+    K = k.shape[2]
+    scores = jnp.einsum("BRKGH,BSKH->BKGRS", q.reshape(B, R, K, N // K, H), k, preferred_element_type=jnp.float32)
+    weights, total = _softmax(scores, visible[:, None, None], H)
+    return (weights / total[..., None]).reshape(B, N, R, k.shape[1])
+
+
 def causal_blocks(length: int) -> list[tuple[int, int]]:
     """Where each block of queries starts and ends: at most BLOCKS of them, so that programs stay small."""
     size = max(TILE, -(-length // (BLOCKS * TILE)) * TILE)

@@ -1,5 +1,6 @@
 """The device mesh: axes `data` (rows), `fsdp` (rows, and parameters cut along one axis), `tensor` (heads, widths)."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -26,6 +27,20 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[j
         grid = mesh_utils.create_device_mesh(shape, here, allow_split_physical_axes=True)
         return Mesh(grid, AXES, axis_types=kinds)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=here)
+
+
+def of_parameter(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> NamedSharding:
+    """Where a parameter lies; an axis that its mesh axis does not divide is an error, never a silent copy."""
+    for size, cut in zip(shape, spec, strict=False):
+        axes = cut if isinstance(cut, tuple) else (cut,) if cut else ()
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            axis = " * ".join(axes)
+            raise UserError(
+                f"parameter {path} {shape} does not divide over the mesh: {size} by {axis}={parts}; "
+                f"choose another {axis}"
+            )
+    return NamedSharding(mesh, spec)
 
 
 def rows(mesh: Mesh, count: int) -> NamedSharding:

@@ -5,7 +5,7 @@ import numpy as np
 
 from victor_jax.data.batches import BatchSource
 from victor_jax.training.optimizer import Params
-from victor_jax.training.setup import Run, lengths_of, on_mesh
+from victor_jax.training.setup import Run, on_mesh, sizes_of
 from victor_jax.training.step import State
 
 
@@ -14,7 +14,7 @@ def held_out_loss(run: Run, state: State, frozen: Params, source: BatchSource) -
     total, count = 0.0, 0
     for step in range(source.schedule.steps_per_epoch):
         layout, _ = source.schedule.at(step)
-        for part, lengths in zip(source[step].parts, lengths_of(run, layout.parts), strict=True):
-            sums, counts = jax.device_get(run.evaluate(state.train, frozen, on_mesh(part, run.mesh), lengths=lengths))
+        for part, sizes in zip(source[step].parts, sizes_of(run, layout.parts), strict=True):
+            sums, counts = jax.device_get(run.evaluate(state.train, frozen, on_mesh(part, run.mesh), sizes=sizes))
             total, count = total + float(np.sum(sums)), count + int(np.sum(counts))
     return total / max(count, 1)

@@ -30,7 +30,7 @@ def export(run: Run, train: Params, start: Checkpoint, companions: Path, destina
         tensors = start_tensors(run, start) | layers_of(train, run.module)
         if run.module.lora:
             tensors = merged(tensors, run.module.lora)
-        spec = run.module.compression.spec
+        spec = run.module.method.spec
         prompt = prompt_taught(run.settings.data)
         checkpoint = replace(start, folder=companions, tensors=tensors, compression=spec, prompt=prompt)
         write_checkpoint(checkpoint, destination, "orbax", lambda _: None)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from victor_jax.compression.plan import Compression
+from victor_jax.compression.plan import Method
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.images import BadImage, ImageSource, open_images
 from victor_jax.data.index import Index, Reader, open_index
@@ -36,11 +36,11 @@ class Inputs:
     tokenizer_folder: Path
 
 
-def open_inputs(settings: Settings, config: VLMConfig, method: Compression, mesh: Mesh, workdir: Path) -> Inputs:
+def open_inputs(settings: Settings, config: VLMConfig, method: Method, mesh: Mesh, workdir: Path) -> Inputs:
     """Everything is checked and indexed here, before any weight is read."""
     data, paths = settings.data, data_paths(settings, workdir)
     records, images = open_rows(paths)
-    reader = open_reader(settings, config, records, paths)
+    reader = open_reader(settings, config, method, records, paths)
     index = open_index(
         reader, paths["data"], workdir / "index", data.workers, data.max_bad_rows, jax.process_index() == 0
     )
@@ -61,7 +61,7 @@ def open_inputs(settings: Settings, config: VLMConfig, method: Compression, mesh
             index,
             settings.batch_size,
             settings.seed,
-            config.tokens_per_image + method.registers,
+            method.registers,
             settings.micro_batches,
             rows=rows,
         )
@@ -77,10 +77,12 @@ def open_rows(paths: dict[str, str]) -> tuple[Records, ImageSource]:
     return records, open_images(records, paths["images"])
 
 
-def open_reader(settings: Settings, config: VLMConfig, records: Records, paths: dict[str, str]) -> Reader:
+def open_reader(
+    settings: Settings, config: VLMConfig, method: Method, records: Records, paths: dict[str, str]
+) -> Reader:
     """The rows as the model of `config` reads them."""
     data, tokenizer = settings.data, _open_tokenizer(paths["tokenizer"], config.language.vocabulary)
-    return Reader(records, TEMPLATES[data.template], tokenizer, config.tokens_per_image, data.max_length)
+    return Reader(records, TEMPLATES[data.template], tokenizer, method.tokens_per_image(config), data.max_length)
 
 
 def data_paths(settings: Settings, workdir: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Low-rank additions to the language tower's linear layers: which leaves they are, and how they are merged."""
 
-import jax
 import numpy as np
 
 from victor_jax.models.layers import Lora
@@ -31,17 +30,3 @@ def _merged_kernel(kernel: Tensor, a: Tensor, b: Tensor, lora: Lora) -> Tensor:
         return (kernel.read(index).astype(np.float32) + low * (lora.alpha / lora.rank)).astype(kernel.dtype)
 
     return Tensor(kernel.shape, kernel.dtype, read, kernel.source)
-
-
-def initial(paths: dict[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, np.ndarray]:
-    """float32 adapters by path: a uniform as PyTorch's linear layers begin, b zero, so that nothing changes yet."""
-    drawn = {}
-    for number, (path, leaf) in enumerate(sorted(paths.items())):
-        bound = leaf.shape[-2] ** -0.5
-        rng = np.random.default_rng((seed, 2, number))
-        drawn[path] = (
-            rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
-            if path.endswith("/lora_a")
-            else np.zeros(leaf.shape, np.float32)
-        )
-    return drawn

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from victor_jax.data.shapes import Layout
 from victor_jax.errors import UserError
-from victor_jax.training.setup import Run, lengths_of
+from victor_jax.training.setup import Run, sizes_of
 
 GIB = 2**30
 ACTIVATIONS = "inputs of the layers"
@@ -96,9 +96,10 @@ def _layer_inputs(run: Run, layout: Layout, is_shared: bool) -> int:
     """What every layer leaves for the backward pass, even where all else is recomputed."""
     settings, module = run.settings, run.module
     through_text = "language" in settings.trainable or settings.lora.rank > 0  # else text-only rows teach nothing
+    plan = module.method.plan
     positions = [
-        sum(layers * length for layers, length in zip(module.compression.plan.stages, lengths, strict=True))
-        for part, lengths in zip(layout.parts, lengths_of(run, layout.parts), strict=True)
+        sum(layers * length for layers, length in zip(plan.stages, plan.stage_lengths(sizes), strict=True))
+        for part, sizes in zip(layout.parts, sizes_of(run, layout.parts), strict=True)
         if part.images or through_text
     ]
     rows = settings.batch_size // settings.micro_batches

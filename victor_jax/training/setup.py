@@ -15,28 +15,27 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from victor_jax.compression.plan import Size, length_of
 from victor_jax.compression.spec import parse
-from victor_jax.data.shapes import Shape, shape_lengths
+from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.layers import Lora
 from victor_jax.models.sequence import Batch
 from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
-from victor_jax.models.vlm import VLMModule, abstract_params
+from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import check_implementation
-from victor_jax.sharding.mesh import BATCH, make_mesh
-from victor_jax.sharding.rules import sharding_of
+from victor_jax.sharding.mesh import BATCH, make_mesh, of_parameter
 from victor_jax.training import lora
 from victor_jax.training.optimizer import OptimizerSettings, Params, in_float32, make_optimizer, schedule
 from victor_jax.training.settings import Settings
-from victor_jax.training.step import Lengths, State, StepSettings, make_step, row_losses
+from victor_jax.training.step import PartSizes, State, StepSettings, make_step, row_losses
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
-from victor_jax.weights.names import flatten
 from victor_jax.weights.place import place, put
 from victor_jax.weights.read import open_checkpoint
-from victor_jax.weights.tensors import Tensor, cast, from_array
+from victor_jax.weights.tensors import Tensor, cast
 
 Abstract = dict[str, jax.ShapeDtypeStruct]
 
@@ -61,7 +60,7 @@ def make_module(settings: Settings, config: VLMConfig) -> VLMModule:
     adapters = settings.lora
     return VLMModule(
         config,
-        parse(settings.compression, config.language.depth),
+        parse(settings.compression, config),
         jnp.dtype(settings.dtype),
         settings.attention,  # type: ignore[arg-type]  # checked where settings are read
         settings.remat,  # type: ignore[arg-type]
@@ -95,10 +94,10 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int
     module = make_module(settings, config)
     train: Abstract = {}
     frozen: Abstract = {}
-    for path, leaf in flatten(abstract_params(module)).items():
+    for path, leaf in parameters(module).items():
         trained = is_trained(path, settings)
         kept = jnp.dtype(settings.param_dtype if trained else settings.dtype)
-        place = sharding_of(path, leaf.shape, mesh)
+        place = of_parameter(path, leaf.shape, leaf.spec, mesh)
         (train if trained else frozen)[path] = jax.ShapeDtypeStruct(leaf.shape, kept, sharding=place)
     if not train:
         raise UserError(f"config.trainable={settings.trainable} leaves nothing to train")
@@ -113,8 +112,8 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int
         StepSettings(settings.loss_chunk, settings.bad_step.spike_factor, settings.seed),
     )
 
-    def evaluate(train: Params, frozen: Params, batch: Batch, *, lengths: tuple[int, ...]) -> Any:
-        return row_losses(module, frozen | train, batch, None, lengths, settings.loss_chunk)
+    def evaluate(train: Params, frozen: Params, batch: Batch, *, sizes: tuple[Size, ...]) -> Any:
+        return row_losses(module, frozen | train, batch, None, sizes, settings.loss_chunk)
 
     return Run(
         settings,
@@ -126,11 +125,11 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh, total_steps: int
         state,
         jax.jit(
             step,
-            static_argnames="lengths",
+            static_argnames="sizes",
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
         ),
-        jax.jit(evaluate, static_argnames="lengths", out_shardings=whole),
+        jax.jit(evaluate, static_argnames="sizes", out_shardings=whole),
     )
 
 
@@ -187,17 +186,22 @@ def start_tensors(run: Run, start: Checkpoint) -> dict[str, Tensor]:
     """The checkpoint's, with the registers of this run: its own, or drawn ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that they are untrained: they are about to be
-        return fresh.with_registers(start, run.module.compression, run.settings.seed)
+        return fresh.with_own(start, run.module.method, run.settings.seed)
 
 
 def start_params(run: Run, start: Checkpoint) -> tuple[Params, Params]:
     """Trained and frozen parameters on their devices."""
     tensors = start_tensors(run, start)
-    adapters = {path: leaf for path, leaf in run.train.items() if lora.is_adapter(path)}
-    drawn = lora.initial(adapters, run.settings.seed)
-    train = {path: put(cast(from_array(drawn[path]), leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
-    train |= place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
-    return train, place(run.frozen, tensors, run.module)
+    declared = parameters(run.module)
+    adapters = {
+        path: put(
+            cast(fresh.drawn(path, leaf.shape, declared[path].start, run.settings.seed), leaf.dtype), leaf.sharding
+        )
+        for path, leaf in run.train.items()
+        if lora.is_adapter(path)
+    }
+    learning = {path: leaf for path, leaf in run.train.items() if path not in adapters}
+    return adapters | place(learning, tensors, run.module), place(run.frozen, tensors, run.module)
 
 
 def start_state(run: Run, train: Params) -> State:
@@ -209,23 +213,20 @@ def start_state(run: Run, train: Params) -> State:
 
 def abstract_part(run: Run, shape: Shape) -> Batch:
     """One part of the global batch, with shardings: what the step is compiled for."""
-    config, registers = run.module.config, run.module.compression.registers
-    rows, size = run.settings.batch_size // run.settings.micro_batches, config.vision.image_size
+    rows, size = run.settings.batch_size // run.settings.micro_batches, run.module.config.vision.image_size
     over_rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
     def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=over_rows)
 
-    length = shape_lengths(shape, run.module.compression.plan, config.tokens_per_image, registers)[0]
-    line = of((length,), jnp.int32)
+    line = of((length_of(shape.counts(run.module.method.registers)),), jnp.int32)
     pixels = of((shape.images, 3, size, size), jnp.uint8) if shape.images else None
-    return Batch(Positions(line, line, line), line, pixels)
+    return Batch(Positions(line, line, line, of((), jnp.int32)), line, pixels)
 
 
-def lengths_of(run: Run, parts: tuple[Shape, ...]) -> Lengths:
-    module = run.module
-    per_image, registers = module.config.tokens_per_image, module.compression.registers
-    return tuple(shape_lengths(part, module.compression.plan, per_image, registers) for part in parts)
+def sizes_of(run: Run, parts: tuple[Shape, ...]) -> PartSizes:
+    method = run.module.method
+    return tuple(method.plan.sizes(part.counts(method.registers)) for part in parts)
 
 
 def row_shares(mesh: Mesh, rows: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

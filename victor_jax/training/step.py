@@ -8,12 +8,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import unflatten_dict
 
+from victor_jax.compression.plan import Size
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
-from victor_jax.ops.images import normalise
 from victor_jax.training.optimizer import Params, update
-from victor_jax.weights.names import nest
 
 AVERAGE_DECAY = 0.9  # of the running loss that a spike is measured against
 
@@ -27,7 +27,7 @@ class State:
     loss_average: jax.Array  # float32: of recent good steps, 0 before the first
 
 
-Lengths = tuple[tuple[int, ...], ...]  # of each part: the static length of each stage
+PartSizes = tuple[tuple[Size, ...], ...]  # of each part: the static lengths of the plan
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StepSettings:
 def make_step(
     module: VLMModule, optimizer: optax.GradientTransformation, rate: Callable, settings: StepSettings
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """step(state, frozen, parts, number, lengths=…) -> the next state and its metrics; to be compiled.
+    """step(state, frozen, parts, number, sizes=…) -> the next state and its metrics; to be compiled.
 
     The batch comes in parts of equally many rows, each of one length; their gradients are added up. The loss is the
     mean over all supervised positions of the batch, whatever part they are in.
@@ -50,10 +50,10 @@ def make_step(
     """
 
     def step(
-        state: State, frozen: Params, parts: tuple[Batch, ...], number: jax.Array, *, lengths: Lengths
+        state: State, frozen: Params, parts: tuple[Batch, ...], number: jax.Array, *, sizes: PartSizes
     ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        grads, row_loss, row_count = gradients(module, state.train, frozen, parts, key, lengths, settings.loss_chunk)
+        grads, row_loss, row_count = gradients(module, state.train, frozen, parts, key, sizes, settings.loss_chunk)
         count = jnp.maximum(row_count.sum(), 1)
         grads = {path: grad / count.astype(grad.dtype) for path, grad in grads.items()}
         loss, norm = row_loss.sum() / count, optax.tree.norm(grads)
@@ -83,25 +83,25 @@ def gradients(
     frozen: Params,
     parts: tuple[Batch, ...],
     key: jax.Array,
-    lengths: Lengths,
+    sizes: PartSizes,
     chunk: int,
 ) -> tuple[Params, jax.Array, jax.Array]:
     """Gradients of the summed loss; float32 [B] summed loss and int32 [B] supervised positions of each row."""
 
-    def of(part: Batch, part_key: jax.Array, part_lengths: tuple[int, ...]) -> tuple[Params, jax.Array, jax.Array]:
+    def of(part: Batch, part_key: jax.Array, part_sizes: tuple[Size, ...]) -> tuple[Params, jax.Array, jax.Array]:
         def summed(train: Params) -> tuple[jax.Array, Any]:
-            loss, count = row_losses(module, frozen | train, part, part_key, part_lengths, chunk)
+            loss, count = row_losses(module, frozen | train, part, part_key, part_sizes, chunk)
             return loss.sum(), (loss, count)
 
         grads, (loss, count) = jax.grad(summed, has_aux=True)(train)
         return grads, loss, count
 
-    total, loss, count = of(parts[0], key, lengths[0])
+    total, loss, count = of(parts[0], key, sizes[0])
     losses, counts = [loss], [count]
-    for number, (part, part_lengths) in enumerate(zip(parts[1:], lengths[1:], strict=True), start=1):
+    for number, (part, part_sizes) in enumerate(zip(parts[1:], sizes[1:], strict=True), start=1):
         # The barrier keeps parts one after the other: side by side they would need the memory of all.
         total, part = jax.lax.optimization_barrier((total, part))
-        grads, loss, count = of(part, jax.random.fold_in(key, number), part_lengths)
+        grads, loss, count = of(part, jax.random.fold_in(key, number), part_sizes)
         total = {path: total[path].astype(jnp.float32) + grads[path].astype(jnp.float32) for path in total}
         losses.append(loss)
         counts.append(count)
@@ -109,16 +109,13 @@ def gradients(
 
 
 def row_losses(
-    module: VLMModule, params: Params, batch: Batch, key: jax.Array | None, lengths: tuple[int, ...], chunk: int
+    module: VLMModule, params: Params, batch: Batch, key: jax.Array | None, sizes: tuple[Size, ...], chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """float32 [B] summed loss and int32 [B] supervised positions; a key turns dropout on."""
-    pixels = None if batch.pixels is None else normalise(batch.pixels.reshape(-1, *batch.pixels.shape[2:]))
     return module.apply(  # type: ignore[return-value]
-        {"params": nest(params)},
-        batch.sequence,
-        pixels,
-        batch.targets,
-        lengths,
+        {"params": unflatten_dict(params, sep="/")},
+        batch,
+        sizes,
         chunk,
         method=VLMModule.loss,
         rngs=None if key is None else {"dropout": key},

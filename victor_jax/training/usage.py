@@ -10,18 +10,18 @@ from victor_jax.analysis.topology import peak_flops
 from victor_jax.data.index import Index
 from victor_jax.data.schedule import FILLER
 from victor_jax.data.shapes import Layout, Shape
-from victor_jax.training.setup import Run, lengths_of
+from victor_jax.training.setup import Run, sizes_of
 
 
 class Usage:
     def __init__(self, run: Run, index: Index) -> None:
         self._index, self._run = index, run
-        self._per_image = run.module.config.tokens_per_image + run.module.compression.registers
 
     def of_step(self, rows: np.ndarray, layout: Layout, times: dict[str, float]) -> dict[str, float]:
         """`rows` are those of the whole batch, `times` those of the clock since the step before."""
         rows = rows[rows != FILLER]
-        tokens = self._index.text_lengths[rows].sum() + self._index.image_counts[rows].sum() * self._per_image
+        index, registers = self._index, self._run.module.method.registers
+        tokens = (index.text_lengths[rows] + index.visual_lengths[rows] + index.image_counts[rows] * registers).sum()
         return {"data_wait": times.get("data", 0.0), "tokens": int(tokens), "flops": self.flops(layout)}
 
     @functools.cache  # noqa: B019 - one object per run, a few layouts
@@ -34,12 +34,13 @@ def step_costs(run: Run, parts: tuple[Shape, ...]) -> list[flops.StepCost]:
     """FLOPs and bytes of each part of a batch, all devices together."""
     settings, module = run.settings, run.module
     rows = settings.batch_size // len(parts)
-    training = flops.Training(settings.trainable, module.compression.registers, module.remat, settings.lora.rank)
+    training = flops.Training(settings.trainable, module.remat, settings.lora.rank)
+    lengths = map(module.method.plan.stage_lengths, sizes_of(run, parts))
     works = [
-        flops.Work.of_loss(rows, lengths, rows * part.images, settings.loss_chunk)
-        for part, lengths in zip(parts, lengths_of(run, parts), strict=True)
+        flops.Work.of_loss(rows, of_part, rows * part.images, settings.loss_chunk)
+        for part, of_part in zip(parts, lengths, strict=True)
     ]
-    return [flops.training_step(module.config, module.compression.plan, work, training) for work in works]
+    return [flops.training_step(module, work, training) for work in works]
 
 
 def share_of_peak(flops_per_second: float) -> dict[str, float]:

@@ -5,12 +5,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from victor_jax.compression.plan import Compression, Plan
+import jax
+import numpy as np
+
+from victor_jax.compression.plan import Layers, Method, Plan
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError, some
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.weights.names import REGISTERS, flatten
+from victor_jax.models.parameters import Constant, Declared
+from victor_jax.models.vlm import VLMModule, parameters
+from victor_jax.weights.names import OWN, REGISTERS
 from victor_jax.weights.tensors import Tensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -53,6 +57,11 @@ class Checkpoint:
         return self.tensors[REGISTERS].shape[0] if REGISTERS in self.tensors else 0
 
     @property
+    def own(self) -> dict[str, Tensor]:
+        """The parameters of the method that it was trained with."""
+        return {name: tensor for name, tensor in self.tensors.items() if name.startswith(OWN)}
+
+    @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
@@ -65,46 +74,50 @@ class Checkpoint:
         return max(sizes, key=lambda name: sizes[name])
 
 
-def check(tensors: dict[str, Tensor], config: VLMConfig, source: str) -> None:
-    """One error for everything that is missing, unexpected or wrongly shaped."""
-    expected = expected_shapes(config)
-    held = {name: tensor.shape for name, tensor in tensors.items() if name != REGISTERS}
+def check(checkpoint: Checkpoint, method: Method, source: str) -> None:
+    """One error for everything that is missing, unexpected or wrongly shaped; `method` is what it was trained with."""
+    whole = expected(checkpoint.config) | own_parameters(checkpoint.config, method)
+    wanted = {name: leaf.shape for name, leaf in whole.items()}
+    tensors = checkpoint.tensors
+    held = {name: tensor.shape for name, tensor in tensors.items()}
     problems = []
-    if missing := sorted(expected.keys() - held.keys()):
+    if missing := sorted(wanted.keys() - held.keys()):
         problems.append(f"lacks {some(missing)}")
-    if unexpected := sorted(held.keys() - expected.keys()):
+    if unexpected := sorted(held.keys() - wanted.keys()):
         problems.append(f"holds unexpected {some(unexpected)}")
     if misshaped := [
-        f"{name} as {held[name]} where {expected[name]} is expected"
-        for name in sorted(expected.keys() & held.keys())
-        if held[name] != expected[name]
+        f"{name} as {held[name]} where {wanted[name]} is expected"
+        for name in sorted(wanted.keys() & held.keys())
+        if held[name] != wanted[name]
     ]:
         problems.append(f"holds {some(misshaped)}")
     if odd := [name for name, tensor in tensors.items() if tensor.dtype.name not in FLOATS]:
         kinds = sorted({tensors[name].dtype.name for name in odd})
         problems.append(f"holds {some(odd)} as {' and '.join(kinds)} where a float type is expected")
-    registers = tensors.get(REGISTERS)
-    if registers and (len(registers.shape) != 2 or registers.shape[1] != config.language.width):
-        problems.append(f"holds registers as {registers.shape} where (M, {config.language.width}) is expected")
     if problems:
         raise UserError(f"{source} {'; it '.join(problems)}")
 
 
 @functools.lru_cache(maxsize=8)
-def expected_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
+def expected(config: VLMConfig) -> dict[str, Declared]:
     """Every tensor of a whole checkpoint, by our names; the vision tower with the layers that no plan runs."""
     depth = config.vision.depth
     whole = replace(config, feature_levels=(*config.feature_levels[:-1], depth))
-    shapes: dict[str, tuple[int, ...]] = {}
-    full = Compression(registers=0, plan=Plan((config.language.depth,), ()))
-    for path, leaf in flatten(abstract_params(VLMModule(whole, full))).items():
+    found: dict[str, Declared] = {}
+    for path, leaf in parameters(VLMModule(whole, Method(Plan((Layers(config.language.depth),))))).items():
         part, *rest = path.split("/")
         if rest and rest[0].startswith("stages_"):
-            layers = depth if part == "vision" else leaf.shape[0]
-            for layer in range(layers):
-                shapes[f"{part}/layers/{layer}/{'/'.join(rest[1:])}"] = leaf.shape[1:]
+            one = leaf.replace(value=jax.ShapeDtypeStruct(leaf.shape[1:], leaf.value.dtype))
+            for layer in range(depth if part == "vision" else leaf.shape[0]):
+                found[f"{part}/layers/{layer}/{'/'.join(rest[1:])}"] = one
         else:
-            shapes[path] = leaf.shape
-    for leaf_name in ("scale", "bias"):
-        shapes[f"vision/post_norm/{leaf_name}"] = (config.vision.width,)
-    return shapes
+            found[path] = leaf
+    for leaf_name, start in (("scale", Constant(1.0)), ("bias", Constant(0.0))):
+        of_width = jax.ShapeDtypeStruct((config.vision.width,), np.float32)
+        found[f"vision/post_norm/{leaf_name}"] = Declared(of_width, (None,), start)
+    return found
+
+
+def own_parameters(config: VLMConfig, method: Method) -> dict[str, Declared]:
+    """What the method brings along."""
+    return {path: leaf for path, leaf in parameters(VLMModule(config, method)).items() if path.startswith(OWN)}

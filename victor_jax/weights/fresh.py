@@ -1,77 +1,80 @@
-"""What training starts from, drawn from a seed, the same on every machine: registers, a projector, a whole model."""
+"""What no checkpoint has, drawn from a seed as its declaration says, the same on every machine."""
 
 import warnings
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from victor_jax.compression.plan import Compression
-from victor_jax.errors import UserError
+from victor_jax.compression.plan import Method
+from victor_jax.errors import UserError, some
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.vlm import REGISTER_STD
-from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
-from victor_jax.weights.names import REGISTERS
-from victor_jax.weights.tensors import Index, Tensor, cast, from_array
+from victor_jax.models.parameters import Constant, Declared, Normal, Start, Uniform
+from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
+from victor_jax.weights.names import OWN, REGISTERS
+from victor_jax.weights.tensors import Index, Tensor, cast
 
 
-def registers(count: int, width: int, seed: int) -> np.ndarray:
-    """float32 [M, D]."""
-    return np.random.default_rng((seed, 0)).normal(0, REGISTER_STD, (count, width)).astype(np.float32)
+def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
+    """One tensor as its declaration says, float32, drawn when it is read; its name makes it differ from the others."""
+
+    def read(index: Index) -> np.ndarray:
+        rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+        match start:
+            case Normal(std):
+                values = rng.standard_normal(shape, np.float32) * np.float32(std)
+            case Uniform(bound):
+                values = rng.uniform(-bound, bound, shape).astype(np.float32)
+            case Constant(value):
+                values = np.full(shape, value, np.float32)
+        return values[index]
+
+    return Tensor(shape, np.dtype(np.float32), read, f"seed {seed}")
 
 
-def projector(config: VLMConfig, seed: int) -> dict[str, np.ndarray]:
-    """By our names; uniform in ±1/sqrt(inputs), as the linear layers of the original LLaVA begin."""
-    rng = np.random.default_rng((seed, 1))
-    inputs, width = config.vision.width * len(config.feature_levels), config.language.width
-    layers = {"linear_1": (inputs, width)} | ({"linear_2": (width, width)} if config.projector.kind == "mlp" else {})
-    drawn = {}
-    for name, shape in layers.items():
-        bound = shape[0] ** -0.5
-        drawn[f"projector/{name}/kernel"] = rng.uniform(-bound, bound, shape).astype(np.float32)
-        if config.projector.bias:
-            drawn[f"projector/{name}/bias"] = rng.uniform(-bound, bound, width).astype(np.float32)
-    return drawn
+def projector(config: VLMConfig, seed: int) -> dict[str, Tensor]:
+    return {
+        name: drawn(name, leaf.shape, leaf.start, seed)
+        for name, leaf in expected(config).items()
+        if name.startswith("projector/")
+    }
 
 
-def with_registers(checkpoint: Checkpoint, method: Compression, seed: int) -> dict[str, Tensor]:
-    """The checkpoint's tensors with exactly the registers that the method needs."""
-    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != REGISTERS}
-    if not method.registers:
+def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Tensor]:
+    """The checkpoint's tensors with exactly the parameters of its own that the method needs."""
+    needed = own_parameters(checkpoint.config, method)
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(OWN)}
+    held = checkpoint.own
+    if not needed:
         return tensors
-    if checkpoint.registers == method.registers:
+    shapes = {name: leaf.shape for name, leaf in needed.items()}
+    if {name: tensor.shape for name, tensor in held.items()} == shapes:
         return checkpoint.tensors
-    if checkpoint.registers:
+    if held:
         raise UserError(
-            f"{checkpoint.folder} was trained with {checkpoint.registers} registers, {method.spec} asks for "
-            f"{method.registers}: registers of one count cannot serve another"
+            f"{checkpoint.folder} was trained with {described(held)}, {method.spec} asks for {described(needed)}: "
+            "parameters of one method cannot serve another"
         )
     warnings.warn(
-        f"{checkpoint.folder} has no registers: {method.registers} are drawn from seed {seed} and untrained, so "
-        "answers under " + method.spec + " mean nothing before training",
+        f"{checkpoint.folder} has no {described(needed)}: drawn from seed {seed} and untrained, so answers under "
+        f"{method.spec} mean nothing before training",
         stacklevel=3,
     )
-    drawn = registers(method.registers, checkpoint.config.language.width, seed)
-    return tensors | {REGISTERS: from_array(drawn)}
+    return tensors | {name: drawn(name, leaf.shape, leaf.start, seed) for name, leaf in needed.items()}
+
+
+def described(own: Mapping[str, Tensor | Declared]) -> str:
+    """`8 registers` or, of other parameters, their names."""
+    names = [name.removeprefix(OWN) for name in own if name != REGISTERS]
+    registers = [f"{own[REGISTERS].shape[0]} registers"] if REGISTERS in own else []
+    return some([*registers, *names])
 
 
 def checkpoint(config: VLMConfig, seed: int, dtype: str = "float32") -> Checkpoint:
     """A whole model of random weights, each tensor drawn when it is read: for benchmarks and smoke tests."""
-    shapes = expected_shapes(config)
     tensors = {
-        name: cast(_random(name, shape, (seed, 3, number)), np.dtype(dtype))
-        for number, (name, shape) in enumerate(shapes.items())
+        name: cast(drawn(name, leaf.shape, leaf.start, seed), np.dtype(dtype))
+        for name, leaf in expected(config).items()
     }
     return Checkpoint("random", Path("random"), config, tensors)
-
-
-def _random(name: str, shape: tuple[int, ...], seed: tuple[int, ...]) -> Tensor:
-    """Norm scales are 1; everything else is normal, small enough that activations stay finite."""
-
-    def read(index: Index) -> np.ndarray:
-        if name.endswith("scale"):
-            return np.ones(shape, np.float32)[index]
-        drawn = np.random.default_rng(seed).standard_normal(shape, np.float32)
-        drawn *= 0.02
-        return drawn[index]
-
-    return Tensor(shape, np.dtype(np.float32), read, "random")

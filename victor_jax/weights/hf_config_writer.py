@@ -18,7 +18,7 @@ def hf_config(config: VLMConfig, dtype: str) -> dict[str, Any]:
         "model_type": "llava",
         "image_token_index": config.image_token,
         "pad_token_id": config.pad_token,
-        "image_seq_length": config.tokens_per_image,
+        "image_seq_length": config.features_per_image,
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": config.projector.bias,
         "vision_feature_layer": levels[0] if len(levels) == 1 else levels,

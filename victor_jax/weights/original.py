@@ -20,7 +20,6 @@ from victor_jax.weights.hf_config import (
     vision_config,
 )
 from victor_jax.weights.tables import PROJECTOR_FILE, Table, by_our_names, read_projector
-from victor_jax.weights.tensors import from_array
 
 
 def open_original(folder: Path, raw: dict[str, Any], vision: Path | None, projector: Path | None) -> Checkpoint:
@@ -79,7 +78,7 @@ def open_language_model(
     )
     if projector is None:
         warnings.warn(f"the projector is untrained: drawn from seed {seed}", stacklevel=3)
-        table |= {name: from_array(array) for name, array in fresh.projector(config, seed).items()}
+        table |= fresh.projector(config, seed)
     return Checkpoint("language model + CLIP", folder, config, table, skipped=skipped + more)
 
 

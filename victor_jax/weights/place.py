@@ -25,7 +25,7 @@ def sources(path: str, module: VLMModule) -> list[str]:
     if not rest or not rest[0].startswith("stages_"):
         return [path]
     stage = int(rest[0].removeprefix("stages_"))
-    stages = stage_lengths(module.config.feature_levels) if part == "vision" else module.compression.plan.stages
+    stages = stage_lengths(module.config.feature_levels) if part == "vision" else module.method.plan.stages
     first = sum(stages[:stage])
     tail = "/".join(rest[1:])
     return [f"{part}/layers/{layer}/{tail}" for layer in range(first, first + stages[stage])]

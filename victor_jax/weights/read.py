@@ -49,8 +49,7 @@ def open_checkpoint(
             f"{folder / 'config.json'} has the unknown model_type {model_type!r}: known are {', '.join(known)}"
         )
     checkpoint = _with_side_files(checkpoint)
-    check(checkpoint.tensors, checkpoint.config, str(folder))
-    _check_compression(checkpoint)
+    check(checkpoint, parse(checkpoint.compression, checkpoint.config), str(folder))
     return checkpoint
 
 
@@ -92,12 +91,3 @@ def _with_side_files(checkpoint: Checkpoint) -> Checkpoint:
         tensors |= own_names(read_safetensors(weights))
     prompt = prompt_from_json(written["prompt"], file) if "prompt" in written else checkpoint.prompt
     return replace(checkpoint, tensors=tensors, compression=compression, prompt=prompt)
-
-
-def _check_compression(checkpoint: Checkpoint) -> None:
-    needed = parse(checkpoint.compression, checkpoint.config.language.depth).registers
-    if needed != checkpoint.registers:
-        raise UserError(
-            f"{checkpoint.folder} says it was trained with {checkpoint.compression} but holds "
-            f"{checkpoint.registers} {REGISTERS}"
-        )

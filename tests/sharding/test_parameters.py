@@ -1,21 +1,20 @@
 """Every parameter of the models that we run has one place on the mesh, and the big ones are cut."""
 
 import math
-import re
 from dataclasses import replace
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec
 
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
 from victor_jax.models.config import ProjectorConfig, VLMConfig
 from victor_jax.models.layers import Lora
+from victor_jax.models.parameters import Declared
 from victor_jax.models.sizes import SIZES
-from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.sharding.mesh import AXES, make_mesh, rows
-from victor_jax.sharding.rules import RULES, sharding_of
-from victor_jax.weights.names import flatten
+from victor_jax.models.vlm import VLMModule, parameters
+from victor_jax.sharding.mesh import AXES, make_mesh, of_parameter, rows
 
 SMALL = SIZES["small"]
 MODELS: dict[str, VLMConfig] = {
@@ -28,59 +27,53 @@ MODELS: dict[str, VLMConfig] = {
 POD = jax.sharding.AbstractMesh((2, 32, 4), AXES)
 
 
-def parameter_shapes(config: VLMConfig) -> dict[str, tuple[int, ...]]:
+def declared(config: VLMConfig) -> dict[str, Declared]:
     """Of the richest model: with registers, and with adapters on every linear layer of the language tower."""
-    module = VLMModule(config, parse("victor:registers=8,layer=3", config.language.depth), lora=Lora(128, 256))
-    return {path: leaf.shape for path, leaf in flatten(abstract_params(module)).items()}
+    return parameters(VLMModule(config, parse("victor:registers=8,layer=3", config), lora=Lora(128, 256)))
 
 
-def matching(path: str) -> list[str]:
-    return [pattern for pattern, _ in RULES if re.fullmatch(pattern, path)]
+def placed(path: str, leaf: Declared, mesh) -> tuple[int, ...]:
+    return of_parameter(path, leaf.shape, leaf.spec, mesh).shard_shape(leaf.shape)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_parameter_matches_exactly_one_rule(model: str) -> None:
-    matches = {path: matching(path) for path in parameter_shapes(MODELS[model])}
-    assert {path: found for path, found in matches.items() if len(found) != 1} == {}
-
-
-def test_no_rule_is_dead() -> None:
-    used = {pattern for config in MODELS.values() for path in parameter_shapes(config) for pattern in matching(path)}
-    assert [pattern for pattern, _ in RULES if pattern not in used] == []
+def test_every_kernel_is_cut_along_both_axes_and_small_leaves_are_whole(model: str) -> None:
+    for path, leaf in declared(MODELS[model]).items():
+        axes = {axis for cut in leaf.spec for axis in (cut if isinstance(cut, tuple) else (cut,)) if axis}
+        is_large = leaf.shape[-1] * leaf.shape[-2] > 2**16 if len(leaf.shape) > 1 else False
+        if path.startswith(("language", "projector")) and path.endswith(
+            ("kernel", "embedding", "head", "lora_a", "lora_b")
+        ):
+            assert axes == {"fsdp", "tensor"}, path
+        elif not is_large:
+            assert not axes - {"tensor"} or path.startswith("vision/stages"), path
 
 
 @pytest.mark.parametrize("model", ["7b", "13b"])
 def test_nearly_all_of_a_real_model_is_cut_over_fsdp(model: str) -> None:
     mesh = make_mesh(fsdp=8)
-    shapes = parameter_shapes(MODELS[model])
-    whole = {
-        path: shape for path, shape in shapes.items() if sharding_of(path, shape, mesh).shard_shape(shape) == shape
-    }
-    assert sum(map(math.prod, whole.values())) < 0.01 * sum(map(math.prod, shapes.values()))
+    leaves = declared(MODELS[model])
+    whole = [leaf.shape for path, leaf in leaves.items() if placed(path, leaf, mesh) == leaf.shape]
+    assert sum(map(math.prod, whole)) < 0.01 * sum(math.prod(leaf.shape) for leaf in leaves.values())
 
 
 @pytest.mark.parametrize("model", ["7b", "13b"])
 def test_a_real_model_divides_over_the_mesh_of_a_pod(model: str) -> None:
     """The whole model over 128-fold cuts: each device holds its share and the small leaves."""
-    shapes = parameter_shapes(MODELS[model])
-    held = sum(math.prod(sharding_of(path, shape, POD).shard_shape(shape)) for path, shape in shapes.items())
-    assert held < sum(map(math.prod, shapes.values())) * (1 / 128 + 0.001)
+    leaves = declared(MODELS[model])
+    held = sum(math.prod(placed(path, leaf, POD)) for path, leaf in leaves.items())
+    assert held < sum(math.prod(leaf.shape) for leaf in leaves.values()) * (1 / 128 + 0.001)
 
 
 def test_the_layer_axis_of_a_stage_is_never_cut() -> None:
-    for path, shape in parameter_shapes(SIZES["7b"]).items():
+    for path, leaf in declared(SIZES["7b"]).items():
         if "/stages_" in path:
-            assert sharding_of(path, shape, POD).shard_shape(shape)[0] == shape[0], path
+            assert placed(path, leaf, POD)[0] == leaf.shape[0], path
 
 
 def test_an_axis_that_does_not_divide_is_named_with_its_parameter_and_size() -> None:
     with pytest.raises(UserError, match=r"language/embedding \(32003, 4096\).* 32003 by tensor=2"):
-        sharding_of("language/embedding", (32003, 4096), make_mesh(fsdp=4, tensor=2))
-
-
-def test_a_parameter_without_a_rule_is_an_error() -> None:
-    with pytest.raises(UserError, match="language/stages_0/attention/q/lora has no sharding rule"):
-        sharding_of("language/stages_0/attention/q/lora", (4, 8, 8), make_mesh(fsdp=8))
+        of_parameter("language/embedding", (32003, 4096), PartitionSpec("tensor", "fsdp"), make_mesh(fsdp=4, tensor=2))
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 4}, {"data": 3, "tensor": 3}])

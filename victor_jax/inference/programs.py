@@ -1,45 +1,39 @@
-"""Prefill and decode as two compiled programs of static shape."""
+"""The compiled programs of inference, each of static shape."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from victor_jax.models.language import StageCache
-from victor_jax.models.sequence import Sequence
+from victor_jax.compression.plan import Size
+from victor_jax.models.language import Caches
+from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
 
+CHUNK = 512  # positions whose logits are held at once
 
-@functools.partial(jax.jit, static_argnames=("module", "lengths", "text_length"))
+
+@functools.partial(jax.jit, static_argnames=("module", "sizes", "text_length"))
 def text_logits(
-    params: dict,
-    sequence: Sequence,
-    pixels: jax.Array | None,
-    slots: jax.Array | None,
-    *,
-    module: VLMModule,
-    lengths: tuple[int, ...],
-    text_length: int,
+    params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], text_length: int
 ) -> jax.Array:
     """float32 [B, text_length, W], see VLMModule."""
-    return module.apply({"params": params}, sequence, pixels, slots, lengths, text_length)  # type: ignore[return-value]
+    return module.apply({"params": params}, batch, sizes, text_length)  # type: ignore[return-value]
 
 
-@functools.partial(jax.jit, static_argnames=("module", "lengths", "room"))
+@functools.partial(jax.jit, static_argnames=("module", "sizes"))
+def log_probabilities(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...]) -> jax.Array:
+    """float32 [B]: the summed log-probability of each row's targets, which is minus the loss of training."""
+    loss, _ = module.apply({"params": params}, batch, sizes, CHUNK, method=VLMModule.loss)
+    return -loss
+
+
+@functools.partial(jax.jit, static_argnames=("module", "sizes", "room"))
 def prefill(
-    params: dict,
-    sequence: Sequence,
-    pixels: jax.Array | None,
-    slots: jax.Array | None,
-    *,
-    module: VLMModule,
-    lengths: tuple[int, ...],
-    room: int,
-) -> tuple[jax.Array, list[StageCache]]:
-    """One pass through the plan -> float32 [B, W] logits of the first new token, one cache per stage."""
-    return module.apply(  # type: ignore[return-value]
-        {"params": params}, sequence, pixels, slots, lengths, room, method=VLMModule.prefill
-    )
+    params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], room: int
+) -> tuple[jax.Array, Caches]:
+    """One pass through the plan -> float32 [B, W] logits of the first new token, one cache per step of the plan."""
+    return module.apply({"params": params}, batch, sizes, room, method=VLMModule.prefill)  # type: ignore[return-value]
 
 
 @functools.partial(
@@ -49,7 +43,7 @@ def prefill(
 )
 def decode(
     params: dict,
-    caches: list[StageCache],
+    caches: Caches,
     logits: jax.Array,  # float32 [B, W]: of the first new token
     temperature: jax.Array,
     key: jax.Array,
@@ -59,10 +53,10 @@ def decode(
     end_tokens: tuple[int, ...],
     pad_token: int,
     greedy: bool,
-) -> tuple[jax.Array, list[StageCache]]:
+) -> tuple[jax.Array, Caches]:
     """int32 [B, max_new_tokens], from one compiled loop until every row has ended; padding after a row's end.
 
-    The caches come back because a donated buffer is used in place only where an output takes it over.
+    The caches are returned because a donated buffer is updated in place only where an output can reuse it.
     """
     rows = logits.shape[0]
 

@@ -1,0 +1,92 @@
+"""The steps that methods share: positions leave the stream, for good or to wait beside it, and come back."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from victor_jax.compression.plan import Counts, Kind, Size
+from victor_jax.compression.stream import Flow, Stream, merge, select
+
+Positions = Literal["keep", "renumber"]
+
+
+class Rearrange:
+    """A step that only moves positions: new tokens pass it by."""
+
+    def decode(self, x: jax.Array, kept: Any, own: Any) -> jax.Array:
+        return x
+
+
+@dataclass(frozen=True)
+class Leave(Rearrange):
+    """Positions of one kind leave: all, or all but the `keep` best of each row by the score of the layer before.
+
+    With `park` they wait beside the stream, else they are gone. The others keep their RoPE positions or are counted
+    anew. The last position of a prompt is always among the best, since the answer is read off it.
+    """
+
+    kind: Kind
+    keep: int = 0
+    park: bool = False
+    positions: Positions = "keep"
+
+    def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:
+        stream, parked = stream.copy(), parked.copy()
+        kept = np.minimum(stream[:, self.kind], self.keep)
+        if self.park:
+            parked[:, self.kind] += stream[:, self.kind] - kept
+        stream[:, self.kind] = kept
+        return stream, parked
+
+    def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
+        stream, is_real = flow.stream, flow.stream.kinds != Kind.PADDING
+        leaves = stream.kinds == self.kind
+        if self.keep:
+            leaves &= ~self._best(flow, leaves)
+        stays = select(stream, is_real & ~leaves, size.stream)
+        if self.positions == "renumber":
+            counted = jnp.arange(size.stream, dtype=jnp.int32)[None]
+            stays = replace(stays, positions=jnp.broadcast_to(counted, stays.kinds.shape))
+        parked = flow.parked
+        if self.park:
+            parked = select(stream, leaves, size.parked) if parked is None else _add(parked, stream, leaves, size)
+        return replace(flow, stream=stays, parked=parked, scores=None), None
+
+    def _best(self, flow: Flow, candidates: jax.Array) -> jax.Array:
+        """bool [B, T]: the `keep` candidates of each row with the highest scores; of equal ones the first."""
+        assert flow.scores is not None, "a Leave that keeps the best follows Layers with a score"
+        is_end = flow.stream.origin == flow.prompt_end[:, None]
+        scores = jnp.where(is_end, jnp.inf, flow.scores[-1])
+        order = jnp.argsort(jnp.where(candidates, -scores, jnp.inf), axis=1, stable=True)
+        rank = jnp.argsort(order, axis=1)
+        return candidates & (rank < self.keep)
+
+
+@dataclass(frozen=True)
+class Return(Rearrange):
+    """All parked positions of one kind come back into the stream, in sequence order."""
+
+    kind: Kind
+
+    def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:
+        stream, parked = stream.copy(), parked.copy()
+        stream[:, self.kind] += parked[:, self.kind]
+        parked[:, self.kind] = 0
+        return stream, parked
+
+    def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
+        parked = flow.parked
+        assert parked is not None, "a Return follows a Leave that parks"
+        comes = parked.kinds == self.kind
+        returning = replace(parked, kinds=jnp.where(comes, parked.kinds, Kind.PADDING))
+        waits = (parked.kinds != Kind.PADDING) & ~comes
+        rest = select(parked, waits, size.parked) if size.parked else None
+        return replace(flow, stream=merge(flow.stream, returning, size.stream), parked=rest, scores=None), None
+
+
+def _add(parked: Stream, stream: Stream, leaves: jax.Array, size: Size) -> Stream:
+    leaving = replace(stream, kinds=jnp.where(leaves, stream.kinds, Kind.PADDING))
+    return merge(parked, leaving, size.parked)

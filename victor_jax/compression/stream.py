@@ -1,0 +1,72 @@
+"""What flows up the tower, as arrays. Rows are closed up to the left and array order is sequence order, so that plain
+causal attention is right in every layer."""
+
+from dataclasses import replace
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from victor_jax.compression.plan import Kind
+
+
+@flax.struct.dataclass
+class Stream:
+    x: jax.Array  # [B, T, D]
+    kinds: jax.Array  # int32 [B, T]: Kind
+    positions: jax.Array  # int32 [B, T]: RoPE position
+    origin: jax.Array  # int32 [B, T]: index in the input sequence, to find what belongs to it (a label)
+
+
+@flax.struct.dataclass
+class Flow:
+    """The state between two steps of a plan."""
+
+    stream: Stream
+    prompt_end: jax.Array  # int32 [B]: origin of the last position of the prompt
+    parked: Stream | None = None  # positions that wait beside the stream
+    scores: jax.Array | None = None  # [L, B, …]: of the layers before, where the plan asks for one
+
+
+@flax.struct.dataclass
+class Where:
+    """What a score may know of the positions whose queries and keys it is given."""
+
+    kinds: jax.Array  # int32 [B, T]
+    positions: jax.Array  # int32 [B, T]
+    prompt_end: jax.Array  # int32 [B]: index in the stream
+    window: int | None = flax.struct.field(pytree_node=False)  # of sliding-window attention, in RoPE positions
+
+    def visible(self, rows: jax.Array) -> jax.Array:
+        """rows int32 [B, R], indices of queries -> bool [B, R, T]: the keys that each may attend to."""
+        sees = jnp.arange(self.kinds.shape[1])[None, None] <= rows[..., None]
+        sees &= (self.kinds != Kind.PADDING)[:, None]
+        if self.window is not None:
+            sees &= self.positions[:, None] > take(self.positions, rows)[..., None] - self.window
+        return sees
+
+
+def take(array: jax.Array, order: jax.Array) -> jax.Array:
+    """array [B, T, ...], order int32 [B, T'] -> [B, T', ...]."""
+    order = order.reshape(order.shape + (1,) * (array.ndim - 2))
+    return jnp.take_along_axis(array, order, axis=1)
+
+
+def survivors(stays: jax.Array, length: int) -> jax.Array:
+    """stays bool [B, T] -> int32 [B, length]: the indices that stay, in order, then others."""
+    return jnp.argsort(~stays, axis=1, stable=True)[:, :length]
+
+
+def select(stream: Stream, stays: jax.Array, length: int) -> Stream:
+    """The positions that stay, bool [B, T], closed up to the left; padding fills the row to `length`."""
+    order = survivors(stays, length)
+    chosen = jax.tree.map(lambda array: take(array, order), stream)
+    return replace(chosen, kinds=jnp.where(take(stays, order), chosen.kinds, Kind.PADDING))
+
+
+def merge(a: Stream, b: Stream, length: int) -> Stream:
+    """Two streams in sequence order, padding at the right."""
+    both = jax.tree.map(lambda one, other: jnp.concatenate([one, other], axis=1), a, b)
+    last = jnp.iinfo(jnp.int32).max
+    order = jnp.argsort(jnp.where(both.kinds == Kind.PADDING, last, both.origin), axis=1, stable=True)[:, :length]
+    return jax.tree.map(lambda array: take(array, order), both)
