@@ -28,7 +28,7 @@ def run(size: str, to: str) -> machine.Result:
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     record = {"name": f"{size}, hf to {to}", "bytes": checkpoint.nbytes, "seconds": seconds, "peak": peak}
-    return {"benchmark": "conversion", "machine": machine.describe(), "records": [record]}
+    return machine.result("conversion", [record])
 
 
 def tables(result: machine.Result) -> str:

@@ -7,7 +7,6 @@ closed-form count of FLOPs and bytes says is possible.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
 
 TEXT = 64  # text tokens of a prompt
+Programs = dict[str, Callable[[], Any]]
 
 
 def victor(registers: int, layer: int = 3) -> str:
@@ -39,16 +39,9 @@ CASES: dict[str, dict[int, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """One compression at one batch."""
-
-    params: Params
-    timed: dict[str, Callable[[], Any]]  # the vision tower; the first token with all that goes before it; whole answers
-    paper: dict[str, Any]  # what is known without running
-
-
-def make_case(preset: Preset, spec: str, rows: int, have: Params) -> Case:
+def prepare(preset: Preset, spec: str, rows: int, have: Params) -> tuple[Params, Programs, dict[str, Any]]:
+    """Of one compression: its parameters; what is timed (the vision tower, the first token with all that goes before
+    it, whole answers); what is known without running."""
     config, short = preset.config, preset.new_tokens[0]
     module = VLMModule(config, parse(spec, config), jnp.dtype(preset.dtype), preset.attention)
     params = random_params(module, have)
@@ -60,13 +53,13 @@ def make_case(preset: Preset, spec: str, rows: int, have: Params) -> Case:
         logits, caches = programs[f"prefill {room}"](tree, batch)
         return programs[f"decode {room}"](tree, caches, logits, jnp.float32(0), jax.random.key(0))[0]
 
-    timed: dict[str, Callable[[], Any]] = {
+    timed: Programs = {
         "vision": lambda: programs["vision"](tree, batch.pixels),
         "prefill": lambda: programs[f"prefill {short}"](tree, batch),
         **{f"answer {room}": partial(answer, room) for room in preset.new_tokens},
     }
     most, lengths = max(map(machine.memory, programs.values())), module.method.plan.stage_lengths(sizes)
-    return Case(params, timed, {"lengths": lengths, "memory": most, **on_paper(preset, module, rows, lengths)})
+    return params, timed, {"lengths": lengths, "memory": most, **on_paper(preset, module, rows, lengths)}
 
 
 def compiled(
@@ -106,12 +99,11 @@ def on_paper(preset: Preset, module: VLMModule, rows: int, lengths: tuple[int, .
 
 def measure(preset: Preset, specs: tuple[str, ...], batch: int, against: str | None) -> list[dict[str, Any]]:
     """One record per compression, and per peer; all measured in turn."""
-    cases: dict[str, Case] = {}
+    timed: dict[str, Programs] = {}
+    paper: dict[str, dict[str, Any]] = {}
     have: Params = {}
     for spec in specs:
-        cases[spec] = make_case(preset, spec, batch, have)
-        have = cases[spec].params
-    timed = {spec: case.timed for spec, case in cases.items()}
+        have, timed[spec], paper[spec] = prepare(preset, spec, batch, have)
     if against:
         from benchmarks.peers import hugging_face  # needs torch
 
@@ -119,8 +111,7 @@ def measure(preset: Preset, specs: tuple[str, ...], batch: int, against: str | N
     flat = {(name, part): program for name, parts in timed.items() for part, program in parts.items()}
     seconds = machine.alternate(flat, preset.repeats)
     return [
-        {"name": name, "batch": batch, "seconds": {part: seconds[name, part] for part in parts}}
-        | (cases[name].paper if name in cases else {})
+        {"name": name, "batch": batch, "seconds": {part: seconds[name, part] for part in parts}} | paper.get(name, {})
         for name, parts in timed.items()
     ]
 
@@ -144,8 +135,10 @@ def tables(result: machine.Result) -> str:
         line = [record["name"], str(batch), f"{1000 * token:.2f}", f"{batch / token:.0f}", f"{share:.0%}"]
         for part in (f"answer {short}", f"answer {long}"):
             line += [f"{batch / seconds[part]:.2f}", f"{base['seconds'][part] / seconds[part]:.2f}"]
-        sizes = (record["cache_bytes_per_image"] / 2**20, record["memory"] / 2**30) if is_ours else ()
-        answers.append([*line, *([f"{size:.2f}" for size in sizes] or ["", ""])])
+        sizes = ["", ""]
+        if is_ours:
+            sizes = [f"{record['cache_bytes_per_image'] / 2**20:.1f}", f"{record['memory'] / 2**30:.2f}"]
+        answers.append([*line, *sizes])
     columns = ["", "batch", "vision ms", "first token ms", "of matrix peak", "speed-up", "FLOPs allow", "reached"]
     decoding = ["", "batch", "decode ms/token", "tokens/s", "of bandwidth"]
     for room in (short, long):
@@ -158,7 +151,8 @@ def run(name: str, preset: Preset, cases: dict[int, tuple[str, ...]], against: s
     records: list[dict[str, Any]] = []
     for batch, specs in cases.items():
         records += measure(preset, specs, batch, None if records else against)
-    return machine.result("inference", name, preset, records, text=TEXT, new_tokens=preset.new_tokens)
+    more = machine.measured(name, preset) | {"text": TEXT, "new_tokens": preset.new_tokens}
+    return machine.result("inference", records, **more)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,7 @@ def run(workers: list[int], steps: int = STEPS) -> machine.Result:
         source, indexed = open_source(Path(folder))
         records = [{"workers": number, **read(source, number, steps)} for number in workers]
         text = int(source.reader[0].ids.size)
-    return {
-        "benchmark": "loading",
-        "machine": machine.describe(),
-        "indexed_rows_per_second": indexed,
-        "text_tokens": text,
-        "records": records,
-    }
+    return machine.result("loading", records, indexed_rows_per_second=indexed, text_tokens=text)
 
 
 def open_source(folder: Path) -> tuple[Any, float]:

@@ -38,11 +38,14 @@ def command(doc: str, run: Callable[..., Result], tables: Callable[[Result], str
     print(heading(found), tables(found), sep="\n\n")
 
 
-def result(benchmark: str, name: str, preset: Any, records: list[dict[str, Any]], **more: Any) -> Result:
-    """Of a benchmark with presets: with what the device reaches in their type of number."""
+def result(benchmark: str, records: list[dict[str, Any]], **more: Any) -> Result:
+    return {"benchmark": benchmark, "machine": describe(), **more, "records": records}
+
+
+def measured(name: str, preset: Any) -> dict[str, Any]:
+    """What a result says of its preset, and what the device reaches in its type of number."""
     settings = {"preset": name, "dtype": preset.dtype, "attention": preset.attention}
-    known = settings | limits(jnp.dtype(preset.dtype), *preset.sizes) | more
-    return {"benchmark": benchmark, "machine": describe(), **known, "records": records}
+    return settings | limits(jnp.dtype(preset.dtype), *preset.sizes)
 
 
 def describe() -> dict[str, Any]:

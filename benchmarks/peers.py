@@ -1,7 +1,7 @@
 """The same shapes in Hugging Face transformers, eager and SDPA: what a user would otherwise run. Needs torch."""
 
-import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,29 +19,22 @@ def hugging_face(
     described = hf_config(config, dtype)
     written = transformers.LlavaConfig(**{k: v for k, v in described.items() if k != "architectures"})
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        # One net serves both attentions, because two of 7B would not fit beside ours.
         net = transformers.LlavaForConditionalGeneration._from_config(written, dtype=getattr(torch, dtype)).eval()
-        given = torch.tensor(ids), torch.tensor(pixels, dtype=net.dtype)
-    return {f"transformers {kind}": _programs(kind, net, *given, new_tokens) for kind in ("eager", "sdpa")}
-
-
-def _programs(
-    attention: str, net: Any, ids: torch.Tensor, pixels: torch.Tensor, new_tokens: tuple[int, ...]
-) -> dict[str, Callable[[], Any]]:
-    """One net serves both attentions, because two of 7B would not fit beside ours."""
-    given = {"input_ids": ids, "pixel_values": pixels, "use_cache": True}
-    mask, wait = torch.ones_like(ids), torch.cuda.synchronize if ids.is_cuda else lambda: None
+        given: dict[str, Any] = {"input_ids": torch.tensor(ids), "pixel_values": torch.tensor(pixels, dtype=net.dtype)}
 
     @torch.inference_mode()
-    def prefill() -> None:
+    def run(attention: str, room: int | None) -> None:
         net.set_attn_implementation(attention)
-        net(**given, logits_to_keep=1)
-        wait()
+        if room is None:
+            net(**given, use_cache=True, logits_to_keep=1)
+        else:
+            length = {"max_new_tokens": room, "min_new_tokens": room, "eos_token_id": None, "pad_token_id": 0}
+            mask = torch.ones_like(given["input_ids"])
+            net.generate(**given, **length, attention_mask=mask, do_sample=False, use_cache=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
-    @torch.inference_mode()
-    def answer(room: int) -> None:
-        net.set_attn_implementation(attention)
-        length = {"max_new_tokens": room, "min_new_tokens": room, "eos_token_id": None, "pad_token_id": 0}
-        net.generate(**given, **length, attention_mask=mask, do_sample=False)
-        wait()
-
-    return {"prefill": prefill} | {f"answer {room}": functools.partial(answer, room) for room in new_tokens}
+    parts = {"prefill": None} | {f"answer {room}": room for room in new_tokens}
+    kinds = ("eager", "sdpa")
+    return {f"transformers {kind}": {name: partial(run, kind, room) for name, room in parts.items()} for kind in kinds}

@@ -24,10 +24,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
     "figure.constrained_layout.use": True,
     "font.size": 9,
-    "grid.color": "#e5e7eb",
     "legend.frameon": False,
     "savefig.dpi": 160,
 }

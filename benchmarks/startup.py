@@ -33,7 +33,7 @@ def run(config: VLMConfig = PRESETS["cpu"].config) -> machine.Result:
         ids, pixels = prompts(config, 2, TEXT)
         np.savez(path / "prompts.npz", ids=ids, pixels=pixels)
         records = [{"cache": cache, **_in_a_fresh_process(path)} for cache in ("empty", "warm")]
-    return {"benchmark": "startup", "machine": machine.describe(), "compression": SPEC, "records": records}
+    return machine.result("startup", records, compression=SPEC)
 
 
 def _in_a_fresh_process(path: Path) -> dict[str, Any]:

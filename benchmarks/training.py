@@ -143,8 +143,8 @@ def tables(result: machine.Result) -> str:
 
 def run(name: str, preset: Preset, stages: tuple[Stage, ...]) -> machine.Result:
     records = [record for stage in stages for record in measure(preset, stage)]
-    per_image = preset.config.features_per_image
-    return machine.result("training", name, preset, records, remat=REMAT, tokens_per_image=per_image)
+    more = machine.measured(name, preset) | {"remat": REMAT, "tokens_per_image": preset.config.features_per_image}
+    return machine.result("training", records, **more)
 
 
 if __name__ == "__main__":
