@@ -2,6 +2,11 @@
 
 Compiles the training step of a recipe for a slice of a TPU pod, on a machine without any TPU: does it fit, what takes
 the memory, which collectives run, how long does a step take at best. Nothing is rented, no data or weights are read.
+
+  --topology=v5e:8x8   the slice; v4:4x4x4, v5p:4x4x4, v6e:8x8, …
+  --text=512           text positions of a usual row
+  --images=1           images of each row
+  --thorough           compile as the pod will: takes minutes, changes little
 """
 
 import re
@@ -187,7 +192,7 @@ def main(arguments: list[str]) -> int:
         flags.DEFINE_string("topology", None, "a slice: v5e:8x8, v5p:4x4x4, …", flag_values=values)
         flags.DEFINE_integer("text", TEXT, "text positions of a usual row", lower_bound=1, flag_values=values)
         flags.DEFINE_integer("images", 1, "images of each row", lower_bound=0, flag_values=values)
-        flags.DEFINE_bool("thorough", False, "compile as the pod will: minutes for little", flag_values=values)
+        flags.DEFINE_bool("thorough", False, "compile as the pod will", flag_values=values)
 
     given = command.parse("victor-jax plan-pod", define, arguments)
     if not given.topology:
