@@ -52,12 +52,12 @@ def collectives(text: str) -> list[Collective]:
 
 
 def totals(found: list[Collective]) -> dict[str, tuple[int, int, float]]:
-    """Kind -> runs, bytes and wire bytes in one run of the program."""
+    """Kind -> runs, bytes and wire bytes in one run of the program, the most wire bytes first."""
     sums: dict[str, tuple[int, int, float]] = {}
     for one in found:
         runs, size, wire = sums.get(one.kind, (0, 0, 0.0))
         sums[one.kind] = (runs + one.times, size + one.times * one.bytes, wire + one.wire_bytes)
-    return sums
+    return dict(sorted(sums.items(), key=lambda item: -item[1][2]))
 
 
 def _walk(
