@@ -9,9 +9,9 @@ import pytest
 import small_run
 from PIL import Image
 from small_run import conversation, image_row, losses, metrics, overrides, run_here
+from soak import saved
 
 import victor_jax
-from benchmarks.soak import saved
 from victor_jax import cli
 from victor_jax.data.images import preprocess
 from victor_jax.data.labels import IGNORE, IMAGE

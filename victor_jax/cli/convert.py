@@ -33,14 +33,14 @@ def convert(
         f"compression {checkpoint.compression}"
     )
     if checkpoint.skipped:
-        print(f"skipped, not needed: {len(checkpoint.skipped)} ({checkpoint.skipped[0]}, …)")
+        print(f"skipped, carrying nothing we need: {len(checkpoint.skipped)} ({checkpoint.skipped[0]}, …)")
     with tqdm(total=checkpoint.nbytes, unit="B", unit_scale=True, desc=f"to {to}") as bar:
         write_checkpoint(checkpoint, destination, to, bar.update)
     print(f"wrote {destination}")
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__, allow_abbrev=False)
     parser.add_argument("source", metavar="SRC", help="a checkpoint: a folder, or org/name on the Hugging Face Hub")
     parser.add_argument("destination", metavar="DST", help="the folder to write")
     parser.add_argument("--to", required=True, choices=("hf", "llava", "orbax"))

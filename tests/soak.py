@@ -1,4 +1,4 @@
-"""python -m benchmarks.soak [--kills=20] [--seed=0]: training killed at random moments ends bit-identical all the same.
+"""python tests/soak.py [--kills=20] [--seed=0]: training killed at random moments ends bit-identical all the same.
 
 The recipe of a smoke test runs once undisturbed, and once killed again and again by SIGKILL, each time restarted by the
 same command. Prints where each kill fell, and compares parameters and optimizer of the last step.
@@ -70,7 +70,7 @@ def logged(workdir: Path) -> int:
 
 
 def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Parameters and optimizer of a checkpoint, as they lie on disk."""
+    """Parameters and optimizer of a checkpoint, as they are on disk."""
     leaves: dict[str, Any] = {}
     for item in ("params", "optimizer"):
         tree = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / item)
@@ -87,7 +87,7 @@ def differing(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
