@@ -7,6 +7,7 @@ from tokenizers_tiny import write_sentencepiece
 from victor_jax import cli
 from victor_jax.cli.check_data import CheckSettings, check, decoded
 from victor_jax.compression.spec import parse
+from victor_jax.models.sizes import SIZES
 
 # Of ml_collections, which loads recipes so.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -16,7 +17,7 @@ def checked(folder, rows, out=None, **changes):
     """What is printed, and the bad rows."""
     reader, images, _ = opened(folder, rows)
     out = out or io.StringIO()
-    settings = CheckSettings(parse("victor:registers=2,layer=1", 4), 8, 2, 0, 0, **changes)
+    settings = CheckSettings(parse("victor:registers=2,layer=1", SIZES["small"]), 8, 2, 0, 0, **changes)
     bad = check(reader, images, settings, out, progress=False)
     return out.getvalue(), bad
 

@@ -6,10 +6,11 @@ import pytest
 from llava_folder import TOKENS_PER_IMAGE, image_row, reader, rows_of_every_kind, text_row, turns
 
 from victor_jax.data import index as index_module
-from victor_jax.data.index import build_index, index_key, open_index
-from victor_jax.data.labels import IGNORE, IMAGE
+from victor_jax.data.index import build_index, index_key, open_index, truncate
 from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError
+from victor_jax.models.sequence import IMAGE, EncodedRow
+from victor_jax.ops.losses import IGNORE
 
 
 def built(its, **more):
@@ -22,8 +23,9 @@ def test_lengths_are_those_of_the_text_and_images_of_each_row(tmp_path):
     assert index.bad == []
     assert index.image_counts[:4].tolist() == [1, 2, 1, 0]
     for row in (0, 1, 3):
-        ids = its[row].input_ids
+        ids = its[row].ids
         assert index.text_lengths[row] == (ids != IMAGE).sum()
+        assert index.visual_lengths[row] == TOKENS_PER_IMAGE * (ids == IMAGE).sum()
 
 
 def test_bad_rows_are_listed_with_their_index_and_reason(tmp_path):
@@ -40,7 +42,7 @@ def test_too_many_bad_rows_are_an_error_that_names_the_first(tmp_path):
     rows = [text_row(1), *({"conversations": turns("Why?", "")} for _ in range(9))]
     its = reader(tmp_path, rows)
     assert len(built(its, max_bad_rows=9).bad) == 9
-    with pytest.raises(UserError, match=r"max_bad_rows=8 .*data\.json, row 1 .*answer.* row 5 .*check_data"):
+    with pytest.raises(UserError, match=r"max_bad_rows=8 .*data\.json, row 1 .*answer.* row 5 .*check-data"):
         built(its, max_bad_rows=8)
 
 
@@ -53,12 +55,13 @@ def test_worker_processes_measure_the_same(tmp_path, monkeypatch):
     alone, together = built(its), built(its, workers=2)
     np.testing.assert_array_equal(alone.text_lengths, together.text_lengths)
     np.testing.assert_array_equal(alone.image_counts, together.image_counts)
+    np.testing.assert_array_equal(alone.visual_lengths, together.visual_lengths)
     assert alone.bad == together.bad == [(20, alone.bad[0][1])]
 
 
 def length_of(its, row):
     """Positions with the images expanded and no registers."""
-    ids = its[row].input_ids
+    ids = its[row].ids
     return len(ids) + (TOKENS_PER_IMAGE - 1) * int((ids == IMAGE).sum())
 
 
@@ -69,9 +72,19 @@ def test_the_limit_holds_after_the_images_are_expanded(tmp_path, row):
     for limit in (length - 1, length, length + 1):
         cut = reader(tmp_path, [row], max_length=limit)
         assert length_of(cut, 0) == min(limit, length)
-        kept = len(cut[0].input_ids)
-        np.testing.assert_array_equal(cut[0].input_ids, whole[0].input_ids[:kept])
+        kept = len(cut[0].ids)
+        np.testing.assert_array_equal(cut[0].ids, whole[0].ids[:kept])
         np.testing.assert_array_equal(cut[0].targets, whole[0].targets[:kept])
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, 1), (4, 1), (5, 2), (6, 3), (8, 3), (9, 4), (10, 5), (11, 5)])
+def test_the_limit_counts_images_by_their_tokens(limit, kept):
+    ids = np.array([5, IMAGE, 6, IMAGE, 7], np.int32)
+    cut = truncate(EncodedRow(ids, np.arange(5), image_tokens=(4, 3), images=("a", "b")), limit)
+    assert cut.ids.tolist() == ids[:kept].tolist()
+    assert cut.targets.tolist() == list(range(kept))
+    assert cut.images == ("a", "b")[: (ids[:kept] == IMAGE).sum()]
+    assert cut.image_tokens == (4, 3)[: len(cut.images)]
 
 
 def test_a_row_that_loses_all_that_is_learnt_is_bad(tmp_path):
@@ -85,11 +98,11 @@ def test_a_row_that_loses_all_that_is_learnt_is_bad(tmp_path):
 def test_an_image_is_never_cut_in_two(tmp_path):
     row = {"image": ["0.png", "2.png"], "conversations": turns("<image> a", "b", "c <image>", "d")}
     whole = reader(tmp_path, [row])[0]
-    second = int(np.flatnonzero(whole.input_ids == IMAGE)[1])
+    second = int(np.flatnonzero(whole.ids == IMAGE)[1])
     in_the_middle = second + TOKENS_PER_IMAGE - 1 + TOKENS_PER_IMAGE // 2
     its = reader(tmp_path, [row], max_length=in_the_middle)
     assert its[0].images == ("0.png",)
-    assert len(its[0].input_ids) == second
+    assert len(its[0].ids) == second
     assert (its[0].targets != IGNORE).any()
 
 
@@ -115,6 +128,7 @@ def test_the_index_is_kept(tmp_path):
     kept = open_index(again(its, records=Unreadable()), tmp_path / "data.json", tmp_path / "cache", 0, progress=False)
     np.testing.assert_array_equal(kept.text_lengths, first.text_lengths)
     np.testing.assert_array_equal(kept.image_counts, first.image_counts)
+    np.testing.assert_array_equal(kept.visual_lengths, first.visual_lengths)
     assert kept.bad == first.bad != []
 
 

@@ -7,20 +7,27 @@ import numpy as np
 import pytest
 from tokenizers_tiny import llama3_tokenizer, qwen2_tokenizer, sentencepiece_tokenizer
 
-from victor_jax.data.labels import IGNORE, IMAGE, encode
+from victor_jax.data.labels import encode
 from victor_jax.data.records import BadRow, Record, Turn
 from victor_jax.data.templates import TEMPLATES
+from victor_jax.models.sequence import IMAGE
+from victor_jax.ops.losses import IGNORE
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 VICUNA, PLAIN = TEMPLATES["vicuna_v1"], TEMPLATES["plain"]
+TOKENS_PER_IMAGE = 9
 
 
 def record(*texts, images=()):
     speakers = ("human", "assistant")
     return Record(5, tuple(images), tuple(Turn(speakers[i % 2], text) for i, text in enumerate(texts)))
+
+
+def encoded(row, template, tokenizer):
+    return encode(row, template, tokenizer, TOKENS_PER_IMAGE)
 
 
 def tokens(tokenizer, ids):
@@ -30,7 +37,7 @@ def tokens(tokenizer, ids):
 def learnt(tokenizer, example):
     """The tokens that are learnt, a string for each unbroken run."""
     runs, open_ = [], False
-    for token, target in zip(tokens(tokenizer, example.input_ids), example.targets, strict=True):
+    for token, target in zip(tokens(tokenizer, example.ids), example.targets, strict=True):
         if target != IGNORE:
             runs = [*runs[:-1], f"{runs[-1]} {token}"] if open_ else [*runs, token]
         open_ = target != IGNORE
@@ -93,18 +100,18 @@ def original(tokenizer, legacy, row):
 def test_ids_and_labels_equal_llavas_own_code(legacy, row):
     tokenizer = sentencepiece_tokenizer(legacy)
     ids, labels, matched = original(tokenizer, legacy, row)
-    example = encode(row, VICUNA, tokenizer)
+    example = encoded(row, VICUNA, tokenizer)
     assert matched, "a row that the original would lose shows nothing"
-    assert example.input_ids.tolist() == ids
+    assert example.ids.tolist() == ids
     assert example.targets.tolist() == labels
-    assert example.input_ids.dtype == example.targets.dtype == np.int32
+    assert example.ids.dtype == example.targets.dtype == np.int32
 
 
 def test_a_space_token_stands_on_both_sides_of_the_image_and_none_after_the_end_token():
     row = record("<image>\nIs it?", "Yes.", "Is it?", "Yes.", images=["a"])
     for legacy, follows in ((True, "▁ USER :"), (False, "USER :")):
         tokenizer = sentencepiece_tokenizer(legacy)
-        text = " ".join(tokens(tokenizer, encode(row, VICUNA, tokenizer).input_ids))
+        text = " ".join(tokens(tokenizer, encoded(row, VICUNA, tokenizer).ids))
         assert text.startswith("<s> ▁A ")
         assert ". ▁ USER : ▁ IMAGE ▁ <0x0A> Is ▁it ? ▁ASSISTANT : ▁Y es . </s> " + follows in text
 
@@ -112,15 +119,15 @@ def test_a_space_token_stands_on_both_sides_of_the_image_and_none_after_the_end_
 def test_what_is_learnt_is_each_answer_with_its_end_token():
     tokenizer = sentencepiece_tokenizer(legacy=False)
     row = record("<image>\nWhat?", "Red.", "Is it?", "Yes, it is.", images=["a"])
-    assert learnt(tokenizer, encode(row, VICUNA, tokenizer)) == ["▁ R ed . </s>", "▁Y es , ▁it ▁is . </s>"]
+    assert learnt(tokenizer, encoded(row, VICUNA, tokenizer)) == ["▁ R ed . </s>", "▁Y es , ▁it ▁is . </s>"]
 
 
 def test_the_place_of_the_image_in_its_turn_does_not_matter_and_twice_is_once():
     tokenizer = sentencepiece_tokenizer(legacy=True)
     forms = ("<image>\nWhat is it?", "What is it?\n<image>", "What is <image>it?", "<image><image>\nWhat is it?")
-    examples = [encode(record(form, "Red.", images=["a"]), VICUNA, tokenizer) for form in forms]
+    examples = [encoded(record(form, "Red.", images=["a"]), VICUNA, tokenizer) for form in forms]
     for example in examples[1:]:
-        np.testing.assert_array_equal(example.input_ids, examples[0].input_ids)
+        np.testing.assert_array_equal(example.ids, examples[0].ids)
         np.testing.assert_array_equal(example.targets, examples[0].targets)
         assert example.images == ("a",)
 
@@ -128,8 +135,8 @@ def test_the_place_of_the_image_in_its_turn_does_not_matter_and_twice_is_once():
 def test_several_images_stay_where_they_stand():
     tokenizer = qwen2_tokenizer()
     row = record("Is <image> like <image>?", "No.", "And <image>", "Yes.", images=["a", "b", "c"])
-    example = encode(row, TEMPLATES["qwen2"], tokenizer)
-    text = "".join(tokens(tokenizer, example.input_ids)).replace("Ġ", " ").replace("Ċ", "\n")
+    example = encoded(row, TEMPLATES["qwen2"], tokenizer)
+    text = "".join(tokens(tokenizer, example.ids)).replace("Ġ", " ").replace("Ċ", "\n")
     assert "user\nIs IMAGE like IMAGE?<|im_end|>" in text
     assert "user\nAnd IMAGE<|im_end|>" in text
     assert example.images == ("a", "b", "c")
@@ -146,15 +153,15 @@ def test_several_images_stay_where_they_stand():
 )
 def test_images_that_do_not_match_the_text_make_a_bad_row(row, reason):
     with pytest.raises(BadRow, match=f"row 5: it {reason}"):
-        encode(row, VICUNA, sentencepiece_tokenizer(legacy=True))
+        encoded(row, VICUNA, sentencepiece_tokenizer(legacy=True))
 
 
 def test_the_word_image_in_a_row_of_text_never_becomes_the_image_token():
     tokenizer = copy.deepcopy(sentencepiece_tokenizer(legacy=True))
     tokenizer.add_tokens(["<image>"], special_tokens=True)
-    example = encode(record("What is an <image> tag?", "Write <image> there."), VICUNA, tokenizer)
-    assert tokenizer.convert_tokens_to_ids("<image>") not in example.input_ids
-    assert IMAGE not in example.input_ids
+    example = encoded(record("What is an <image> tag?", "Write <image> there."), VICUNA, tokenizer)
+    assert tokenizer.convert_tokens_to_ids("<image>") not in example.ids
+    assert IMAGE not in example.ids
     assert tokenizer.decode([i for i in example.targets if i != IGNORE]) == "Write < image> there.</s>"
 
 
@@ -163,7 +170,7 @@ def test_the_word_image_in_a_row_of_text_never_becomes_the_image_token():
 def test_an_answer_is_learnt_whole_whatever_it_contains(name, answer):
     tokenizer = sentencepiece_tokenizer(legacy=True)
     row = record("<image>\nWhat?", answer, "More?", "Yes.", images=["a"])
-    example = encode(row, TEMPLATES[name], tokenizer)
+    example = encoded(row, TEMPLATES[name], tokenizer)
     alone = tokenizer(f"x {answer}</s>", add_special_tokens=False).input_ids[len(tokenizer.tokenize("x")) :]
     targets = [i for i in example.targets if i != IGNORE]
     assert targets[: len(alone)] == alone
@@ -172,8 +179,8 @@ def test_an_answer_is_learnt_whole_whatever_it_contains(name, answer):
 
 def test_a_last_question_without_an_answer_is_read_and_not_learnt():
     tokenizer = sentencepiece_tokenizer(legacy=True)
-    example = encode(record("Is it?", "Yes.", "Is the light on?"), VICUNA, tokenizer)
-    assert tokenizer.decode(example.input_ids).rstrip().endswith("Is the light on?")
+    example = encoded(record("Is it?", "Yes.", "Is the light on?"), VICUNA, tokenizer)
+    assert tokenizer.decode(example.ids).rstrip().endswith("Is the light on?")
     assert learnt(tokenizer, example) == ["▁Y es . </s>"]
 
 
@@ -181,19 +188,19 @@ def test_a_last_question_without_an_answer_is_read_and_not_learnt():
 def test_an_empty_turn_makes_a_bad_row(empty):
     tokenizer = sentencepiece_tokenizer(legacy=True)
     with pytest.raises(BadRow, match="row 5: the answer in turn 3 is empty"):
-        encode(record("a", "b", "c", empty), VICUNA, tokenizer)
+        encoded(record("a", "b", "c", empty), VICUNA, tokenizer)
     with pytest.raises(BadRow, match="row 5: the question in turn 2 is empty"):
-        encode(record("a", "b", empty, "d"), VICUNA, tokenizer)
+        encoded(record("a", "b", empty, "d"), VICUNA, tokenizer)
 
 
 def test_plain_is_start_image_caption_line_break():
     tokenizer = sentencepiece_tokenizer(legacy=False)
     row = record("Render a clear and concise summary.\n<image>", "a cat", images=["a"])
-    example = encode(row, PLAIN, tokenizer)
-    assert tokens(tokenizer, example.input_ids) == ["<s>", "IMAGE", "▁a", "▁c", "at", "<0x0A>"]
-    assert example.targets.tolist() == [IGNORE, IGNORE, *example.input_ids[2:]]
+    example = encoded(row, PLAIN, tokenizer)
+    assert tokens(tokenizer, example.ids) == ["<s>", "IMAGE", "▁a", "▁c", "at", "<0x0A>"]
+    assert example.targets.tolist() == [IGNORE, IGNORE, *example.ids[2:]]
     # The space that SentencePiece puts before a word it does not know is the caption's too.
-    example = encode(record("<image>", "猫", images=["a"]), PLAIN, tokenizer)
+    example = encoded(record("<image>", "猫", images=["a"]), PLAIN, tokenizer)
     assert learnt(tokenizer, example) == ["▁ <0xE7> <0x8C> <0xAB> <0x0A>"]
 
 
@@ -207,7 +214,7 @@ def test_plain_is_start_image_caption_line_break():
 )
 def test_plain_wants_an_image_and_one_answer(row):
     with pytest.raises(BadRow, match="not a caption"):
-        encode(row, PLAIN, sentencepiece_tokenizer(legacy=True))
+        encoded(row, PLAIN, sentencepiece_tokenizer(legacy=True))
 
 
 @pytest.mark.parametrize(
@@ -233,8 +240,8 @@ def test_plain_wants_an_image_and_one_answer(row):
     ],
 )
 def test_a_row_with_an_image_token_by_token(name, tokenizer, expected):
-    example = encode(record("What?\n<image>", "Red.", images=["a"]), TEMPLATES[name], tokenizer)
-    found = zip(tokens(tokenizer, example.input_ids), example.targets, strict=True)
+    example = encoded(record("What?\n<image>", "Red.", images=["a"]), TEMPLATES[name], tokenizer)
+    found = zip(tokens(tokenizer, example.ids), example.targets, strict=True)
     assert " ".join(token if target == IGNORE else f"*{token}" for token, target in found) == expected
 
 
@@ -262,44 +269,17 @@ def test_text_rows_equal_the_official_chat_template(name, tokenizer):
     texts = ("What is in the picture?", "The bus is red.", "How many cats?\n", "Two, and a dog.")
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     chat = tokenizer.apply_chat_template(messages, chat_template=CHAT_TEMPLATES[name], return_dict=False)
-    assert encode(record(*texts), TEMPLATES[name], tokenizer).input_ids.tolist() == chat
+    assert encoded(record(*texts), TEMPLATES[name], tokenizer).ids.tolist() == chat
 
 
 def test_mistral_gives_the_same_ids_in_both_modes_of_the_tokenizer():
     row = record("Is it?", "Yes.", "Is the light on?", "No.")
-    old, new = (encode(row, TEMPLATES["mistral"], sentencepiece_tokenizer(legacy)) for legacy in (True, False))
-    np.testing.assert_array_equal(old.input_ids, new.input_ids)
-
-
-def test_too_long_a_row_loses_its_tail_and_counts_text_alone():
-    tokenizer = sentencepiece_tokenizer(legacy=True)
-    row = record("<image>\nWhat?", "Red, green and blue.", images=["a"])
-    whole = encode(row, VICUNA, tokenizer)
-    text = len(whole.input_ids) - 1
-    assert len(encode(row, VICUNA, tokenizer, max_length=text).input_ids) == len(whole.input_ids)
-    for shorter in (1, 3):
-        cut = encode(row, VICUNA, tokenizer, max_length=text - shorter)
-        np.testing.assert_array_equal(cut.input_ids, whole.input_ids[:-shorter])
-        np.testing.assert_array_equal(cut.targets, whole.targets[:-shorter])
-
-
-def test_an_image_beyond_the_cut_goes_with_its_path():
-    tokenizer = qwen2_tokenizer()
-    row = record("<image> Is it?", "Yes.", "<image> And this?", "No.", images=["a", "b"])
-    whole = encode(row, TEMPLATES["qwen2"], tokenizer)
-    second = int(np.flatnonzero(whole.input_ids == IMAGE)[1])
-    cut = encode(row, TEMPLATES["qwen2"], tokenizer, max_length=second - 1)  # the text before it, without the first
-    np.testing.assert_array_equal(cut.input_ids, whole.input_ids[:second])
-    assert cut.images == ("a",)
-
-
-def test_a_row_of_which_no_answer_is_left_is_bad():
-    with pytest.raises(BadRow, match="row 5: nothing in it is learnt within 20 text tokens"):
-        encode(record("What?", "Red."), VICUNA, sentencepiece_tokenizer(legacy=True), max_length=20)
+    old, new = (encoded(row, TEMPLATES["mistral"], sentencepiece_tokenizer(legacy)) for legacy in (True, False))
+    np.testing.assert_array_equal(old.ids, new.ids)
 
 
 def test_examples_and_templates_go_to_other_processes():
     row = record("<image>", "a cat", images=["a"])
-    example = pickle.loads(pickle.dumps(encode(row, PLAIN, sentencepiece_tokenizer(legacy=True))))
+    example = pickle.loads(pickle.dumps(encoded(row, PLAIN, sentencepiece_tokenizer(legacy=True))))
     assert example.images == ("a",)
     assert pickle.loads(pickle.dumps(TEMPLATES)) == TEMPLATES

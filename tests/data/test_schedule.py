@@ -14,11 +14,11 @@ def index_of(rows=203, seed=0):
     text_lengths = rng.integers(5, 120, rows).astype(np.int32)
     image_counts = rng.choice([0, 1, 1, 1, 2], rows).astype(np.int32)
     text_lengths[[5, 50]] = 0
-    return Index(text_lengths, image_counts, [(5, "empty"), (50, "empty")])
+    return Index(text_lengths, image_counts, 9 * image_counts, [(5, "empty"), (50, "empty")])
 
 
 def schedule(index=None, batch=8, seed=7, parts=2, **more):
-    return Schedule(index or index_of(), batch, seed, positions_per_image=12, parts=parts, **more)
+    return Schedule(index or index_of(), batch, seed, registers=3, parts=parts, **more)
 
 
 def epoch(its, number):
@@ -56,6 +56,7 @@ def test_every_row_fits_its_part():
             good = of_part[of_part != FILLER]
             assert (index.text_lengths[good] <= part.text).all()
             assert (index.image_counts[good] <= part.images).all()
+            assert (index.visual_lengths[good] <= part.visual).all()
 
 
 def test_text_only_rows_never_share_a_batch_with_images():
@@ -85,7 +86,7 @@ def test_a_step_is_the_same_whoever_asks_and_in_whatever_order():
 
 
 def test_the_order_is_the_same_in_every_version_of_numpy():
-    index = Index(np.full(8, 10, np.int32), np.zeros(8, np.int32), [])
+    index = Index(np.full(8, 10, np.int32), *np.zeros((2, 8), np.int32), [])
     its = Schedule(index, 4, 3, 0)
     assert [its.at(step)[1].tolist() for step in range(2)] == [[[1, 0, 7, 3]], [[4, 2, 6, 5]]]
 
@@ -140,13 +141,13 @@ def length_mix():
     text = np.concatenate([*with_image, text_only]).round()
     images = np.ones(len(text), np.int32)
     images[-len(text_only) :] = 0
-    return Index(np.clip(text, 50, np.where(images, 2048 - 576, 2048)).astype(np.int32), images, [])
+    return Index(np.clip(text, 50, np.where(images, 2048 - 576, 2048)).astype(np.int32), images, 576 * images, [])
 
 
 @pytest.fixture(scope="module")
 def mix():
     index = length_mix()
-    return index, Schedule(index, 128, 0, positions_per_image=576 + 8, parts=4)
+    return index, Schedule(index, 128, 0, registers=8, parts=4)
 
 
 def test_a_tenth_of_the_text_positions_at_most_is_padding_on_a_mix_like_llavas(mix):

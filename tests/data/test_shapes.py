@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from victor_jax.compression.spec import parse
-from victor_jax.data.shapes import Shape, by_length, choose_layouts, shape_lengths
+from victor_jax.data.shapes import Shape, by_length, choose_layouts
 from victor_jax.errors import UserError
+from victor_jax.models.sizes import SIZES
 
 
-def chosen(text_lengths, image_counts=0, per_image=16, batch=4, **more):
+def chosen(text_lengths, image_counts=0, visual=16, registers=0, batch=4, **more):
     text_lengths = np.array(text_lengths)
     image_counts = np.broadcast_to(np.array(image_counts), text_lengths.shape)
-    return choose_layouts(text_lengths, image_counts, per_image, batch, **more)
+    return choose_layouts(text_lengths, image_counts, visual * image_counts, registers, batch, **more)
 
 
 def up(length):
@@ -43,7 +44,7 @@ def test_no_other_choice_of_lengths_pads_less(parts, layouts):
 
 def test_one_program_is_enough_for_rows_of_one_length():
     (layout,) = chosen([24] * 12)
-    assert layout.parts == (Shape(24, 0),)
+    assert layout.parts == (Shape(24, 0, 0),)
     assert layout.batches == 3
     assert layout.padding_share(4) == 0
 
@@ -54,13 +55,13 @@ def test_a_few_percent_of_padding_are_not_worth_another_program():
 
 
 def test_text_fills_the_row_up_to_the_multiple_images_and_all():
-    (layout,) = chosen([13] * 4, image_counts=1, per_image=11)
-    assert layout.parts == (Shape(13, 1),)  # 13 + 11 = 24
+    (layout,) = chosen([13] * 4, image_counts=1, visual=9, registers=2)
+    assert layout.parts == (Shape(13, 1, 9),)  # 13 + 9 + 2 = 24
 
 
 def test_rows_with_and_without_images_have_shapes_of_their_own():
     layouts = chosen([40] * 8, image_counts=[0, 1] * 4)
-    assert [layout.parts for layout in layouts] == [(Shape(40, 0),), (Shape(40, 1),)]
+    assert [layout.parts for layout in layouts] == [(Shape(40, 0, 0),), (Shape(40, 1, 16),)]
     with pytest.raises(UserError, match="need 2"):
         chosen([40] * 8, image_counts=[0, 1] * 4, at_most=1)
 
@@ -68,6 +69,11 @@ def test_rows_with_and_without_images_have_shapes_of_their_own():
 def test_image_counts_share_a_shape_when_programs_run_out():
     layouts = chosen([40] * 24, image_counts=[0, 1, 2, 2, 3, 3] * 4, at_most=3)
     assert [(layout.parts[0].images, layout.batches) for layout in layouts] == [(0, 1), (2, 3), (3, 2)]
+
+
+def test_rows_whose_images_have_token_counts_of_their_own_have_room_for_the_most():
+    (layout,) = chosen([40] * 4, image_counts=1, visual=np.array([4, 16, 8, 4]))
+    assert layout.parts == (Shape(40, 1, 16),)
 
 
 def test_fillers_stand_among_the_shortest_rows():
@@ -87,8 +93,10 @@ def test_no_rows_are_an_error():
 
 
 def test_stage_lengths_are_those_of_the_plan():
-    shape = Shape(text=40, images=2)
-    assert shape_lengths(shape, parse("full", 4).plan, tokens_per_image=9, registers=0) == (64,)
-    victor = parse("victor:registers=3,layer=1", 4)
-    assert shape_lengths(shape, victor.plan, tokens_per_image=9, registers=3) == (64, 48)
-    assert shape_lengths(Shape(40, 0), victor.plan, tokens_per_image=9, registers=3) == (40, 40)
+    def lengths(shape, spec):
+        method = parse(spec, SIZES["small"])
+        return method.plan.stage_lengths(method.plan.sizes(shape.counts(method.registers)))
+
+    assert lengths(Shape(40, images=2, visual=18), "full") == (64,)
+    assert lengths(Shape(40, images=2, visual=18), "victor:registers=3,layer=1") == (64, 48)
+    assert lengths(Shape(40, images=0, visual=0), "victor:registers=3,layer=1") == (40, 40)

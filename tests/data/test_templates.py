@@ -20,8 +20,8 @@ SYSTEM = (
 def shown(name, turns):
     text, open_ = "", False
     for span in TEMPLATES[name].render(turns):
-        if span.learnt != open_:
-            text, open_ = text + ("«" if span.learnt else "»"), span.learnt
+        if span.supervised != open_:
+            text, open_ = text + ("«" if span.supervised else "»"), span.supervised
         text += span.text
     return text + ("»" if open_ else "")
 
