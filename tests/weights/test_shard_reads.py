@@ -15,12 +15,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from victor_jax.sharding.rules import sharding_of
 
 from victor_jax.compression.spec import parse
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.sharding.mesh import make_mesh
-from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights import orbax_format
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.folder import read_folder, read_safetensors

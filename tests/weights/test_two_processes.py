@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from victor_jax.sharding.rules import sharding_of
 
 import victor_jax
 from victor_jax.compression.spec import parse
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, abstract_params
 from victor_jax.sharding.mesh import make_mesh
-from victor_jax.sharding.rules import sharding_of
 from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
 from victor_jax.weights.names import REGISTERS, flatten
 from victor_jax.weights.place import gather, place
