@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 
 from configs import finetune
-from victor_jax import plan
 from victor_jax.analysis import topology
 from victor_jax.analysis.memory import of_failure
+from victor_jax.cli import plan_pod
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
+from victor_jax.models.sizes import SIZES
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training.lowering import lower_step
 from victor_jax.training.settings import read
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "registers=2,layer=1,runlocal"
+SHAPE = Shape(text=32, images=1, visual=SIZES["small"].features_per_image)
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 SLICE = topology.parse("v5e:2x4")
 EXHAUSTED = (
@@ -36,13 +38,13 @@ def settings(**changes):
 
 @pytest.fixture(scope="module")
 def step():
-    return lower_step(settings(), make_mesh(fsdp=8), (Shape(text=32, images=1),))
+    return lower_step(settings(), make_mesh(fsdp=8), (SHAPE,))
 
 
 @pytest.fixture(scope="module")
 def planned(step):
     """The virtual devices stand in for the chips: what is read from the program is of the same kind."""
-    return plan.plan(step, "usual")
+    return plan_pod.plan(step, "usual")
 
 
 def test_the_kinds_of_memory_add_up_to_what_the_program_takes(planned):
@@ -64,15 +66,15 @@ def test_every_layer_is_gathered_over_all_devices(planned):
 
 def test_a_step_is_bound_by_its_slowest_resource(planned):
     slow_links = replace(SLICE, chip=replace(SLICE.chip, links=1.0))
-    bound = plan.times(planned, slow_links)
+    bound = plan_pod.times(planned, slow_links)
     assert bound.overlapped == bound.links == sum(one.wire_bytes for one in planned.collectives)
     flops = sum(one.parts.total.flops for one in planned.costs)
-    assert plan.times(planned, SLICE).arithmetic == pytest.approx(flops / 8 / 197e12)
+    assert plan_pod.times(planned, SLICE).arithmetic == pytest.approx(flops / 8 / 197e12)
 
 
 def test_parts_of_a_batch_do_the_work_of_the_whole(planned):
-    in_parts = lower_step(settings(micro_batches=2, batch_size=16), make_mesh(fsdp=8), (Shape(32, 1),) * 2)
-    assert sum(one.model_flops for one in plan.costs(in_parts)) == 2 * planned.costs[0].model_flops
+    in_parts = lower_step(settings(micro_batches=2, batch_size=16), make_mesh(fsdp=8), (SHAPE,) * 2)
+    assert sum(one.model_flops for one in plan_pod.costs(in_parts)) == 2 * planned.costs[0].model_flops
 
 
 def test_the_report_says_whether_it_fits_and_what_it_assumes(planned):
@@ -83,7 +85,7 @@ def test_the_report_says_whether_it_fits_and_what_it_assumes(planned):
 
 
 def test_a_program_that_does_not_fit_says_what_takes_the_memory_and_what_to_change(step, planned):
-    failed = replace(planned, memory=of_failure(EXHAUSTED, plan.arguments(step)), collectives=[])
+    failed = replace(planned, memory=of_failure(EXHAUSTED, plan_pod.arguments(step)), collectives=[])
     assert failed.memory.total == int(20.5 * 2**30)
     lines = said([failed])
     assert any(line.startswith("fits") and line.endswith("no") for line in lines)
@@ -93,22 +95,22 @@ def test_a_program_that_does_not_fit_says_what_takes_the_memory_and_what_to_chan
 
 def test_advice_leaves_out_what_is_done_already(step, planned):
     run = replace(step.run, settings=replace(step.run.settings, remat="full", attention="splash"))
-    done = replace(planned, step=replace(step, run=run), memory=of_failure(EXHAUSTED, plan.arguments(step)))
-    assert not {"remat", "splash", "micro_batches"} & set(plan.advice(done, SLICE).replace("=", ".").split("."))
+    done = replace(planned, step=replace(step, run=run), memory=of_failure(EXHAUSTED, plan_pod.arguments(step)))
+    assert not {"remat", "splash", "micro_batches"} & set(plan_pod.advice(done, SLICE).replace("=", ".").split("."))
 
 
 def test_other_failures_of_the_compiler_are_not_taken_for_lack_of_memory(step):
-    assert of_failure("INTERNAL: something else (20.50G)", plan.arguments(step)) is None
+    assert of_failure("INTERNAL: something else (20.50G)", plan_pod.arguments(step)) is None
 
 
 def test_rows_of_images_alone_are_refused():
     with pytest.raises(UserError, match=r"data\.max_length"):
-        plan.shapes_of(settings(**{"data.max_length": 16}), text=512, images=1)
+        plan_pod.shapes_of(settings(**{"data.max_length": 16}), text=512, images=1)
 
 
 def said(planned):
     lines = []
-    plan.report(planned, SLICE, lines.append)
+    plan_pod.report(planned, SLICE, lines.append)
     return "\n".join(lines).splitlines()
 
 
