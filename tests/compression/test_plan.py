@@ -56,7 +56,7 @@ def flow(scores=None, prompt_end=(4, 2, 5)):
     [("keep", [[0, 3, 4], [0, 1, 2], [1, 3, 4, 5]]), ("renumber", [[0, 1, 2], [0, 1, 2], [0, 1, 2, 3]])],
 )
 def test_leaving_keeps_order_and_pads_to_the_right(mode, expected):
-    above = Leave(V, positions=mode).apply(flow(), Size(4, 0)).stream
+    above = Leave(V, positions=mode).apply(flow(), Size(4, 0), None)[0].stream
     np.testing.assert_array_equal(above.kinds, [[T, R, T, P], [T, T, T, P], [T, R, R, T]])
     for row, where in enumerate(expected):
         assert above.positions[row, : len(where)].tolist() == where
@@ -70,7 +70,7 @@ SCORES = [[9, 1, 2, 9, 9, 9], [9, 9, 9, 9, 9, 9], [1, 9, 1, 9, 9, 9.0]]
 
 def test_the_best_of_a_kind_stay_in_their_order():
     """Scores of other kinds and of padding count for nothing; of equal ones the first stays."""
-    above = Leave(V, keep=1).apply(flow(SCORES), Size(5, 0)).stream
+    above = Leave(V, keep=1).apply(flow(SCORES), Size(5, 0), None)[0].stream
     assert above.origin[0, :4].tolist() == [0, 2, 3, 4]
     np.testing.assert_array_equal(above.kinds[1], [T, T, T, P, P])
     assert above.origin[2].tolist() == [0, 1, 3, 4, 5]
@@ -78,16 +78,16 @@ def test_the_best_of_a_kind_stay_in_their_order():
 
 def test_the_end_of_the_prompt_is_among_the_best():
     """A caption is predicted from the last visual token."""
-    above = Leave(V, keep=1).apply(flow(SCORES, prompt_end=(1, 2, 2)), Size(5, 0)).stream
+    above = Leave(V, keep=1).apply(flow(SCORES, prompt_end=(1, 2, 2)), Size(5, 0), None)[0].stream
     assert above.origin[0, :4].tolist() == [0, 1, 3, 4]
     assert above.origin[2].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_what_was_parked_comes_back_to_its_place():
-    parked = Leave(V, park=True).apply(flow(), Size(4, 2))
+    parked, _ = Leave(V, park=True).apply(flow(), Size(4, 2), None)
     np.testing.assert_array_equal(parked.parked.kinds, [[V, V], [P, P], [V, V]])
     assert parked.parked.x[2, :, 0].tolist() == [12, 14]
-    back = Return(V).apply(parked, Size(6, 0))
+    back, _ = Return(V).apply(parked, Size(6, 0), None)
     np.testing.assert_array_equal(back.stream.kinds, KINDS)
     for name in ("x", "positions", "origin"):
         for row, alive in enumerate((5, 3, 6)):
@@ -99,7 +99,7 @@ def test_what_was_parked_comes_back_to_its_place():
 
 def test_what_is_parked_twice_waits_together():
     """The best first, then the rest; they return in sequence order."""
-    one = Leave(V, keep=1, park=True).apply(flow(SCORES), Size(5, 1))
-    both = Leave(V, park=True).apply(one, Size(4, 2))
+    one, _ = Leave(V, keep=1, park=True).apply(flow(SCORES), Size(5, 1), None)
+    both, _ = Leave(V, park=True).apply(one, Size(4, 2), None)
     assert both.parked.origin[0].tolist() == [1, 2]
-    np.testing.assert_array_equal(Return(V).apply(both, Size(6, 0)).stream.kinds, KINDS)
+    np.testing.assert_array_equal(Return(V).apply(both, Size(6, 0), None)[0].stream.kinds, KINDS)

@@ -8,7 +8,7 @@ import talking
 
 import victor_jax
 from victor_jax.inference import programs
-from victor_jax.models.language import EMPTY
+from victor_jax.models.language import EMPTY, StageCache
 
 ROOM = 12
 
@@ -39,7 +39,11 @@ def decoded(vlm, end_tokens):
 
 def turns(caches):
     """New tokens that went through the layers of each stage."""
-    return [int((cache.positions[:, cache.prefilled :] != EMPTY).any(axis=0).sum()) for cache in caches]
+    return [
+        int((cache.positions[:, cache.prefilled :] != EMPTY).any(axis=0).sum())
+        for cache in caches
+        if isinstance(cache, StageCache)
+    ]
 
 
 def test_decoding_stops_when_every_row_has_ended(vlm):

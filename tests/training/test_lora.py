@@ -13,7 +13,7 @@ from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
 from victor_jax.training.inputs import open_inputs
 from victor_jax.training.lora import is_adapter, merged
-from victor_jax.training.setup import lengths_of, make_run, on_mesh, open_start, start_params
+from victor_jax.training.setup import make_run, on_mesh, open_start, sizes_of, start_params
 from victor_jax.training.step import row_losses
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import layers_of
@@ -61,12 +61,12 @@ def losses_of(changes, workdir, params, key=None, step=1):
     mesh = make_mesh(fsdp=8)
     run = make_run(parsed, begin.config, mesh, STEPS)
     train, frozen = start_params(run, begin)
-    inputs = open_inputs(parsed, begin.config, run.module.compression, mesh, workdir)
+    inputs = open_inputs(parsed, begin.config, run.module.method, mesh, workdir)
     layout, _ = inputs.train.schedule.at(step)
-    (part,), (lengths,) = on_mesh(inputs.train[step].parts, mesh), lengths_of(run, layout.parts)
+    (part,), (sizes,) = on_mesh(inputs.train[step].parts, mesh), sizes_of(run, layout.parts)
     with jax.set_mesh(mesh):
         loss, count = jax.jit(row_losses, static_argnums=(0, 4, 5))(
-            run.module, frozen | train | params, part, key, lengths, 64
+            run.module, frozen | train | params, part, key, sizes, 64
         )
     return np.asarray(loss / count), train
 

@@ -15,9 +15,9 @@ from victor_jax.models.sizes import SIZES
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import memory, settings
 from victor_jax.training.memory import GIB, Room
-from victor_jax.training.setup import abstract_part, lengths_of, make_run
+from victor_jax.training.setup import abstract_part, make_run, sizes_of
 
-SHORT, LONG = (Layout((Shape(text, 1),), batches=1, text=1) for text in (32, 2048))
+SHORT, LONG = (Layout((Shape(text, images=1, visual=576),), batches=1, text=1) for text in (32, 2048))
 
 
 def run_of(size="7b", recipe="finetune", argument="registers=8,layer=3", mesh=(1, 1, 1), **changes):
@@ -84,7 +84,7 @@ def test_long_rows_are_refused_by_what_the_layers_leave_for_the_backward_pass():
 
 
 def test_rows_of_text_alone_leave_nothing_where_nothing_below_them_learns():
-    text = Layout((Shape(2048, 0),), batches=1, text=1)
+    text = Layout((Shape(2048, images=0, visual=0),), batches=1, text=1)
     assert memory.held(run_of(recipe="pretrain"), False, [text]) == memory.held(run_of(recipe="pretrain"), False)
 
 
@@ -156,7 +156,7 @@ def test_the_compiled_step_takes_no_less(kept):
     batch = tuple(abstract_part(run, part) for part in SHORT.parts)
     number = jax.ShapeDtypeStruct((), "int32")
     with jax.set_mesh(run.mesh):
-        lowered = run.step.lower(run.state, run.frozen, batch, number, lengths=lengths_of(run, SHORT.parts))
+        lowered = run.step.lower(run.state, run.frozen, batch, number, sizes=sizes_of(run, SHORT.parts))
     taken = lowered.compile().memory_analysis()
     bound = sum(memory.held(run, False, [SHORT]).values())
     assert taken.argument_size_in_bytes < bound <= taken.argument_size_in_bytes + taken.temp_size_in_bytes

@@ -168,7 +168,7 @@ def training_step(
     through = forward(module, work, causal=causal, kept=kept, lora_rank=rank)
     language = "language" in trained
     projector = "projector" in trained and work.images > 0
-    own = "compression" in trained and (module.method.registers > 0 or module.method.compressor is not None)
+    own = "compression" in trained and any(path.startswith("compression/") for path in parameters(module))
     # Whether anything below the top layer learns. If so every layer passes gradients down, frozen or not.
     passes = language or projector or own or rank > 0
     if not passes:

@@ -55,7 +55,13 @@ class Step(Protocol):
         """The counts in the stream and beside it after this step."""
         ...
 
-    def apply(self, flow: "Flow", size: Size) -> "Flow": ...
+    def apply(self, flow: "Flow", size: Size, own: "nn.Module | None") -> tuple["Flow", Any]:
+        """`own` is the module that the method's steps learn. Also returned: what `decode` will need, or None."""
+        ...
+
+    def decode(self, x: "jax.Array", kept: Any, own: "nn.Module | None") -> "jax.Array":
+        """x [B, 1, D] of a new token; asked only where `apply` kept something for it."""
+        ...
 
 
 # (q [B, T, N, H], k [B, T, K, H], where) -> float32 [B, …]: computed from one layer's rotated queries and keys,
@@ -118,6 +124,7 @@ class Method:
     plan: Plan
     registers: int = 0  # learnable positions after each image, at most
     compressor: Compressor | None = None
+    own: "Callable[[VLMConfig, Any], nn.Module] | None" = None  # (config, dtype) -> the module that its steps learn
     spec: str = ""  # its written form, set where it is parsed
 
     def tokens_per_image(self, config: "VLMConfig") -> int:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
+from victor_jax.compression.fastv import fastv
 from victor_jax.compression.plan import Method, Positive
+from victor_jax.compression.pool import pool
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 
 # A method is a function of the architecture; its other parameters are the fields of its written form.
-METHODS: dict[str, Callable[..., Method]] = {"full": full, "victor": victor, "vtw": vtw}
+METHODS: dict[str, Callable[..., Method]] = {"full": full, "victor": victor, "vtw": vtw, "fastv": fastv, "pool": pool}
 
 
 def parse(spec: str, config: VLMConfig) -> Method:

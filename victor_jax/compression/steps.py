@@ -1,7 +1,7 @@
 """The steps that methods share: positions leave the stream, for good or to wait beside it, and come back."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,15 @@ from victor_jax.compression.stream import Flow, Stream, merge, select
 Positions = Literal["keep", "renumber"]
 
 
+class Rearrange:
+    """A step that only moves positions: new tokens pass it by."""
+
+    def decode(self, x: jax.Array, kept: Any, own: Any) -> jax.Array:
+        return x
+
+
 @dataclass(frozen=True)
-class Leave:
+class Leave(Rearrange):
     """Positions of one kind leave: all, or all but the `keep` best of each row by the score of the layer before.
 
     With `park` they wait beside the stream, else they are gone. The others keep their RoPE positions or are counted
@@ -34,7 +41,7 @@ class Leave:
         stream[:, self.kind] = kept
         return stream, parked
 
-    def apply(self, flow: Flow, size: Size) -> Flow:
+    def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
         stream, is_real = flow.stream, flow.stream.kinds != Kind.PADDING
         leaves = stream.kinds == self.kind
         if self.keep:
@@ -46,7 +53,7 @@ class Leave:
         parked = flow.parked
         if self.park:
             parked = select(stream, leaves, size.parked) if parked is None else _add(parked, stream, leaves, size)
-        return replace(flow, stream=stays, parked=parked, scores=None)
+        return replace(flow, stream=stays, parked=parked, scores=None), None
 
     def _best(self, flow: Flow, candidates: jax.Array) -> jax.Array:
         """bool [B, T]: the `keep` candidates of each row with the highest scores; of equal ones the first."""
@@ -59,7 +66,7 @@ class Leave:
 
 
 @dataclass(frozen=True)
-class Return:
+class Return(Rearrange):
     """All parked positions of one kind come back into the stream, in sequence order."""
 
     kind: Kind
@@ -70,14 +77,14 @@ class Return:
         parked[:, self.kind] = 0
         return stream, parked
 
-    def apply(self, flow: Flow, size: Size) -> Flow:
+    def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
         parked = flow.parked
         assert parked is not None, "a Return follows a Leave that parks"
         comes = parked.kinds == self.kind
         returning = replace(parked, kinds=jnp.where(comes, parked.kinds, Kind.PADDING))
         waits = (parked.kinds != Kind.PADDING) & ~comes
         rest = select(parked, waits, size.parked) if size.parked else None
-        return replace(flow, stream=merge(flow.stream, returning, size.stream), parked=rest, scores=None)
+        return replace(flow, stream=merge(flow.stream, returning, size.stream), parked=rest, scores=None), None
 
 
 def _add(parked: Stream, stream: Stream, leaves: jax.Array, size: Size) -> Stream:

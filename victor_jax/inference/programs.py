@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from victor_jax.compression.plan import Size
-from victor_jax.models.language import StageCache
+from victor_jax.models.language import Caches
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
 
@@ -31,8 +31,8 @@ def log_probabilities(params: dict, batch: Batch, *, module: VLMModule, sizes: t
 @functools.partial(jax.jit, static_argnames=("module", "sizes", "room"))
 def prefill(
     params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], room: int
-) -> tuple[jax.Array, list[StageCache]]:
-    """One pass through the plan -> float32 [B, W] logits of the first new token, one cache per stage."""
+) -> tuple[jax.Array, Caches]:
+    """One pass through the plan -> float32 [B, W] logits of the first new token, one cache per step of the plan."""
     return module.apply({"params": params}, batch, sizes, room, method=VLMModule.prefill)  # type: ignore[return-value]
 
 
@@ -43,7 +43,7 @@ def prefill(
 )
 def decode(
     params: dict,
-    caches: list[StageCache],
+    caches: Caches,
     logits: jax.Array,  # float32 [B, W]: of the first new token
     temperature: jax.Array,
     key: jax.Array,
@@ -53,7 +53,7 @@ def decode(
     end_tokens: tuple[int, ...],
     pad_token: int,
     greedy: bool,
-) -> tuple[jax.Array, list[StageCache]]:
+) -> tuple[jax.Array, Caches]:
     """int32 [B, max_new_tokens], from one compiled loop until every row has ended; padding after a row's end.
 
     The caches are returned because a donated buffer is updated in place only where an output can reuse it.

@@ -40,6 +40,9 @@ class StageCache:
     prefilled: int = flax.struct.field(pytree_node=False)  # slots before the first new token
 
 
+Caches = list[Any]  # of each step of the plan: a StageCache, what another step keeps for new tokens, or None
+
+
 @flax.struct.dataclass
 class View:
     """What all layers of a stage share."""
@@ -170,20 +173,22 @@ class LanguageTower(nn.Module):
         """ids int32 [B, T] -> [B, T, D]."""
         return self.embedding.astype(self.dtype)[ids]
 
-    def __call__(self, flow: Flow, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, list[StageCache]]:
-        """A full pass through the plan -> what is at the top, and the caches of the stages.
+    def __call__(
+        self, flow: Flow, sizes: tuple[Size, ...], own: nn.Module | None, room: int | None = None
+    ) -> tuple[Flow, Caches]:
+        """A full pass through the plan -> what is at the top, and what each step keeps for new tokens.
 
-        `room` is how many new tokens the caches shall hold; None keeps no caches.
+        `own` is what the method's steps learn; `room` is how many new tokens the caches shall hold, None keeps none.
         """
-        caches: list[StageCache] = []
+        caches: Caches = []
         stages = itertools.count()
         for step, size in zip(self.plan.steps, sizes, strict=True):
             if isinstance(step, Layers):
                 cache = None if room is None else self._empty_cache(step.count, flow.stream, room)
                 flow, cache = self._layers(next(stages), step, flow, cache)
-                caches += [cache] if cache else []
             else:
-                flow = step.apply(flow, size)
+                flow, cache = step.apply(flow, size, own)
+            caches.append(cache)
         return replace(flow, stream=replace(flow.stream, x=self.norm(flow.stream.x))), caches
 
     def _layers(self, stage: int, step: Layers, flow: Flow, cache: StageCache | None) -> tuple[Flow, StageCache | None]:
@@ -197,17 +202,22 @@ class LanguageTower(nn.Module):
             cache = replace(cache, keys=keys_values[0], values=keys_values[1])
         return replace(flow, stream=replace(stream, x=x), scores=scores), cache
 
-    def decode(self, x: jax.Array, caches: list[StageCache], step: jax.Array) -> tuple[jax.Array, list[StageCache]]:
-        """x [B, 1, D] of the new token number `step` -> its state at the top [B, 1, D], the caches with it."""
-        grown = []
-        for stage, cache in enumerate(caches):
-            slot = cache.prefilled + step
+    def decode(
+        self, x: jax.Array, caches: Caches, number: jax.Array, own: nn.Module | None
+    ) -> tuple[jax.Array, Caches]:
+        """x [B, 1, D] of the new token of this number -> its state at the top [B, 1, D], the caches with it."""
+        grown, stages = list(caches), itertools.count()
+        for i, (step, cache) in enumerate(zip(self.plan.steps, caches, strict=True)):
+            if not isinstance(step, Layers):
+                x = x if cache is None else step.decode(x, cache, own)
+                continue
+            slot = cache.prefilled + number
             position = cache.positions.max(axis=1, keepdims=True) + 1
             filled = jax.lax.dynamic_update_slice(cache.positions, position, (0, slot))
             mask = (filled != EMPTY) & self._in_window(position, filled)
-            x, keys_values, _ = self._run(stage, x, cache, View(*self._rotation(position), mask=mask, slot=slot))
+            x, keys_values, _ = self._run(next(stages), x, cache, View(*self._rotation(position), mask=mask, slot=slot))
             assert keys_values is not None
-            grown.append(replace(cache, keys=keys_values[0], values=keys_values[1], positions=filled))
+            grown[i] = replace(cache, keys=keys_values[0], values=keys_values[1], positions=filled)
         return self.norm(x), grown
 
     def logits(self, x: jax.Array) -> jax.Array:

@@ -52,21 +52,22 @@ class Batch:
     pixels: Any
 
 
-def kind_counts(rows: Rows[EncodedRow | None], registers: int) -> Counts:
-    """int [B, kinds]."""
+def kind_counts(rows: Rows[EncodedRow | None], registers: int | np.ndarray) -> Counts:
+    """int [B, kinds], with so many registers after each image: one number, or one for each row."""
     counts = np.zeros((len(rows), len(Kind)), np.int64)
+    registers = np.broadcast_to(registers, len(rows))
     for row, encoded in enumerate(rows):
         if encoded is not None:
             images = len(encoded.image_tokens)
             counts[row, Kind.TEXT] = encoded.text_length
             counts[row, Kind.VISUAL] = sum(encoded.image_tokens)
-            counts[row, Kind.REGISTER] = images * registers
+            counts[row, Kind.REGISTER] = images * registers[row]
     return counts
 
 
 def lay_out(
     rows: Rows[EncodedRow | None],  # None: a filler
-    registers: int,
+    registers: int | np.ndarray,  # after each image: one number, or one for each row
     length: int | None = None,  # by default what the longest row needs
 ) -> tuple[Sequence, np.ndarray]:
     """Each image becomes its visual tokens and then registers -> the sequence, and its targets int32 [B, T].
@@ -78,10 +79,11 @@ def lay_out(
     kinds, index, targets = np.zeros((3, len(rows), length), np.int32)
     targets[:] = IGNORE
     prompt_end = np.zeros(len(rows), np.int32)
+    registers = np.broadcast_to(registers, len(rows))
     for row, encoded in enumerate(rows):
         if encoded is None:
             continue
-        row_kinds, row_index, row_targets = _row(encoded, registers)
+        row_kinds, row_index, row_targets = _row(encoded, int(registers[row]))
         kinds[row, : len(row_kinds)] = row_kinds
         index[row, : len(row_index)] = row_index
         targets[row, : len(row_targets) - 1] = row_targets[1:]

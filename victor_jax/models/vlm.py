@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from victor_jax.compression.plan import Kind, Method, Size
 from victor_jax.compression.stream import Flow, Stream, survivors, take
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.language import LanguageTower, Remat, StageCache
+from victor_jax.models.language import Caches, LanguageTower, Remat
 from victor_jax.models.layers import Lora
 from victor_jax.models.parameters import Declared, Normal, declare
 from victor_jax.models.projector import Projector
@@ -30,7 +30,7 @@ REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own 
 
 
 class OwnParameters(nn.Module):
-    """What a method brings along: registers, and whatever its compressor learns."""
+    """What a method brings along: registers, and whatever its compressor and its steps learn."""
 
     config: VLMConfig
     method: Method
@@ -42,6 +42,7 @@ class OwnParameters(nn.Module):
             self.registers = self.param("registers", declare(Normal(REGISTER_STD)), shape)
         if self.method.compressor:
             self.compressor = self.method.compressor.module(self.config, self.dtype)
+        self.steps = self.method.own(self.config, self.dtype) if self.method.own else None
 
     def compress(self, features: jax.Array) -> jax.Array:  # [I, P, E] -> [I, R, E]
         return self.compressor(features) if self.method.compressor else features
@@ -89,13 +90,13 @@ class VLMModule(nn.Module):
             x = jnp.where(here, self.compression.registers.astype(self.dtype)[which], x)
         return over_rows(x)
 
-    def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, list[StageCache]]:
+    def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
         """A full pass -> what is at the top, and the caches (see LanguageTower)."""
         sequence = batch.sequence
         x = self.embed(sequence, None if batch.pixels is None else self.visual_tokens(batch.pixels))
         origin = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], sequence.kinds.shape)
         stream = Stream(x, sequence.kinds, sequence.positions, origin)
-        return self.language(Flow(stream, sequence.prompt_end), sizes, room)
+        return self.language(Flow(stream, sequence.prompt_end), sizes, self.compression.steps, room)
 
     def __call__(self, batch: Batch, sizes: tuple[Size, ...], text_length: int) -> jax.Array:
         """float32 [B, text_length, W]: logits of each row's text positions in their order, then zeros."""
@@ -113,15 +114,15 @@ class VLMModule(nn.Module):
         targets = jnp.where(top.kinds == Kind.PADDING, IGNORE, take(batch.targets, top.origin))
         return cross_entropy(top.x, self.language.head_kernel(), targets, chunk)
 
-    def prefill(self, batch: Batch, sizes: tuple[Size, ...], room: int) -> tuple[jax.Array, list[StageCache]]:
+    def prefill(self, batch: Batch, sizes: tuple[Size, ...], room: int) -> tuple[jax.Array, Caches]:
         """float32 [B, W]: logits after each row's last position, and the caches with room for new tokens."""
         flow, caches = self.run(batch, sizes, room)
         last = (flow.stream.kinds != Kind.PADDING).sum(axis=1, keepdims=True) - 1
         return self.language.logits(take(flow.stream.x, last))[:, 0], caches
 
-    def decode(self, token: jax.Array, caches: list[StageCache], step: jax.Array) -> tuple[jax.Array, list[StageCache]]:
+    def decode(self, token: jax.Array, caches: Caches, step: jax.Array) -> tuple[jax.Array, Caches]:
         """token int32 [B], the new token number `step` -> float32 [B, W] logits after it, and the caches."""
-        x, caches = self.language.decode(self.language.embed(token[:, None]), caches, step)
+        x, caches = self.language.decode(self.language.embed(token[:, None]), caches, step, self.compression.steps)
         return self.language.logits(x)[:, 0], caches
 
 
