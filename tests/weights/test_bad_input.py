@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -406,14 +407,14 @@ def test_registers_of_another_count(hf):
 
 def test_lost_registers(hf):
     mark_as_victor(hf, registers=None)
-    with refused(r"hf says it was trained with victor:registers=4,layer=2 but holds 0 registers"):
+    with refused(r"hf lacks compression/registers"):
         open_checkpoint(hf)
 
 
 @pytest.mark.parametrize("shape", [(4, 32), (256,), ()])
 def test_wrongly_shaped_registers(shape, hf):
     mark_as_victor(hf, registers=shape)
-    with refused(r"holds registers as .* where \(M, 64\) is expected"):
+    with refused(rf"holds compression/registers as {re.escape(str(shape))} where \(4, 64\) is expected"):
         open_checkpoint(hf)
 
 

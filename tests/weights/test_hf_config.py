@@ -117,7 +117,7 @@ def test_the_sparse_config_of_llava_hf_gives_the_7b_numbers():
         sliding_window=None,
         max_positions=4096,
     )
-    assert config.tokens_per_image == 576
+    assert config.features_per_image == 576
     assert config.feature_levels == (23,)
     assert (config.image_token, config.pad_token, config.end_tokens) == (32000, 32001, (2,))
 
@@ -244,7 +244,7 @@ def test_transformers_reads_the_same_numbers_from_a_written_config(config, tmp_p
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     assert isinstance(theirs, transformers.LlavaConfig)
     assert read(theirs.to_dict()) == config
-    assert theirs.image_seq_length == config.tokens_per_image
+    assert theirs.image_seq_length == config.features_per_image
 
 
 def test_what_transformers_saves_of_a_written_config_reads_back_equal(config, tmp_path):

@@ -27,7 +27,7 @@ def test_an_original_checkpoint_gets_an_image_token_and_a_processor(tmp_path):
     inputs = processor(images=[picture], text=["USER: <image>\nWhat is it? ASSISTANT:"], return_tensors="np")
     vlm = victor_jax.load(tmp_path / "hf", dtype="float32")
     assert vlm.config.image_token == vocabulary
-    assert (inputs["input_ids"] == vocabulary).sum() == vlm.config.tokens_per_image
+    assert (inputs["input_ids"] == vocabulary).sum() == vlm.config.features_per_image
     ours = vlm.logits(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
     net = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     with torch.no_grad():
