@@ -65,7 +65,8 @@ def write_start(folder: Path, seed: int = 0, **language: Any) -> Path:
     config = replace(CONFIG, language=replace(CONFIG.language, **language))
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in expected(config).items():
+    for name, leaf in expected(config).items():
+        shape = leaf.shape
         drawn = rng.normal(0, shape[0] ** -0.5 if len(shape) > 1 else 0.1, shape)
         tensors[name] = from_array((drawn + name.endswith("scale")).astype(np.float32))
     sample = write_sample(folder / "sample")

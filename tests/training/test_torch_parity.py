@@ -1,6 +1,7 @@
 """Twenty steps of training equal a plain torch loop over Hugging Face's model: same batches, AdamW and schedule."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import slow  # noqa: E402
 import tiny  # noqa: E402
 
 from configs import finetune, pretrain  # noqa: E402
-from victor_jax.models.sequence import Batch, lay_out  # noqa: E402
+from victor_jax.inference.arrays import encoded_rows  # noqa: E402
+from victor_jax.models.sequence import Batch, kind_counts, lay_out  # noqa: E402
 from victor_jax.ops.images import CLIP_MEAN, CLIP_STD  # noqa: E402
 from victor_jax.ops.losses import IGNORE  # noqa: E402
 from victor_jax.sharding.mesh import make_mesh  # noqa: E402
@@ -40,18 +42,15 @@ def as_floats(pixels):
     return (pixels.astype(np.float32) / 255 - mean) / std
 
 
-def our_batch(step, registers):
+def our_batch(step, config, registers):
+    """The batch, and the positions of each kind in its rows."""
     rows, pixels = rows_of(step)
-    longest = max(len(ids) for ids, _ in rows)
-    ids, mask = np.zeros((2, ROWS, longest), np.int64)
-    for i, (row, _) in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = row, 1
-    sequence = lay_out(ids, mask, image_token=tiny.IMAGE_TOKEN, tokens_per_image=9, registers=registers)
-    targets = np.full(sequence.kinds.shape, IGNORE, np.int32)
-    for i, (row, first) in enumerate(rows):
-        for position in range(first, len(row)):
-            targets[i, position + registers - 1] = row[position]  # the position before it must predict it
-    return Batch(sequence, targets, pixels)
+    encoded = []
+    for ids, first in rows:
+        (row,) = encoded_rows(ids[None], None, config, tokens_per_image=9)
+        is_supervised = np.arange(len(row.ids)) >= first - 8  # one id stands for the image
+        encoded.append(replace(row, targets=np.where(is_supervised, row.ids, IGNORE)))
+    return Batch(*lay_out(encoded, registers), pixels), kind_counts(encoded, registers)
 
 
 def our_losses(folder, recipe, compression):
@@ -67,10 +66,9 @@ def our_losses(folder, recipe, compression):
     state, losses = setup.start_state(run, train), []
     with jax.set_mesh(run.mesh):
         for step in range(STEPS):
-            batch = our_batch(step, run.module.compression.registers)
-            lengths = run.module.compression.plan.lengths(np.asarray(batch.sequence.kinds))
-            parts = setup.on_mesh((batch,), run.mesh)
-            state, metrics = run.step(state, frozen, parts, np.int32(step), lengths=(lengths,))
+            batch, counts = our_batch(step, start.config, run.module.method.registers)
+            parts, sizes = setup.on_mesh((batch,), run.mesh), run.module.method.plan.sizes(counts)
+            state, metrics = run.step(state, frozen, parts, np.int32(step), sizes=(sizes,))
             losses.append(float(metrics["loss"]))
     return losses, registers
 
