@@ -9,8 +9,8 @@ from tokenizers_tiny import write_sentencepiece
 from victor_jax.compression.spec import parse
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.ops.rope import Rope
-from victor_jax.weights.checkpoint import Checkpoint, Prompt, expected
-from victor_jax.weights.names import REGISTERS
+from victor_jax.prompt import Prompt
+from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
 from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
 
@@ -45,11 +45,9 @@ CONFIG = VLMConfig(
 def checkpoint(folder, compression="full", prompt=None, config=CONFIG, seed=0):
     """Weights large enough that logits are of order 1; `folder` is where tokenizer files lie."""
     rng = np.random.default_rng(seed)
-    shapes = {name: leaf.shape for name, leaf in expected(config).items()}
-    if registers := parse(compression, config).registers:
-        shapes[REGISTERS] = (registers, config.language.width)
     tensors = {}
-    for name, shape in shapes.items():
+    for name, leaf in (expected(config) | own_parameters(config, parse(compression, config))).items():
+        shape = leaf.shape
         scale = 1.2 * shape[0] ** -0.5 if name.endswith(("kernel", "head")) else 1.0 if len(shape) == 2 else 0.1
         drawn = rng.normal(0, scale, shape) + name.endswith("scale")
         tensors[name] = from_array(drawn.astype(np.float32))

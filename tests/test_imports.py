@@ -9,6 +9,7 @@ BLOCKED = [
     "orbax",
     "tensorstore",
     "transformers",
+    "huggingface_hub",
     "safetensors",
     "tokenizers",
     "PIL",

@@ -8,20 +8,20 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from victor_jax.analysis import flops
 from victor_jax.analysis.flops import Training, Work
-from victor_jax.compression.plan import Plan
+from victor_jax.compression.plan import Kind
 from victor_jax.compression.spec import parse
 from victor_jax.models.layers import Lora
-from victor_jax.models.sequence import Sequence
+from victor_jax.models.sequence import Batch, Sequence
 from victor_jax.models.sizes import SIZES
-from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.weights.names import flatten, nest
+from victor_jax.models.vlm import VLMModule, parameters
 
 CONFIG = SIZES["7b"]
-VISUAL = CONFIG.tokens_per_image
 TEXT, ROWS, CHUNK = 128, 2, 64
 SPECS = ["full", "victor:registers=8,layer=3", "victor:registers=64,layer=0", "vtw:layer=16"]
 
@@ -49,60 +49,75 @@ def traced(function, *arguments):
 
 
 def module(spec, config=CONFIG, **fields):
-    return VLMModule(config, parse(spec, config.language.depth), jnp.bfloat16, **fields)
+    return VLMModule(config, parse(spec, config), jnp.bfloat16, **fields)
 
 
 def params(net):
-    return flatten(abstract_params(net))
+    return {path: leaf.value for path, leaf in parameters(net).items()}
 
 
 def ints(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def shapes(net, images=1):
-    """The lengths of each stage, and abstract arguments: sequence and pixels."""
-    registers, plan = net.compression.registers, net.compression.plan
-    length = TEXT + images * (VISUAL + registers)
-    lengths = tuple([length, TEXT + images * registers][: len(plan.stages)])
-    size = net.config.vision.image_size
-    pixels = jax.ShapeDtypeStruct((ROWS * images, 3, size, size), jnp.float32) if images else None
-    return lengths, Sequence(*[ints(ROWS, length)] * 3), pixels
+def sizes(net, images=1):
+    counts = np.zeros((1, len(Kind)), np.int64)
+    visual, registers = net.method.tokens_per_image(net.config), net.method.registers
+    counts[0, [Kind.TEXT, Kind.VISUAL, Kind.REGISTER]] = TEXT, images * visual, images * registers
+    return net.method.plan.sizes(counts)
+
+
+def lengths_of(net, images=1):
+    return net.method.plan.stage_lengths(sizes(net, images))
+
+
+def batch_of(net, images=1):
+    """Abstract."""
+    visual, registers = net.method.tokens_per_image(net.config), net.method.registers
+    line, size = ints(ROWS, -(-(TEXT + images * (visual + registers)) // 8) * 8), net.config.vision.image_size
+    pixels = jax.ShapeDtypeStruct((ROWS, images, 3, size, size), jnp.uint8) if images else None
+    return Batch(Sequence(line, line, line, ints(ROWS)), line, pixels)
 
 
 def work(net, images=1, head=None):
-    lengths, *_ = shapes(net, images)
+    lengths = lengths_of(net, images)
     return Work(ROWS, lengths, ROWS * images, lengths[-1] if head is None else head)
+
+
+def bare(length):
+    """Of a full tower without images."""
+    return Work(1, (length,), images=0, head=1)
+
+
+def traced_forward(net):
+    def run(params, batch):
+        return net.apply({"params": unflatten_dict(params, sep="/")}, batch, sizes(net), TEXT)
+
+    return traced(run, params(net), batch_of(net))
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_forward_equals_the_traced_module(spec):
     net = module(spec)
-    lengths, sequence, pixels = shapes(net)
-
-    def run(params, sequence, pixels):
-        return net.apply({"params": nest(params)}, sequence, pixels, None, lengths, TEXT)
-
-    counted = flops.forward(CONFIG, net.compression.plan, work(net, head=TEXT), causal="blocks").total.flops
-    assert counted == traced(run, params(net), sequence, pixels)
+    assert flops.forward(net, work(net, head=TEXT), causal="blocks").total.flops == traced_forward(net)
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_prefill_and_decode_equal_the_traced_module(spec):
     net, room = module(spec), 32
-    lengths, sequence, pixels = shapes(net)
 
-    def prefill(params, sequence, pixels):
-        return net.apply({"params": nest(params)}, sequence, pixels, None, lengths, room, method=VLMModule.prefill)
+    def prefill(params, batch):
+        return net.apply({"params": unflatten_dict(params, sep="/")}, batch, sizes(net), room, method=VLMModule.prefill)
 
     def decode(params, token, caches):
-        return net.apply({"params": nest(params)}, token, caches, jnp.int32(0), method=VLMModule.decode)
+        return net.apply(
+            {"params": unflatten_dict(params, sep="/")}, token, caches, jnp.int32(0), method=VLMModule.decode
+        )
 
-    plan = net.compression.plan
-    counted = flops.prefill(CONFIG, plan, work(net), causal="blocks").total.flops
-    assert counted == traced(prefill, params(net), sequence, pixels)
-    _, caches = jax.eval_shape(prefill, params(net), sequence, pixels)
-    counted = flops.decode(CONFIG, plan, ROWS, tuple(n + room for n in lengths)).total.flops
+    counted = flops.prefill(net, work(net), causal="blocks").total.flops
+    assert counted == traced(prefill, params(net), batch_of(net))
+    _, caches = jax.eval_shape(prefill, params(net), batch_of(net))
+    counted = flops.decode(net, ROWS, tuple(n + room for n in lengths_of(net))).total.flops
     assert counted == traced(decode, params(net), ints(ROWS), caches)
 
 
@@ -135,56 +150,45 @@ def test_grouped_heads_and_joined_feature_levels_are_counted():
     language = replace(CONFIG.language, kv_heads=8)
     config = replace(CONFIG, language=language, feature_levels=(10, 23), keep_class_token=True)
     net = module("full", config)
-    length = TEXT + config.tokens_per_image
-    _, _, pixels = shapes(net)
-
-    def run(params, sequence, pixels):
-        return net.apply({"params": nest(params)}, sequence, pixels, None, (length,), TEXT)
-
-    shape = Work(ROWS, (length,), ROWS, TEXT)
-    counted = flops.forward(config, net.compression.plan, shape, causal="blocks").total.flops
-    assert counted == traced(run, params(net), Sequence(*[ints(ROWS, length)] * 3), pixels)
+    assert flops.forward(net, work(net, head=TEXT), causal="blocks").total.flops == traced_forward(net)
 
 
 def step_cost(net, trained, rank, remat, images=1):
-    training = Training(trained, net.compression.registers, remat, rank)
-    lengths, *_ = shapes(net, images)
-    batch = Work.of_loss(ROWS, lengths, ROWS * images, CHUNK)
-    return flops.training_step(CONFIG, net.compression.plan, batch, training, causal="blocks")
+    batch = Work.of_loss(ROWS, lengths_of(net, images), ROWS * images, CHUNK)
+    return flops.training_step(net, batch, Training(trained, remat, rank), causal="blocks")
+
+
+def split(net, trained):
+    every = params(net)
+    learns = {path: leaf for path, leaf in every.items() if path.split("/")[0] in trained or "/lora_" in path}
+    return learns, {path: leaf for path, leaf in every.items() if path not in learns}
 
 
 def traced_gradient(net, trained, images=1):
-    lengths, sequence, pixels = shapes(net, images)
-    every = params(net)
-    learns = {path: leaf for path, leaf in every.items() if path.split("/")[0] in trained or "/lora_" in path}
-    frozen = {path: leaf for path, leaf in every.items() if path not in learns}
-
-    def loss(learns, frozen, sequence, pixels, targets):
-        params = {"params": nest(learns | frozen)}
-        rows, _ = net.apply(params, sequence, pixels, targets, lengths, CHUNK, method=VLMModule.loss)
+    def loss(learns, frozen, batch):
+        params = {"params": unflatten_dict(learns | frozen, sep="/")}
+        rows, _ = net.apply(params, batch, sizes(net, images), CHUNK, method=VLMModule.loss)
         return rows.sum()
 
-    return traced(jax.grad(loss), learns, frozen, sequence, pixels, ints(ROWS, lengths[0]))
+    return traced(jax.grad(loss), *split(net, trained), batch_of(net, images))
 
 
-@pytest.mark.parametrize("size", ["7b", "13b", "small"])
-def test_parameter_counts_equal_the_module(size):
-    config = SIZES[size]
-    held = {}
-    for path, leaf in params(module("full", config)).items():
-        held[path.split("/")[0]] = held.get(path.split("/")[0], 0) + math.prod(leaf.shape)
-    counted = flops.parameters(config)
-    assert held == {"vision": counted.vision, "projector": counted.projector, "language": counted.language}
+@pytest.mark.parametrize("spec", SPECS[:2])
+@pytest.mark.parametrize("stage", STEPS)
+def test_the_parameters_that_learn_are_counted_with_adapters(spec, stage):
+    """The module that is asked has no adapters; the one that trains has."""
+    trained, rank = STEPS[stage]
+    learns, _ = split(module(spec, lora=Lora(rank, 256.0) if rank else None), trained)
+    counted = flops.trained_parameters(module(spec), Training(trained, lora_rank=rank))
+    assert counted == sum(math.prod(leaf.shape) for leaf in learns.values())
 
 
 def test_caches_hold_what_the_paper_saves():
     """methods.md 1.3, 7B in bfloat16, 35 + 29 text tokens: 320 MiB in full, 67 MiB for Victor with 16 registers."""
 
     def mebibytes(spec, lengths):
-        plan = parse(spec, 32).plan
-        return (
-            sum(flops.cache_bytes(CONFIG, n, 1, slots) for n, slots in zip(plan.stages, lengths, strict=True)) / 2**20
-        )
+        stages = zip(parse(spec, CONFIG).plan.stages, lengths, strict=True)
+        return sum(flops.cache_bytes(CONFIG, layers, 1, slots) for layers, slots in stages) / 2**20
 
     assert mebibytes("full", [640]) == 320
     assert round(mebibytes("victor:registers=16,layer=3", [656, 80])) == 67
@@ -201,34 +205,36 @@ def fastv_formula(n, width=4096, mlp_width=11008):
 
 @pytest.mark.parametrize("registers", RATIOS)
 def test_savings_agree_with_the_formula_that_papers_use(registers):
-    plan = parse(f"victor:registers={registers},layer=3", 32).plan
+    victor = module(f"victor:registers={registers},layer=3")
     lengths = (64 + 576 + registers, 64 + registers)
-    papers = sum(n * fastv_formula(t) for n, t in zip(plan.stages, lengths, strict=True)) / (32 * fastv_formula(640))
+    stages = zip(victor.method.plan.stages, lengths, strict=True)
+    papers = sum(n * fastv_formula(t) for n, t in stages) / (32 * fastv_formula(640))
     assert round(100 * papers, 1) == RATIOS[registers]
 
-    def stages(plan, lengths):
-        return sum(stage.flops for stage in flops.forward(CONFIG, plan, Work(1, lengths, 1, 1)).stages)
+    def of_stages(net, lengths):
+        return sum(stage.flops for stage in flops.forward(net, Work(1, lengths, 1, 1)).stages)
 
-    ours = stages(plan, lengths) / stages(Plan((32,), ()), (640,))
+    ours = of_stages(victor, lengths) / of_stages(module("full"), (640,))
     assert 100 * ours == pytest.approx(RATIOS[registers], abs=0.25)
 
 
 def test_half_counts_the_triangle_only():
-    plan, one = Plan((32,), ()), Work(1, (640,), 1, 1)
-    full, half = (flops.forward(CONFIG, plan, one, causal=causal).stages[0].flops for causal in ("full", "half"))
+    net = module("full")
+    full, half = (flops.forward(net, bare(640), causal=causal).stages[0].flops for causal in ("full", "half"))
     assert full - half == 32 * 4 * 4096 * (640 * 639 // 2)
 
 
 def test_blocks_count_the_rest_of_the_diagonal_blocks_too():
-    plan, one = Plan((32,), ()), Work(1, (640,), 1, 1)
-    blocks, half = (flops.forward(CONFIG, plan, one, causal=causal).stages[0].flops for causal in ("blocks", "half"))
+    net = module("full")
+    blocks, half = (flops.forward(net, bare(640), causal=causal).stages[0].flops for causal in ("blocks", "half"))
     assert blocks - half == 32 * 4 * 4096 * 5 * (128 * 127 // 2)
 
 
 def test_decode_reads_every_weight_and_every_cached_key():
-    plan = parse("victor:registers=8,layer=3", 32).plan
-    parts = flops.decode(CONFIG, plan, 16, (712, 136))
-    weights = 2 * (flops.parameters(CONFIG).language - 32064 * 4096 - 65 * 4096)  # no embedding, no norms
+    net = module("victor:registers=8,layer=3")
+    parts = flops.decode(net, 16, (712, 136))
+    language = sum(math.prod(leaf.shape) for path, leaf in params(net).items() if path.startswith("language/"))
+    weights = 2 * (language - 32064 * 4096 - 65 * 4096)  # no embedding, no norms
     cache = flops.cache_bytes(CONFIG, 3, 16, 713) + flops.cache_bytes(CONFIG, 29, 16, 137)
     assert parts.total.bytes == weights + cache
 

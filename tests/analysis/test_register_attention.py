@@ -13,6 +13,8 @@ from tokenizers_tiny import write_sentencepiece  # noqa: E402
 import victor_jax  # noqa: E402
 from victor_jax.analysis.registers import register_attention  # noqa: E402
 from victor_jax.errors import UserError  # noqa: E402
+from victor_jax.models.sequence import IMAGE as IMAGE_ID  # noqa: E402
+from victor_jax.ops.images import normalise  # noqa: E402
 
 IMAGE = talking.picture(0)
 
@@ -29,9 +31,11 @@ def model(folder, language="llama_gqa", **changes):
 
 def theirs(vlm, net, prompt):
     """[layers, M, visual tokens]: registers fed as input embeddings, the whole tower with its attention put out."""
-    arrays = vlm.prompter.arrays(vlm.prompter.ask([prompt], [IMAGE]))
-    ids = np.where(arrays.input_ids[0] == 440, tiny.IMAGE_TOKEN, arrays.input_ids[0])
-    embeddings, is_visual, _ = slow._inputs(net, ids, arrays.pixel_values, slow.Method(registers=vlm.registers.copy()))
+    (row,) = vlm.prompter.ask([prompt], [IMAGE])
+    copies = np.where(row.ids == IMAGE_ID, vlm.config.features_per_image, 1)
+    ids = np.repeat(np.where(row.ids == IMAGE_ID, tiny.IMAGE_TOKEN, row.ids), copies)
+    pixels = np.array(normalise(vlm.prompter.pixels(IMAGE)))[None]
+    embeddings, is_visual, _ = slow._inputs(net, ids, pixels, slow.Method(registers=vlm.registers.copy()))
     tower = net.model.language_model
     tower.set_attn_implementation("eager")
     with torch.no_grad():
@@ -56,7 +60,7 @@ def test_it_is_the_mean_over_heads_that_hugging_face_puts_out(tmp_path, language
     with pytest.warns(UserWarning, match="untrained"):
         vlm = victor_jax.load(tmp_path, compression, dtype="float32")
     ours = register_attention(vlm, IMAGE, "What is it?")
-    layers, registers = vlm.module.compression.plan.stages[0], vlm.module.compression.registers
+    layers, registers = vlm.method.plan.stages[0], vlm.method.registers
     assert ours.shape == (layers, registers, 9)
     assert ours.dtype == np.float32
     expected = theirs(vlm, net, "What is it?")[:layers, :, -9:]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import psutil
 import pytest
-from llava_folder import SIZE, TOKENS_PER_IMAGE, opened, rows_of_every_kind
+from llava_folder import SIZE, opened, rows_of_every_kind
 
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.loader import Loader
@@ -27,7 +27,7 @@ def data(tmp_path_factory):
     rows[6]["image"] = "nowhere.jpg"
     rows[10]["conversations"].pop()
     reader, images, index = opened(tmp_path_factory.mktemp("data"), rows)
-    return reader, images, index, Schedule(index, 8, 0, TOKENS_PER_IMAGE + 2, parts=2)
+    return reader, images, index, Schedule(index, 8, 0, registers=2, parts=2)
 
 
 def source(data, host=0, hosts=1):
@@ -104,7 +104,7 @@ def test_one_bad_row_too_many_ends_the_run(data):
 
 def test_an_error_in_a_worker_reaches_the_user_as_it_is(data, tmp_path):
     reader, _, index = opened(tmp_path, rows_of_every_kind(24))
-    its = BatchSource(reader, data[1], Schedule(index, 8, 0, TOKENS_PER_IMAGE), 2, SIZE, "pad")
+    its = BatchSource(reader, data[1], Schedule(index, 8, 0, registers=2), 2, SIZE, "pad")
     with (tmp_path / "data.json").open("a") as file:
         file.write(" ")
     with Loader(its, 0, 3, workers=1) as loader, pytest.raises(UserError, match="was changed while it was in use"):
@@ -116,14 +116,14 @@ ENDLESS = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
-from llava_folder import SIZE, TOKENS_PER_IMAGE, opened, rows_of_every_kind
+from llava_folder import SIZE, opened, rows_of_every_kind
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.loader import Loader
 from victor_jax.data.schedule import Schedule
 
 if __name__ == "__main__":
     reader, images, index = opened(Path({folder!r}), rows_of_every_kind(24))
-    source = BatchSource(reader, images, Schedule(index, 8, 0, TOKENS_PER_IMAGE), 2, SIZE, "pad")
+    source = BatchSource(reader, images, Schedule(index, 8, 0, registers=2), 2, SIZE, "pad")
     with Loader(source, 0, 10**9, workers=1) as loader:
         next(loader)
         print("reading", flush=True)

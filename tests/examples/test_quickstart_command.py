@@ -8,6 +8,7 @@ from examples.quickstart.__main__ import METHODS, Job, Runner, environment
 from examples.quickstart.report import Row, as_table, draw, positions
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
+from victor_jax.models.sizes import SIZES
 from victor_jax.training.settings import read
 
 
@@ -77,7 +78,8 @@ def test_an_unknown_stage_is_an_error():
     ],
 )
 def test_visual_positions_are_counted_by_layer(spec, wanted):
-    assert positions(parse(spec, 4), 16) == wanted
+    config = SIZES["small"]  # 16 visual tokens, 4 layers
+    assert positions(parse(spec, config), config) == wanted
 
 
 def test_the_table_compares_with_full_and_with_the_floor(tmp_path):

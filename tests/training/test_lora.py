@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import small_run
 from small_run import metrics, overrides, run_here
+from soak import saved
 
-from benchmarks.soak import saved
 from victor_jax.models.layers import Lora
 from victor_jax.sharding.mesh import make_mesh, rows_on_mesh
 from victor_jax.training import settings

@@ -1,6 +1,7 @@
 """Twenty steps of training equal a plain torch loop over Hugging Face's model: same batches, AdamW and schedule."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,24 +40,19 @@ def rows_of(step):
 
 
 def as_floats(pixels):
-    return (pixels.astype(np.float32) / 255 - CLIP_MEAN.reshape(3, 1, 1)) / CLIP_STD.reshape(3, 1, 1)
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels.astype(np.float32) / 255 - mean) / std
 
 
-def our_batch(step, method):
-    """The batch, and the static lengths of the method's plan for it."""
-    registers = method.registers
+def our_batch(step, config, registers):
+    """The batch, and the positions of each kind in its rows."""
     rows, pixels = rows_of(step)
-    longest = max(len(ids) for ids, _ in rows)
-    ids, mask = np.zeros((2, ROWS, longest), np.int64)
-    for i, (row, _) in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = row, 1
-    encoded = encoded_rows(ids, mask, CONFIG, tokens_per_image=9)
-    sequence, _ = lay_out(encoded, registers)
-    targets = np.full(sequence.kinds.shape, IGNORE, np.int32)
-    for i, (row, first) in enumerate(rows):
-        for position in range(first, len(row)):
-            targets[i, position + registers - 1] = row[position]  # the position before it must predict it
-    return Batch(sequence, targets, pixels), method.plan.sizes(kind_counts(encoded, registers))
+    encoded = []
+    for ids, first in rows:
+        (row,) = encoded_rows(ids[None], None, config, tokens_per_image=9)
+        is_supervised = np.arange(len(row.ids)) >= first - 8  # one id stands for the image
+        encoded.append(replace(row, targets=np.where(is_supervised, row.ids, IGNORE)))
+    return Batch(*lay_out(encoded, registers), pixels), kind_counts(encoded, registers)
 
 
 def our_losses(folder, recipe, compression):
@@ -73,8 +69,8 @@ def our_losses(folder, recipe, compression):
     state, losses = setup.first_state(run, train), []
     with jax.set_mesh(run.mesh):
         for step in range(STEPS):
-            batch, sizes = our_batch(step, run.module.method)
-            parts = rows_on_mesh((batch,), run.mesh)
+            batch, counts = our_batch(step, start.config, run.module.method.registers)
+            parts, sizes = rows_on_mesh((batch,), run.mesh), run.module.method.plan.sizes(counts)
             rate = learning_rate(run_settings.optimizer, step, STEPS)
             state, metrics = run.step(state, frozen, parts, np.int32(step), np.float32(rate), sizes=(sizes,))
             losses.append(float(metrics["loss"]))

@@ -12,10 +12,10 @@ import pytest
 import small_run
 from PIL import Image
 from small_run import conversation, image_row, losses, metrics, overrides, run_here
+from soak import saved
 
 import train
 import victor_jax
-from benchmarks.soak import saved
 from victor_jax import cli
 from victor_jax.compression.spec import parse
 from victor_jax.data.images import preprocess

@@ -12,8 +12,7 @@ import transformers
 from victor_jax.errors import UserError
 from victor_jax.models.config import LanguageConfig, VisionConfig
 from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
-from victor_jax.weights.hf_config import CLIP_DEFAULTS, LANGUAGE_DEFAULTS, language_config, vlm_config
-from victor_jax.weights.hf_config_writer import hf_config
+from victor_jax.weights.hf_config import CLIP_DEFAULTS, LANGUAGE_DEFAULTS, hf_dict, language_config, vlm_config
 
 # What llava-hf writes for the 7B model: nearly everything is left to the defaults of the classes.
 LLAVA_7B = {
@@ -117,7 +116,7 @@ def test_the_sparse_config_of_llava_hf_gives_the_7b_numbers():
         sliding_window=None,
         max_positions=4096,
     )
-    assert config.tokens_per_image == 576
+    assert config.features_per_image == 576
     assert config.feature_levels == (23,)
     assert (config.image_token, config.pad_token, config.end_tokens) == (32000, 32001, (2,))
 
@@ -236,19 +235,19 @@ def config(request):
 
 
 def test_a_written_config_reads_back_equal(config):
-    assert read(json.loads(json.dumps(hf_config(config, "bfloat16")))) == config
+    assert read(json.loads(json.dumps(hf_dict(config, "bfloat16")))) == config
 
 
 def test_transformers_reads_the_same_numbers_from_a_written_config(config, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(config, "bfloat16")))
+    (tmp_path / "config.json").write_text(json.dumps(hf_dict(config, "bfloat16")))
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     assert isinstance(theirs, transformers.LlavaConfig)
     assert read(theirs.to_dict()) == config
-    assert theirs.image_seq_length == config.tokens_per_image
+    assert theirs.image_seq_length == config.features_per_image
 
 
 def test_what_transformers_saves_of_a_written_config_reads_back_equal(config, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(config, "bfloat16")))
+    (tmp_path / "config.json").write_text(json.dumps(hf_dict(config, "bfloat16")))
     transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "config.json").read_text())
     assert read(saved) == config

@@ -15,25 +15,23 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from victor_jax.sharding.rules import sharding_of
 
 from victor_jax.compression.spec import parse
 from victor_jax.models.sizes import SIZES
-from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.sharding.mesh import make_mesh
+from victor_jax.models.vlm import VLMModule, parameters
+from victor_jax.sharding.mesh import make_mesh, of_parameter
 from victor_jax.weights import orbax_format
-from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
+from victor_jax.weights.checkpoint import Checkpoint, expected
 from victor_jax.weights.folder import read_folder, read_safetensors
-from victor_jax.weights.names import REGISTERS, flatten
+from victor_jax.weights.names import REGISTERS, from_torch
 from victor_jax.weights.place import gather, place
-from victor_jax.weights.tables import by_our_names
 from victor_jax.weights.tensors import Index, Tensor, from_array
 from victor_jax.weights.torch_files import read_torch_file
 from victor_jax.weights.write import write_checkpoint
 
 CONFIG = SIZES["small"]
-MODULE = VLMModule(CONFIG, parse("victor:registers=8,layer=3", CONFIG.language.depth))
-PARAMETERS = {path: leaf.shape for path, leaf in flatten(abstract_params(MODULE)).items()}
+MODULE = VLMModule(CONFIG, parse("victor:registers=8,layer=3", CONFIG))
+PARAMETERS = parameters(MODULE)
 IO = Path("/proc/self/io")
 counts_reads = pytest.mark.skipif(not IO.exists(), reason="only Linux counts the bytes that a process reads")
 HEADERS = 2**16  # more than the descriptions in any file here
@@ -60,8 +58,8 @@ def counted(tensors: dict[str, Tensor], log: list[int]) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def source() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = expected_shapes(CONFIG) | {REGISTERS: PARAMETERS["compression/registers"]}
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    whole = expected(CONFIG) | {REGISTERS: PARAMETERS[REGISTERS]}
+    return {name: rng.standard_normal(leaf.shape, np.float32) for name, leaf in whole.items()}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,7 @@ def folders(source: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFact
     """The same weights as safetensors in Hugging Face's layout and as Orbax."""
     root = tmp_path_factory.mktemp("formats")
     tensors = {name: from_array(array) for name, array in source.items()}
-    checkpoint = Checkpoint("memory", root, CONFIG, tensors, MODULE.compression.spec)
+    checkpoint = Checkpoint("memory", root, CONFIG, tensors, MODULE.method.spec)
     for format in ("hf", "orbax"):
         write_checkpoint(checkpoint, root / format, format, progress=lambda _: None)
     return {format: root / format for format in ("hf", "orbax")}
@@ -85,7 +83,7 @@ def open_counted(format: str, folders: dict[str, Path], log: list[int]) -> dict[
         file = folders["hf"].parent / "pytorch_model.bin"
         torch.save({key: torch.from_numpy(tensor.load()) for key, tensor in files.items()}, file)
         files = read_torch_file(file)
-    table, _ = by_our_names(counted(files, log), str(folders["hf"]))
+    table, _ = from_torch(counted(files, log), str(folders["hf"]))
     return table | counted(read_safetensors(folders["hf"] / "victor.safetensors"), log)
 
 
@@ -96,10 +94,11 @@ def test_each_device_asks_the_file_for_its_shard_and_nothing_else(
     log: list[int] = []
     tensors = open_counted(format, folders, log)
     mesh = make_mesh(fsdp=4, tensor=2)
-    for path, shape in PARAMETERS.items():
+    for path, declared in PARAMETERS.items():
+        shape = declared.shape
         leaf = gather(path, tensors, MODULE, np.float32)
         whole = gather(path, {name: from_array(array) for name, array in source.items()}, MODULE, np.float32).load()
-        for index in sharding_of(path, shape, mesh).devices_indices_map(shape).values():
+        for index in of_parameter(path, shape, declared.spec, mesh).devices_indices_map(shape).values():
             log.clear()
             shard = leaf.read(tuple(slice(*part.indices(n)) for part, n in zip(index, shape, strict=True)))
             np.testing.assert_array_equal(shard, whole[index], err_msg=path)
@@ -114,8 +113,8 @@ def test_a_process_reads_every_byte_once_however_many_devices_hold_it(
     tensors = open_counted("hf", folders, log)
     mesh = make_mesh(**axes)
     abstract = {
-        path: jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding_of(path, shape, mesh))
-        for path, shape in PARAMETERS.items()
+        path: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=of_parameter(path, leaf.shape, leaf.spec, mesh))
+        for path, leaf in PARAMETERS.items()
     }
     params = place(abstract, tensors, MODULE)
     assert sum(log) == sum(leaf.nbytes for leaf in params.values())

@@ -13,15 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from victor_jax.sharding.rules import sharding_of
 
 import victor_jax
 from victor_jax.compression.spec import parse
 from victor_jax.models.sizes import SIZES
-from victor_jax.models.vlm import VLMModule, abstract_params
-from victor_jax.sharding.mesh import make_mesh
-from victor_jax.weights.checkpoint import Checkpoint, expected_shapes
-from victor_jax.weights.names import REGISTERS, flatten
+from victor_jax.models.vlm import VLMModule, parameters
+from victor_jax.sharding.mesh import make_mesh, of_parameter
+from victor_jax.weights.checkpoint import Checkpoint, expected
+from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.place import gather, place
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Index, Tensor, from_array
@@ -29,7 +28,7 @@ from victor_jax.weights.write import write_checkpoint
 
 CONFIG = replace(SIZES["small"], image_token=250, language=replace(SIZES["small"].language, vocabulary=256))
 METHOD = "victor:registers=4,layer=2"
-MODULE = VLMModule(CONFIG, parse(METHOD, CONFIG.language.depth))
+MODULE = VLMModule(CONFIG, parse(METHOD, CONFIG))
 DEVICES = 4  # of each process
 SECONDS = 240
 
@@ -37,7 +36,7 @@ SECONDS = 240
 def batch() -> dict[str, np.ndarray]:
     """Four rows with one image each, and the text of each row."""
     rng = np.random.default_rng(0)
-    ids = rng.integers(3, CONFIG.image_token, (4, CONFIG.tokens_per_image + 6))
+    ids = rng.integers(3, CONFIG.image_token, (4, CONFIG.features_per_image + 6))
     ids[:, 2:-4] = CONFIG.image_token
     size = CONFIG.vision.image_size
     return {"input_ids": ids, "pixel_values": rng.normal(size=(4, 3, size, size)).astype(np.float32)}
@@ -46,7 +45,7 @@ def batch() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module", params=["hf", "orbax"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
-    shapes = expected_shapes(CONFIG) | {REGISTERS: (4, CONFIG.language.width)}
+    shapes = {name: leaf.shape for name, leaf in expected(CONFIG).items()} | {REGISTERS: (4, CONFIG.language.width)}
     tensors = {
         name: from_array(rng.normal(0, shape[0] ** -0.5, shape).astype(np.float32)) for name, shape in shapes.items()
     }
@@ -124,8 +123,8 @@ def check_placement(folder: str, mesh: jax.sharding.Mesh, share: float) -> None:
     tensors = open_checkpoint(folder).tensors
     counted = {name: counting(name, tensor) for name, tensor in tensors.items()}
     abstract = {
-        path: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=sharding_of(path, leaf.shape, mesh))
-        for path, leaf in flatten(abstract_params(MODULE)).items()
+        path: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=of_parameter(path, leaf.shape, leaf.spec, mesh))
+        for path, leaf in parameters(MODULE).items()
     }
     params = place(abstract, counted, MODULE)
     held = 0

@@ -3,14 +3,13 @@
 import io
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from victor_jax.errors import UserError
+from victor_jax.prompt import Aspect
 
-Aspect = Literal["square", "pad"]
 BACKGROUND = (122, 116, 104)  # the mean colour, cut to whole numbers as LLaVA does
 # A hair's breadth would be enlarged, and a very long side squared, to gigabytes.
 MAX_RATIO, MAX_SIDE = 200, 1 << 15

@@ -19,7 +19,7 @@ from array_record.python import array_record_module
 
 from victor_jax.data.images import BadImage, ImageSource
 from victor_jax.data.records import BadRow
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 
 PACK = "pack.json"
 ARGUMENTS = "arguments.json"
@@ -45,7 +45,7 @@ class Pack(ImageSource):
         if version != VERSION:
             raise UserError(f"{folder / PACK} has version {version}, not {VERSION}: pack again")
         if absent := [name for shards in counts for name in shards if not (folder / name).exists()]:
-            raise UserError(f"{folder} lacks {some(absent)}: copy the folder again")
+            raise UserError(f"{folder} lacks {join_names(absent)}: copy the folder again")
         self._rows, self._images = (ShardReader(folder, shards) for shards in counts)
 
     def __len__(self) -> int:

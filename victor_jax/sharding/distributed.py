@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 
 GRACE_SECONDS = 600  # jax kills the process at its own timeout, without a word to us: ours must come first
 
@@ -140,6 +140,6 @@ def check_shared(directory: str) -> None:
     if not sees.all():
         blind = [str(process) for process in np.flatnonzero(~sees)]
         raise UserError(
-            f"{directory} is not one folder for all hosts: process {some(blind)} does not see what process 0 writes "
-            f"there; use a bucket or a shared file system"
+            f"{directory} is not one folder for all hosts: process {join_names(blind)} does not see what process 0 "
+            f"writes there; use a bucket or a shared file system"
         )

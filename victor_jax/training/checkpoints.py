@@ -4,6 +4,7 @@ Three items per step: `params` (the trained ones), `optimizer` (its state and th
 number is the count of steps done. Names of leaves are paths, whatever types the state is made of.
 """
 
+import functools
 import os
 import signal
 import textwrap
@@ -17,17 +18,20 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.sharding.distributed import check_shared
 from victor_jax.training.step import State
-from victor_jax.weights.names import flatten, nest
+from victor_jax.weights.names import current_name
 
 SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
 ERROR_LENGTH = 200  # of tensorstore's part in a message of ours
 Leaves = dict[str, Any]  # by path
+flatten = functools.partial(flatten_dict, sep="/")
+nest = functools.partial(unflatten_dict, sep="/")
 
 
 class Checkpoints(AbstractContextManager):
@@ -88,9 +92,11 @@ class Checkpoints(AbstractContextManager):
         """The state, placed as `abstract` says: arrays, or ShapeDtypeStructs with a sharding on every leaf."""
         wanted = {"params": dict(abstract.train), "optimizer": _optimizer_leaves(abstract)}
         stored = dict(self._checked(step, lambda: self._manager.item_metadata(step)).items())
-        have = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
+        trees = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
+        written = {item: {current_name(path): path for path in tree} for item, tree in trees.items()}
+        have = {item: {name: trees[item][path] for name, path in paths.items()} for item, paths in written.items()}
         if have.keys() != wanted.keys():
-            raise self._unreadable(step, f"{some(sorted(wanted.keys() - have.keys()))} is missing")
+            raise self._unreadable(step, f"{join_names(sorted(wanted.keys() - have.keys()))} is missing")
         problems = [line for item in wanted for line in _differences(wanted[item], have[item])]
         if problems:
             raise UserError(
@@ -98,13 +104,14 @@ class Checkpoints(AbstractContextManager):
                 f"config that wrote it, or start in another folder"
             )
         items = {
-            item: ocp.args.StandardRestore(nest(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)))
+            item: ocp.args.StandardRestore(nest({written[item][name]: _abstract(leaf) for name, leaf in tree.items()}))
             for item, tree in wanted.items()
         }
-        found = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
-        moments = flatten(found["optimizer"])
+        read = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
+        found = {item: {current_name(path): leaf for path, leaf in flatten(read[item]).items()} for item in wanted}
+        moments = found["optimizer"]
         rest = jax.tree.map_with_path(lambda path, _: moments[_name(path)], _all_but_params(abstract))
-        return State(flatten(found["params"]), rest["optimizer"], rest["loss_average"])
+        return State(found["params"], rest["optimizer"], rest["loss_average"])
 
     def meta(self, step: int) -> dict[str, Any]:
         return self._checked(
@@ -192,6 +199,10 @@ def _optimizer_leaves(state: State) -> Leaves:
     return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(_all_but_params(state))}
 
 
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -212,7 +223,7 @@ def _differences(wanted: Leaves, have: Leaves) -> list[str]:
         "not in this run": sorted(have.keys() - wanted.keys()),
         "of another shape or type": other,
     }
-    return [f"{kind}: {some(names)}" for kind, names in kinds.items() if names]
+    return [f"{kind}: {join_names(names)}" for kind, names in kinds.items() if names]
 
 
 def _first_line(error: Exception) -> str:

@@ -8,26 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from victor_jax.analysis import flops
+from victor_jax.analysis.topology import peak_flops
 from victor_jax.data.index import Index
 from victor_jax.data.loader import Loaded
 from victor_jax.data.schedule import FILLER
-from victor_jax.data.shapes import Layout
 from victor_jax.errors import UserError
 from victor_jax.sharding.mesh import row_shares
 from victor_jax.training.metrics import Metrics
-from victor_jax.training.setup import Run, sizes_of
-
-# Dense bfloat16 FLOP/s of one device, from the makers' data sheets, by the beginning of its kind's name.
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from victor_jax.training.setup import Run, step_costs
 
 
 class DeferredMetrics:
@@ -59,7 +47,7 @@ class StepMonitor:
 
     def __init__(self, run: Run, index: Index, metrics: Metrics, total_steps: int) -> None:
         self._run, self._index, self._metrics, self._last = run, index, metrics, total_steps - 1
-        self._flops = functools.cache(functools.partial(step_flops, run))
+        self._costs = functools.cache(functools.partial(step_costs, run))
         self._skipped, self._before = 0, time.perf_counter()
         shares = row_shares(run.mesh, run.settings.batch_size // run.settings.micro_batches)
         # Row i of a part, as the devices hold it, is row order[i] of the schedule.
@@ -70,7 +58,11 @@ class StepMonitor:
         rows, index, registers = batch.rows[batch.rows != FILLER], self._index, self._run.module.method.registers
         tokens = (index.text_lengths[rows] + index.visual_lengths[rows] + index.image_counts[rows] * registers).sum()
         of_loss = batch.rows[:, self._order].reshape(-1)
-        return {"tokens": int(tokens), "flops": self._flops(batch.layout), "rows": of_loss}
+        return {
+            "tokens": int(tokens),
+            "flops": sum(cost.model_flops for cost in self._costs(batch.layout.parts)),
+            "rows": of_loss,
+        }
 
     def __call__(self, step: int, values: dict[str, Any]) -> None:
         rows, row_loss = values.pop("rows"), np.asarray(values.pop("row_loss"))
@@ -97,20 +89,7 @@ class StepMonitor:
         self._metrics.say(f"skipped: {said}")
 
 
-def step_flops(run: Run, layout: Layout) -> int:
-    """Of the model, as papers count them: attention in full, without what the backward pass computes again."""
-    settings, plan = run.settings, run.module.method.plan
-    rows = settings.batch_size // settings.micro_batches
-    training = flops.Training(settings.trainable, settings.remat, settings.lora.rank)
-    works = [
-        flops.Work.of_loss(rows, plan.stage_lengths(sizes), rows * part.images, settings.loss_chunk)
-        for part, sizes in zip(layout.parts, sizes_of(run, layout.parts), strict=True)
-    ]
-    return sum(flops.training_step(run.module, work, training).model_flops for work in works)
-
-
 def share_of_peak(flops_per_second: float) -> dict[str, float]:
     """Of all devices together (MFU); nothing where the device's peak is not known."""
-    kind = jax.devices()[0].device_kind
-    peak = next((PEAKS[name] for name in sorted(PEAKS, key=len, reverse=True) if kind.startswith(name)), None)
+    peak = peak_flops(jax.devices()[0].device_kind)
     return {} if peak is None else {"share_of_peak": flops_per_second / (peak * jax.device_count())}

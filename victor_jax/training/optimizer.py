@@ -35,6 +35,7 @@ def make_optimizer(settings: OptimizerSettings, params: Params) -> optax.Gradien
         optax.scale_by_adam(settings.b1, settings.b2, settings.eps),
         optax.add_decayed_weights(settings.weight_decay, mask={path: is_decayed(path) for path in params}),
         optax.stateless(lambda changes, _: {path: ratios[path] * change for path, change in changes.items()}),
+        optax.scale_by_schedule(lambda count: -1.0),  # its count is in the checkpoints of earlier revisions
     )
 
 
@@ -48,4 +49,4 @@ def update(
     """One step in float32, the result rounded to the type that each parameter is kept in."""
     masters = in_float32(params)
     changes, state = optimizer.update(in_float32(grads), state, masters)
-    return {path: (masters[path] - rate * changes[path]).astype(leaf.dtype) for path, leaf in params.items()}, state
+    return {path: (masters[path] + rate * changes[path]).astype(leaf.dtype) for path, leaf in params.items()}, state

@@ -19,13 +19,14 @@ from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import Batch
 from victor_jax.ops.losses import IGNORE
+from victor_jax.prompt import Prompt
 from victor_jax.sharding.distributed import gather
 from victor_jax.sharding.mesh import fetch
 from victor_jax.training.lora import merged
 from victor_jax.training.optimizer import Params
 from victor_jax.training.settings import flat
 from victor_jax.training.setup import Run
-from victor_jax.weights.checkpoint import Checkpoint, Prompt
+from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import layers_of
 from victor_jax.weights.tensors import Tensor
 from victor_jax.weights.write import write_checkpoint

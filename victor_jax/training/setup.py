@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from victor_jax.analysis import flops
 from victor_jax.compression.plan import Size, length_of
 from victor_jax.compression.spec import parse
 from victor_jax.data.shapes import Shape
@@ -203,3 +204,15 @@ def abstract_part(run: Run, shape: Shape) -> Batch:
 def sizes_of(run: Run, parts: tuple[Shape, ...]) -> PartSizes:
     method = run.module.method
     return tuple(method.plan.sizes(part.counts(method.registers)) for part in parts)
+
+
+def step_costs(run: Run, parts: tuple[Shape, ...]) -> list[flops.StepCost]:
+    """FLOPs and bytes of each part of a batch, all devices together."""
+    settings, plan = run.settings, run.module.method.plan
+    rows = settings.batch_size // len(parts)
+    training = flops.Training(settings.trainable, settings.remat, settings.lora.rank)
+    works = [
+        flops.Work.of_loss(rows, plan.stage_lengths(sizes), rows * part.images, settings.loss_chunk)
+        for part, sizes in zip(parts, sizes_of(run, parts), strict=True)
+    ]
+    return [flops.training_step(run.module, work, training) for work in works]
