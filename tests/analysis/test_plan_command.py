@@ -37,7 +37,7 @@ def settings(**changes):
 
 
 def run_of(**changes):
-    return make_run(settings(**changes), SIZES["small"], make_mesh(fsdp=8), total_steps=1000)
+    return make_run(settings(**changes), SIZES["small"], make_mesh(fsdp=8))
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_the_kinds_of_memory_add_up_to_what_the_program_takes(planned):
     run, parts = planned.run, planned.parts
     batch = tuple(abstract_part(run, part) for part in parts)
     with jax.set_mesh(run.mesh):
-        number = jax.ShapeDtypeStruct((), "int32")
-        lowered = run.step.lower(run.state, run.frozen, batch, number, sizes=sizes_of(run, parts))
+        number, rate = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), "float32")
+        lowered = run.step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, parts))
     taken = lowered.compile().memory_analysis().argument_size_in_bytes
     held = sum(planned.arguments.values())
     assert held == pytest.approx(taken, rel=0.001)  # the number of the step and the running loss are of no kind

@@ -83,14 +83,14 @@ def test_decay_reaches_what_hugging_faces_trainer_decays():
     import tiny
     from transformers.trainer_pt_utils import get_parameter_names
 
-    from victor_jax.weights.names import ours as name_of
+    from victor_jax.weights.names import from_torch_name
 
     net = tiny.model(tiny.config("llama_gqa"))
     norms = [kind for kind in {type(module) for module in net.modules()} if "Norm" in kind.__name__]
     decayed = {name for name in get_parameter_names(net, norms) if "bias" not in name}
     checked = 0
     for key, _ in net.named_parameters():
-        name = name_of(key)
+        name = from_torch_name(key)
         if name is None:
             continue
         checked += 1
