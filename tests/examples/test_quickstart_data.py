@@ -15,11 +15,12 @@ import victor_jax
 from examples.quickstart import sight
 from examples.quickstart.digits import EMPTY, KINDS, Task, compose, conversation, main, scans, write_digits
 from victor_jax.data.index import Reader
-from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.data.records import open_records
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.evaluation.digits import DIGITS
+from victor_jax.models.sequence import IMAGE
+from victor_jax.ops.losses import IGNORE
 
 SMALL = Task(train=24, described=20, test=10, seed=3)
 
@@ -262,12 +263,12 @@ def test_rows_train_the_answers_and_their_ends(folder, tokenizer):
         example = reader[number]
         turns = reader.records[number]["conversations"]
         assert example.images == (reader.records[number]["image"],)
-        assert (example.input_ids == IMAGE).sum() == 1
+        assert (example.ids == IMAGE).sum() == 1
         learnt = example.targets[example.targets != IGNORE].tolist()
         answers, ends = learnt[::2], learnt[1::2]
         assert [tokenizer.decode([answer]).strip() for answer in answers] == [turn["value"] for turn in turns[1::2]]
         assert ends == [tokenizer.eos_token_id] * len(answers)
-        assert tokenizer.unk_token_id not in example.input_ids
+        assert tokenizer.unk_token_id not in example.ids
 
 
 def test_captions_train_every_digit(folder, tokenizer):
