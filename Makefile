@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements.txt requirements-dev.txt
+$(VENV)/ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
 # An older transformers beside the installed one: what we write must load in both.
@@ -29,9 +29,9 @@ test: lint .transformers4/ready
 	$(BIN)/pytest --numprocesses 2 --dist loadscope
 
 # The whole story on real images: set up, train, evaluate, draw. Results are in quickstart/.
-.venv-quickstart/ready: requirements-quickstart.txt requirements.txt
+.venv-quickstart/ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv-quickstart
-	.venv-quickstart/bin/pip install --quiet --requirement requirements-quickstart.txt
+	.venv-quickstart/bin/pip install --quiet --editable ".[quickstart]"
 	touch $@
 
 quickstart: .venv-quickstart/ready
@@ -39,4 +39,4 @@ quickstart: .venv-quickstart/ready
 
 # Kills a run at twenty random moments and compares its end with an undisturbed one: some minutes.
 soak: setup
-	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python tests/soak.py

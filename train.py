@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from victor_jax.data.index import check_bad_rows
+from victor_jax.data.inputs import open_inputs, with_paths
 from victor_jax.data.loader import Loader
 from victor_jax.data.schedule import Schedule
 from victor_jax.errors import UserError, exit_status
@@ -25,7 +26,6 @@ from victor_jax.training.checkpoints import Checkpoints
 from victor_jax.training.clock import Clock
 from victor_jax.training.evaluate import held_out_loss
 from victor_jax.training.export import export
-from victor_jax.training.inputs import open_inputs
 from victor_jax.training.metrics import Late, Metrics, device_memory
 from victor_jax.training.optimizer import Params
 from victor_jax.training.settings import Settings, read
@@ -58,7 +58,17 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     memory.check(draft)
     start_tensors(draft, start)  # opened here, read below: the wrong registers are an error now
     method = draft.module.method
-    inputs = open_inputs(settings, start.config, method, mesh, workdir)
+    inputs = open_inputs(
+        with_paths(settings.data, settings.init_from, workdir),
+        start.config,
+        method,
+        workdir / "index",
+        batch_size=settings.batch_size,
+        micro_batches=settings.micro_batches,
+        seed=settings.seed,
+        held_out_rows=settings.evaluation.rows,
+        shares=[hosts for hosts, _ in row_shares(mesh, settings.batch_size // settings.micro_batches)],
+    )
     schedule = inputs.train.schedule
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
@@ -133,7 +143,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 done = step + 1
                 finished = done == total_steps
                 leaving = checkpoints.reached_preemption(done) and not finished
-                if inputs.held_out and not leaving and (finished or done % settings.evaluation.every == 0):
+                every = settings.evaluation.every
+                if inputs.held_out and every and not leaving and (finished or done % every == 0):
                     with clock.measure("evaluation"):
                         late.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
                 if checkpoints.is_due(done) or finished:

@@ -1,36 +1,47 @@
-"""python -m benchmarks.conversion SRC DST --to=orbax: converts, and prints the time and the peak resident memory.
+"""python -m benchmarks.conversion --size=7b --to=orbax [--out=FILE]: time and peak memory of `victor-jax convert`.
 
-The peak is the process's own high-water mark (ru_maxrss), file pages it had mapped included.
+The checkpoint is random bfloat16 in LLaVA-1.5's shapes (13.5 GB for 7b), in the folder for temporary files. The peak is
+the high-water mark of the process that converts (ru_maxrss), mapped file pages included.
 """
 
-import argparse
-import datetime
-import importlib.metadata
-import platform
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
-from victor_jax.cli.convert import convert
-from victor_jax.weights.read import open_checkpoint
+from benchmarks import machine
+from victor_jax.models.sizes import SIZES
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("destination", type=Path)
-    parser.add_argument("--to", choices=("hf", "llava", "orbax"), default="orbax")
-    given = parser.parse_args()
-    size = open_checkpoint(given.source).nbytes
-    start = time.perf_counter()
-    convert(given.source, given.destination, given.to)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "orbax-checkpoint", "safetensors")}
-    print(f"date {datetime.date.today()}, Python {platform.python_version()}, {versions}")
-    print(f"checkpoint {size / 1e9:.2f} GB, to {given.to} in {seconds:.0f} s ({size / 1e9 / seconds:.2f} GB/s)")
-    print(f"peak resident memory {peak / 1e9:.2f} GB = {peak / size:.2f} of the checkpoint's bytes")
+def run(size: str, to: str) -> machine.Result:
+    from victor_jax.weights import fresh  # needs more than the model code
+    from victor_jax.weights.write import write_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, checkpoint = Path(folder) / "source", fresh.checkpoint(SIZES[size], seed=0, dtype="bfloat16")
+        write_checkpoint(checkpoint, source, "hf", lambda _: None)
+        command = [sys.executable, "-m", "victor_jax", "convert", str(source), f"{folder}/converted", f"--to={to}"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    record = {"name": f"{size}, hf to {to}", "bytes": checkpoint.nbytes, "seconds": seconds, "peak": peak}
+    return machine.result("conversion", [record])
+
+
+def tables(result: machine.Result) -> str:
+    """Markdown of a result."""
+    rows = []
+    for name, size, seconds, peak in map(dict.values, result["records"]):
+        cells = f"{size / 1e9:.2f} {seconds:.0f} {size / 1e9 / seconds:.2f} {peak / 1e9:.2f} {peak / size:.2f}"
+        rows.append([name, *cells.split()])
+    return machine.table(["", "checkpoint GB", "seconds", "GB/s", "peak resident GB", "of the checkpoint"], rows)
 
 
 if __name__ == "__main__":
-    main()
+    formats = ("hf", "llava", "orbax")
+    machine.command(
+        __doc__, run, tables, size={"choices": SIZES, "default": "small"}, to={"choices": formats, "default": "orbax"}
+    )

@@ -5,7 +5,6 @@ is read, decoded, resized and padded to 336 pixels, tokenised with its answers m
 tokens, as train.py has it. Training waits for data where its steps take fewer seconds than their rows do here.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -17,46 +16,37 @@ import numpy as np
 from benchmarks import machine
 
 SIZE, PATCHES, REGISTERS = 336, 576, 8
-PHOTO = (480, 640)
 PHOTOS, ROWS = 64, 512
-TURNS, WORDS = 6, 24  # words of a question and its answer
+TURNS, WORDS = 6, 12  # words of a question, and of an answer
 BATCH, WARM_UP, STEPS = 16, 2, 24
 
 
-def run(workers: list[int], steps: int = STEPS) -> dict[str, Any]:
+def run(workers: list[int], steps: int = STEPS) -> machine.Result:
     with tempfile.TemporaryDirectory() as folder:
-        source, indexed = open_source(Path(folder))
+        source, indexed = open_batches(Path(folder))
         records = [{"workers": number, **read(source, number, steps)} for number in workers]
-        text = int(source.reader[0].input_ids.size)
-    return {
-        "benchmark": "loading",
-        "machine": machine.describe(),
-        "indexed_rows_per_second": indexed,
-        "text_tokens": text,
-        "records": records,
-    }
+        text = int(source.reader[0].ids.size)
+    return machine.result("loading", records, indexed_rows_per_second=indexed, text_tokens=text)
 
 
-def open_source(folder: Path) -> tuple[Any, float]:
+def open_batches(folder: Path) -> tuple[Any, float]:
     """What train.py would open, and the rows per second of the pass that measures them."""
-    from victor_jax.data.batches import BatchSource
-    from victor_jax.data.images import ImageFolder
+    from victor_jax.data.batches import BatchSource  # needs more than the model code
     from victor_jax.data.index import Reader, build_index
-    from victor_jax.data.records import open_records
     from victor_jax.data.sample import write_sample
     from victor_jax.data.schedule import Schedule
+    from victor_jax.data.sources import open_source
     from victor_jax.data.templates import TEMPLATES
     from victor_jax.weights.tokenizer import open_tokenizer
 
     write_rows(folder)
     tokenizer = open_tokenizer(write_sample(folder / "sample") / "tokenizer")
-    records = open_records(folder / "rows.json")
+    records, images = open_source(folder / "rows.json", folder)
     reader = Reader(records, TEMPLATES["vicuna_v1"], tokenizer, PATCHES, max_length=2048)
     began = time.perf_counter()
     index = build_index(reader, workers=0, progress=False)
     indexed = len(reader) / (time.perf_counter() - began)
-    schedule = Schedule(index, BATCH, 0, PATCHES + REGISTERS, parts=1, rows=np.arange(len(reader)))
-    images = ImageFolder(folder / "photos")
+    schedule = Schedule(index, BATCH, 0, REGISTERS, parts=1, rows=np.arange(len(reader)))
     return BatchSource(reader, images, schedule, REGISTERS, image_size=SIZE, aspect="pad"), indexed
 
 
@@ -65,23 +55,19 @@ def write_rows(folder: Path) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    (folder / "photos").mkdir(parents=True)
     for number in range(PHOTOS):
         coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), np.uint8)).resize(
-            PHOTO[::-1], Image.Resampling.BICUBIC
+            (640, 480), Image.Resampling.BICUBIC
         )
-        grain = rng.integers(-12, 13, (*PHOTO, 3))
-        photo = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(photo).save(folder / "photos" / f"{number}.jpg", quality=85)
+        photo = np.clip(np.asarray(coarse) + rng.integers(-12, 13, (480, 640, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(photo).save(folder / f"{number}.jpg", quality=85)
     letters = np.array(list("abcdefghijklmnoprstuvw"))
     words = ["".join(rng.choice(letters, rng.integers(2, 8))) for _ in range(1000)]
     rows = []
     for number in range(ROWS):
-        turns = []
-        for turn in range(TURNS):
-            said = [" ".join(rng.choice(words, WORDS // 2)) for _ in range(2)]
-            turns.append({"from": "human", "value": said[0] if turn else f"<image>\n{said[0]}"})
-            turns.append({"from": "gpt", "value": said[1]})
+        said = [" ".join(rng.choice(words, WORDS)) for _ in range(2 * TURNS)]
+        turns = [{"from": ("human", "gpt")[at % 2], "value": text} for at, text in enumerate(said)]
+        turns[0]["value"] = f"<image>\n{said[0]}"
         rows.append({"id": str(number), "image": f"{number % PHOTOS}.jpg", "conversations": turns})
     (folder / "rows.json").write_text(json.dumps(rows))
 
@@ -90,47 +76,28 @@ def read(source: Any, workers: int, steps: int) -> dict[str, float]:
     """Rows per second, and how long the first batch takes to come: worker processes must start."""
     from victor_jax.data.loader import Loader
 
-    began = time.perf_counter()
+    began, arrived = time.perf_counter(), []
     with Loader(source, 0, WARM_UP + steps, workers) as loader:
-        next(loader)
-        first = time.perf_counter() - began
-        for _ in range(WARM_UP - 1):
+        for _ in range(WARM_UP + steps):
             next(loader)
-        began = time.perf_counter()
-        for _ in range(steps):
-            next(loader)
-        seconds = time.perf_counter() - began
-    return {"rows_per_second": steps * BATCH / seconds, "first_batch_seconds": first}
+            arrived.append(time.perf_counter())
+    seconds = arrived[-1] - arrived[WARM_UP - 1]
+    return {"rows_per_second": steps * BATCH / seconds, "first_batch_seconds": arrived[0] - began}
 
 
-def tables(result: dict[str, Any]) -> str:
+def tables(result: machine.Result) -> str:
     """Markdown of a result."""
-    columns = ["worker processes", "rows/s", "ms per row", "first batch s"]
-    rows = [
-        [
-            "none, 2 threads" if record["workers"] == 0 else str(record["workers"]),
-            f"{record['rows_per_second']:.0f}",
-            f"{1000 / record['rows_per_second']:.1f}",
-            f"{record['first_batch_seconds']:.1f}",
-        ]
-        for record in result["records"]
-    ]
+    rows = []
+    for record in result["records"]:
+        workers, speed = str(record["workers"] or "none, 2 threads"), record["rows_per_second"]
+        rows.append([workers, f"{speed:.0f}", f"{1000 / speed:.1f}", f"{record['first_batch_seconds']:.1f}"])
     foot = (
         f"Each row: a photo of 640 x 480 and {result['text_tokens']} ids. The pass before training, which measures "
         f"text alone: {result['indexed_rows_per_second']:.0f} rows/s in one process."
     )
-    return f"{machine.table(columns, rows)}\n\n{foot}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="worker processes")
-    parser.add_argument("--out", help="a JSON file")
-    given = parser.parse_args()
-    result = run(given.workers)
-    machine.write(given.out, result)
-    print(machine.heading(result), tables(result), sep="\n\n")
+    return machine.table(["worker processes", "rows/s", "ms per row", "first batch s"], rows) + f"\n\n{foot}"
 
 
 if __name__ == "__main__":
-    main()
+    flags = {"type": int, "nargs": "+", "default": [0, 1, 2], "help": "worker processes"}
+    machine.command(__doc__, run, tables, workers=flags)

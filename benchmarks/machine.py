@@ -1,5 +1,6 @@
-"""What a result must carry to mean anything: where, when, with which versions and revision it was measured."""
+"""What benchmarks share: their command line, how they time, and where and with which versions a result was taken."""
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -7,71 +8,76 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-PEERS = ("torch", "transformers")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+Result = dict[str, Any]
 
 
-def describe(peers: bool = False) -> dict[str, Any]:
-    device = jax.devices()[0]
+def command(doc: str, run: Callable[..., Result], tables: Callable[[Result], str], **flags: dict[str, Any]) -> None:
+    """Runs a benchmark with its flags, prints its tables, writes --out."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for name, options in flags.items():
+        parser.add_argument(f"--{name}", **options)
+    parser.add_argument("--out", help="a JSON file for benchmarks.report")
+    given = vars(parser.parse_args())
+    out = given.pop("out")
+    found = run(**given)
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps(found, indent=1) + "\n")
+    print(heading(found), tables(found), sep="\n\n")
+
+
+def result(benchmark: str, records: list[dict[str, Any]], **more: Any) -> Result:
+    return {"benchmark": benchmark, "machine": describe(), **more, "records": records}
+
+
+def measured(name: str, preset: Any) -> dict[str, Any]:
+    """What a result says of its preset, and what the device reaches in its type of number."""
+    settings = {"preset": name, "dtype": preset.dtype, "attention": preset.attention}
+    return settings | limits(jnp.dtype(preset.dtype), *preset.sizes)
+
+
+def describe() -> dict[str, Any]:
+    device, info = jax.devices()[0], Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    git = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
         "date": datetime.date.today().isoformat(),
         "device": f"{device.device_kind} x {jax.device_count()}",
         "platform": device.platform,
-        "processor": _processor(),
+        "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES + (PEERS if peers else ())},
-        "revision": _revision(),
-        "matmul_precision": str(getattr(jax.config, "jax_default_matmul_precision", None)),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES if name in sys.modules},
+        "revision": done.stdout.strip() or "unknown",
     }
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _revision() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip() or "unknown"
-
-
-def heading(result: dict[str, Any]) -> str:
+def heading(result: Result) -> str:
     """One paragraph on where a result comes from."""
-    where = result["machine"]
+    where, measured = result["machine"], ""
+    if "peak" in result:
+        measured = (
+            f"; measured in {result['dtype']}: matrix peak {result['peak'] / 1e12:.3f} TFLOP/s, bandwidth "
+            f"{result['bandwidth'] / 1e9:.1f} GB/s"
+        )
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    line = (
-        f"{where['date']}, revision {where['revision']}, {where['device']} ({where['processor']}, {where['cores']} "
-        f"cores), Python {where['python']}, {versions}"
-    )
-    if "peak" not in result:
-        return line
     return (
-        f"{line}; measured in {result['dtype']}: matrix peak {result['peak'] / 1e12:.3f} TFLOP/s, bandwidth "
-        f"{result['bandwidth'] / 1e9:.1f} GB/s"
+        f"{where['date']}, revision {where['revision']}, {where['device']} ({where['processor']}, {where['cores']} "
+        f"cores), Python {where['python']}, {versions}{measured}"
     )
 
 
@@ -88,69 +94,30 @@ def alternate(programs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any,
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def matmul_peak(dtype: Any, size: int) -> float:
-    """FLOP/s of one large matrix product: what this device reaches, not what its data sheet says."""
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
-    return 2 * size**3 / _fastest(lambda: product(a))
+def limits(dtype: Any, matmul_size: int, vector_size: int) -> dict[str, float]:
+    """What this device reaches, not what its data sheet says: FLOP/s of one large matrix product, and bytes per second
+    of products of one large matrix with a vector. The latter must be much larger than the caches."""
+    a = jnp.ones((matmul_size, matmul_size), dtype)
+    square = jax.jit(lambda a: a @ a)
+    b, x = jnp.ones((vector_size, vector_size), dtype) / vector_size, jnp.ones((vector_size,), dtype)
+    times = 8  # in one program: a single product is over on a GPU before the next is launched
+    products = jax.jit(lambda b, x: jax.lax.fori_loop(0, times, lambda _, x: b @ x, x))
+
+    def fastest(program: Callable[[], Any]) -> float:
+        return min(alternate({"once": program}, repeats=1)["once"] for _ in range(5))
+
+    return {
+        "peak": 2 * matmul_size**3 / fastest(lambda: square(a)),
+        "bandwidth": times * b.nbytes / fastest(lambda: products(b, x)),
+    }
 
 
-def bandwidth(dtype: Any, size: int) -> float:
-    """Bytes per second of reading one large matrix (products with a vector, as decoding does all day).
-
-    Several in one program, because a single one is over on a GPU before the next is launched. The matrix must be
-    much larger than the caches.
-    """
-    times = 8
-    a, x = jnp.ones((size, size), dtype) / size, jnp.ones((size,), dtype)
-    product = jax.jit(lambda a, x: jax.lax.fori_loop(0, times, lambda _, x: a @ x, x))
-    return times * a.nbytes / _fastest(lambda: product(a, x))
-
-
-def _fastest(program: Callable[[], Any]) -> float:
-    """Seconds, of five: a peak is what was reached once."""
-    return min(alternate({"once": program}, repeats=1)["once"] for _ in range(5))
-
-
-def compile_all(lowered: dict[Any, Callable[[], jax.stages.Lowered]]) -> dict[Any, jax.stages.Compiled]:
-    """Side by side: XLA compiles on the cores that tracing leaves idle."""
-
-    def compiled(lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
-        return lower().compile()
-
-    with ThreadPoolExecutor() as pool:
-        waiting = {key: pool.submit(compiled, lower) for key, lower in lowered.items()}
-        return {key: future.result() for key, future in waiting.items()}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device while a program runs. What it gives up of its arguments, its results take over."""
-
-    arguments: int
-    results: int  # beyond the arguments
-    temporaries: int
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.results + self.temporaries
-
-
-def memory(program: jax.stages.Compiled) -> Memory:
+def memory(program: jax.stages.Compiled) -> int:
+    """Bytes on one device while a program runs. Donated arguments are reused for outputs."""
     # Not its peak_memory_in_bytes, which leaves the temporaries out on CPU.
-    analysis: Any = program.memory_analysis()
-    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return Memory(analysis.argument_size_in_bytes, results, analysis.temp_size_in_bytes)
-
-
-def write(path: str | None, result: dict[str, Any]) -> None:
-    """Moved into place when it is whole."""
-    if path:
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.rename(file)
+    taken: Any = program.memory_analysis()
+    outputs = taken.output_size_in_bytes - taken.alias_size_in_bytes
+    return taken.argument_size_in_bytes + outputs + taken.temp_size_in_bytes
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:

@@ -56,7 +56,7 @@ setup() {
     mkdir -p victor && tar xzf victor.tar.gz -C victor && cd victor
     pip install --quiet --user uv
     ~/.local/bin/uv venv --quiet --allow-existing --python=$PYTHON .venv
-    ~/.local/bin/uv pip install --quiet --python=.venv -r requirements-tpu.txt"
+    ~/.local/bin/uv pip install --quiet --python=.venv --editable '.[tpu]'"
   [ -z "${BUCKET:-}" ] || everywhere "set -e
     command -v gcsfuse > /dev/null || {
       echo \"deb https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" |

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 from tokenizers_tiny import sentencepiece_tokenizer
 
-from victor_jax.data.images import open_images
+from victor_jax.data.images import ImageFolder
 from victor_jax.data.index import Reader, build_index
-from victor_jax.data.records import open_records
+from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 
 TOKENS_PER_IMAGE = 9
@@ -51,11 +51,11 @@ def write(folder, rows):
 
 
 def reader(folder, rows, template="vicuna_v1", max_length=400):
-    records = open_records(write(folder, rows))
+    records, _ = open_source(write(folder, rows))
     return Reader(records, TEMPLATES[template], sentencepiece_tokenizer(False), TOKENS_PER_IMAGE, max_length)
 
 
 def opened(folder, rows, **changes):
     """reader, images, index."""
     its = reader(folder, rows, **changes)
-    return its, open_images(its.records, folder), build_index(its, 0, progress=False)
+    return its, ImageFolder(folder), build_index(its, 0, progress=False)

@@ -17,15 +17,19 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
 from PIL import Image
 
 import train
+from victor_jax.compression.plan import Method
+from victor_jax.data import inputs
+from victor_jax.data.inputs import Inputs
 from victor_jax.data.sample import write_sample
-from victor_jax.models.config import VisionConfig
+from victor_jax.models.config import VisionConfig, VLMConfig
 from victor_jax.models.sizes import llava
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
-from victor_jax.training.setup import Run, make_run
+from victor_jax.training.setup import Run, make_run, row_shares
 from victor_jax.weights.checkpoint import Checkpoint, expected
 from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
@@ -76,6 +80,21 @@ def rewrite(checkpoint: Checkpoint, folder: Path, changed: dict[str, np.ndarray]
     shutil.rmtree(folder)
     tensors = checkpoint.tensors | {name: from_array(array) for name, array in changed.items()}
     write_checkpoint(replace(checkpoint, tensors=tensors), folder, "hf", lambda _: None)
+
+
+def open_inputs(parsed: settings.Settings, config: VLMConfig, method: Method, mesh: Mesh, workdir: Path) -> Inputs:
+    """As train.py does it."""
+    return inputs.open_inputs(
+        inputs.with_paths(parsed.data, parsed.init_from, workdir),
+        config,
+        method,
+        workdir / "index",
+        batch_size=parsed.batch_size,
+        micro_batches=parsed.micro_batches,
+        seed=parsed.seed,
+        held_out_rows=parsed.evaluation.rows,
+        shares=[hosts for hosts, _ in row_shares(mesh, parsed.batch_size // parsed.micro_batches)],
+    )
 
 
 def conversation(*texts: str) -> list[dict[str, str]]:

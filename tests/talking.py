@@ -9,7 +9,8 @@ from tokenizers_tiny import write_sentencepiece
 from victor_jax.compression.spec import parse
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.ops.rope import Rope
-from victor_jax.weights.checkpoint import Checkpoint, Prompt, expected, own_parameters
+from victor_jax.prompt import Prompt
+from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
 from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
 

@@ -8,27 +8,26 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import inference, loading, machine, startup, training
+from benchmarks import conversion, inference, loading, startup, training
 from benchmarks.report import report
-from benchmarks.shapes import small
+from benchmarks.shapes import PRESETS, small
 from tests.test_imports import BLOCKED
 
 MODEL = small(256, layers=4, vision_layers=2, image_size=28)
-QUICK = {"config": MODEL, "repeats": 1, "peak_size": 64, "bandwidth_size": 64}
-
-
-def learning(stage):
-    return replace(training.PRESETS["cpu"], **QUICK, stages=(replace(stage, text=40, rows=2),))
+TINY = replace(PRESETS["cpu"], config=MODEL, repeats=1, sizes=(64, 64), new_tokens=(2, 3))
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    answering = replace(inference.PRESETS["cpu"], **QUICK, registers=(8,), layers=(), new_tokens=(2, 3))
-    machine.write(str(folder / "inference.json"), inference.run("tiny", answering, against=None))
-    machine.write(str(folder / "training.json"), training.run("tiny", learning(training.PRESETS["cpu"].stages[1])))
-    machine.write(str(folder / "startup.json"), startup.run(MODEL))
-    machine.write(str(folder / "loading.json"), loading.run([0], steps=2))
+    for result in (
+        inference.run("tiny", TINY, {2: ("full", "victor:registers=8,layer=3")}),
+        training.run("tiny", TINY, (replace(training.STAGES["cpu"][1], text=40),)),
+        startup.run(MODEL),
+        loading.run([0], steps=2),
+        conversion.run("small", "orbax"),
+    ):
+        (folder / f"{result['benchmark']}.json").write_text(json.dumps(result))
     return folder
 
 
@@ -36,10 +35,9 @@ def test_a_result_says_where_it_comes_from(results):
     for file in results.glob("*.json"):
         result = json.loads(file.read_text())
         assert {"date", "device", "versions", "revision"} <= set(result["machine"])
-        if result["benchmark"] in ("startup", "loading"):
-            continue
-        assert result["peak"] > 0
-        assert result["bandwidth"] > 0
+        if result["benchmark"] in ("inference", "training"):
+            assert result["peak"] > 0
+            assert result["bandwidth"] > 0
 
 
 def test_inference_times_every_part_of_full_and_victor(results):
@@ -84,10 +82,16 @@ def test_loading_reads_rows_as_training_does(results):
     assert 1 < record["rows_per_second"] < 1e5
 
 
+def test_conversion_is_measured_in_a_process_of_its_own(results):
+    (record,) = json.loads((results / "conversion.json").read_text())["records"]
+    assert record["name"] == "small, hf to orbax"
+    assert 0 < record["bytes"] < record["peak"]
+    assert record["seconds"] > 0
+
+
 def test_adapters_leave_the_tower_frozen():
-    preset = learning(*training.PRESETS["7b-lora"].stages)
-    running, record = training.start(preset, *preset.stages, "full")
-    assert jnp.isfinite(running())
+    run_step, record = training.start(TINY, replace(training.ADAPTERS, text=40, rows=2), "full")
+    assert jnp.isfinite(run_step())
     assert record["memory"]["trained"] < record["memory"]["frozen"]
 
 
@@ -97,12 +101,12 @@ def test_the_report_draws_every_result(results):
         assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 6
+    assert len(tables) == 7
     for table in tables:
         assert len({line.count("|") for line in table}) == 1  # as many cells in every row
 
 
-@pytest.mark.parametrize("module", ["inference", "training", "startup", "loading", "report"])
+@pytest.mark.parametrize("module", ["inference", "training", "startup", "loading", "conversion", "report"])
 def test_a_benchmark_imports_the_model_code_alone(module):
     blocked = [name for name in BLOCKED if name != "PIL" or module != "report"]  # matplotlib needs it
     block = "".join(f"sys.modules[{name!r}] = None; " for name in blocked)

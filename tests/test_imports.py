@@ -9,11 +9,13 @@ BLOCKED = [
     "orbax",
     "tensorstore",
     "transformers",
+    "huggingface_hub",
     "safetensors",
     "tokenizers",
     "PIL",
     "torch",
     "tqdm",
+    "pyarrow",
 ]
 BENCHMARKED = [
     "victor_jax.ops.attention",

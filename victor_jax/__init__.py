@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from victor_jax.errors import UserError
     from victor_jax.inference.vlm import VLM, load
 
+__version__ = "0.2.0"  # a constant: the build reads it without importing
+
 _HOMES = {
     "load": "victor_jax.inference.vlm",
     "VLM": "victor_jax.inference.vlm",

@@ -8,22 +8,34 @@ from pathlib import Path
 from victor_jax.errors import UserError
 
 
-@contextlib.contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder to fill beside `destination`, moved there when the block ends well, removed when it does not."""
+def partial_of(destination: Path) -> Path:
+    return destination.with_name(destination.name + ".partial")
+
+
+def check_free(destination: Path) -> None:
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} exists and is not empty: choose another destination or remove it")
-    partial = destination.with_name(destination.name + ".partial")
-    if partial.exists():
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path, resumable: bool = False) -> Iterator[Path]:
+    """A folder to fill beside `destination`, moved there when the block ends well, removed when it does not.
+
+    `resumable`: a folder that an earlier process left is continued, and an error leaves it to the next process.
+    """
+    check_free(destination)
+    partial = partial_of(destination)
+    if partial.exists() and not resumable:
         shutil.rmtree(partial)  # left by a process that was killed
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=resumable)
         yield partial
         if destination.exists():
             destination.rmdir()
         partial.rename(destination)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise UserError(f"{destination} cannot be written: {error}") from error
         raise

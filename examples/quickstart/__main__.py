@@ -77,7 +77,7 @@ def evaluation(out: Path, method: str, blind: bool = False) -> Job:
         f"--images={out / 'data' / 'test'}",
         f"--out={folder}",
         "--dtype=float32",
-        "--batch_size=50",
+        "--batch-size=50",
         *(["--blind"] if blind else []),
     )
     total = len(questions.read_text().splitlines())
@@ -217,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m examples.quickstart",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, default=Path("quickstart"))
     parser.add_argument("--seed", type=int, default=0)

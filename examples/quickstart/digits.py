@@ -345,7 +345,9 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.quickstart.digits", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.quickstart.digits", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("folder", metavar="DIR", type=Path)
     for name, value in asdict(Task()).items():
         if name == "kinds":

@@ -183,7 +183,7 @@ def _batches(rows: int, steps: int, seed: int) -> Iterator[np.ndarray]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.quickstart.sight", description="Stage 0 of the quickstart."
+        prog="python -m examples.quickstart.sight", description="Stage 0 of the quickstart.", allow_abbrev=False
     )
     parser.add_argument("data", type=Path, help="what examples.quickstart.digits wrote")
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")

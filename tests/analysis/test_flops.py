@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from victor_jax.analysis import flops
 from victor_jax.analysis.flops import Training, Work
@@ -19,7 +20,6 @@ from victor_jax.models.layers import Lora
 from victor_jax.models.sequence import Batch, Sequence
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, parameters
-from victor_jax.weights.names import nest
 
 CONFIG = SIZES["7b"]
 TEXT, ROWS, CHUNK = 128, 2, 64
@@ -91,7 +91,7 @@ def bare(length):
 
 def traced_forward(net):
     def run(params, batch):
-        return net.apply({"params": nest(params)}, batch, sizes(net), TEXT)
+        return net.apply({"params": unflatten_dict(params, sep="/")}, batch, sizes(net), TEXT)
 
     return traced(run, params(net), batch_of(net))
 
@@ -107,10 +107,12 @@ def test_prefill_and_decode_equal_the_traced_module(spec):
     net, room = module(spec), 32
 
     def prefill(params, batch):
-        return net.apply({"params": nest(params)}, batch, sizes(net), room, method=VLMModule.prefill)
+        return net.apply({"params": unflatten_dict(params, sep="/")}, batch, sizes(net), room, method=VLMModule.prefill)
 
     def decode(params, token, caches):
-        return net.apply({"params": nest(params)}, token, caches, jnp.int32(0), method=VLMModule.decode)
+        return net.apply(
+            {"params": unflatten_dict(params, sep="/")}, token, caches, jnp.int32(0), method=VLMModule.decode
+        )
 
     counted = flops.prefill(net, work(net), causal="blocks").total.flops
     assert counted == traced(prefill, params(net), batch_of(net))
@@ -164,7 +166,7 @@ def split(net, trained):
 
 def traced_gradient(net, trained, images=1):
     def loss(learns, frozen, batch):
-        params = {"params": nest(learns | frozen)}
+        params = {"params": unflatten_dict(learns | frozen, sep="/")}
         rows, _ = net.apply(params, batch, sizes(net, images), CHUNK, method=VLMModule.loss)
         return rows.sum()
 

@@ -10,9 +10,7 @@ from victor_jax.analysis import topology
 from victor_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (requirements-tpu.txt)"
-)
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
 @pytest.mark.parametrize(
@@ -47,24 +45,37 @@ def test_a_slice_that_nobody_rents_is_refused(text, said):
         topology.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v4", 275e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_of_a_device_goes_by_what_jax_calls_it(kind, peak):
+    assert topology.peak_flops(kind) == peak
+
+
 @needs_libtpu
 @pytest.mark.parametrize("text", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x1", "v6e:1x1", "v5e:16x16"])
 def test_there_is_a_device_for_each_chip(text):
     slice_ = topology.parse(text)
-    found = in_new_process(f"from victor_jax.analysis import topology as t; s = t.parse({text!r}); "
-                           "t.prepare_environment(s); print(len(t.devices(s)))")  # fmt: skip
+    found = in_new_process(f"from victor_jax.analysis import topology as t; print(len(t.devices(t.parse({text!r}))))")
     assert int(found) == slice_.chips
 
 
 def test_without_libtpu_the_message_says_what_to_install():
     if importlib.util.find_spec("libtpu") is not None:
         pytest.skip("libtpu is installed")
-    with pytest.raises(UserError, match=r"requirements-tpu\.txt"):
+    with pytest.raises(UserError, match=r"pip install .*\[tpu\]"):
         topology.devices(topology.parse("v5e:2x2"))
 
 
 def in_new_process(code):
-    """libtpu reads its environment once, when jax is imported."""
+    """libtpu reads its environment once, when it is loaded."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120

@@ -1,12 +1,14 @@
 import io
 
 import pytest
+from image_files import write_llava_next
 from llava_folder import image_row, opened, rows_of_every_kind, text_row, turns, write
 from tokenizers_tiny import write_sentencepiece
 
 from victor_jax import cli
-from victor_jax.cli.check_data import CheckSettings, check, decoded
+from victor_jax.cli.check_data import check, print_schedule, shown
 from victor_jax.compression.spec import parse
+from victor_jax.data.schedule import Schedule
 from victor_jax.models.sizes import SIZES
 
 # Of ml_collections, which loads recipes so.
@@ -17,8 +19,7 @@ def checked(folder, rows, out=None, **changes):
     """What is printed, and the bad rows."""
     reader, images, _ = opened(folder, rows)
     out = out or io.StringIO()
-    settings = CheckSettings(parse("victor:registers=2,layer=1", SIZES["small"]), 8, 2, 0, 0, **changes)
-    bad = check(reader, images, settings, out, progress=False)
+    _, bad = check(reader, images, out, progress=False, **changes)
     return out.getvalue(), bad
 
 
@@ -57,10 +58,12 @@ def test_images_may_be_left_unread(tmp_path):
 
 
 def test_the_shapes_of_batches_with_their_steps_and_padding(tmp_path):
-    printed, _ = checked(tmp_path, [image_row("0.png", 3)] * 16)
-    assert "2 steps per epoch, 8 rows each in 2 parts; 1 program;" in printed
-    assert "of the text positions are padding" in printed
-    assert " -> " in printed
+    out = io.StringIO()
+    _, _, index = opened(tmp_path, [image_row("0.png", 3)] * 16)
+    print_schedule(Schedule(index, 8, 0, 2, 2), parse("victor:registers=2,layer=1", SIZES["7b"]), out)
+    assert "2 steps per epoch, 8 rows each in 2 parts; programs to compile: 1;" in out.getvalue()
+    assert "of the text positions are padding" in out.getvalue()
+    assert " -> " in out.getvalue()
 
 
 def test_nothing_but_bad_rows_is_reported_and_no_crash(tmp_path):
@@ -69,7 +72,7 @@ def test_nothing_but_bad_rows_is_reported_and_no_crash(tmp_path):
     assert "3 rows, 0 of them good" in printed
 
 
-def test_what_is_learnt_stands_in_brackets_where_there_is_no_terminal(tmp_path):
+def test_what_is_supervised_is_in_brackets_where_there_is_no_terminal(tmp_path):
     rows = [{"image": "0.png", "conversations": turns("<image>\nA cat?", "Yes, it is.", "Red?", "No.")}]
     printed, _ = checked(tmp_path, rows)
     assert "USER: <image: 0.png>\nA cat? ASSISTANT:[[ Yes, it is.</s>]]USER: Red? ASSISTANT:[[ No.</s>]]" in printed
@@ -87,11 +90,9 @@ def test_and_in_colour_on_a_terminal_that_wants_it(tmp_path, monkeypatch):
     assert "\033" not in checked(tmp_path, [text_row(1)], Terminal())[0]
 
 
-def test_the_runs_of_a_row_are_its_whole_text(tmp_path):
+def test_the_marked_row_is_its_whole_text(tmp_path):
     reader, _, _ = opened(tmp_path, [{"conversations": turns("Grüße?", "naïve ☂ 雨")}])
-    runs = list(decoded(reader, 0))
-    assert [learnt for _, learnt in runs] == [False, True]
-    assert runs[1][0] == " naïve ☂ 雨</s>"
+    assert shown(reader, 0).endswith("USER: Grüße? ASSISTANT:[[ naïve ☂ 雨</s>]]")
 
 
 @pytest.fixture
@@ -117,13 +118,29 @@ def command(tmp_path):
 
 def test_the_command_reads_a_recipe(command, capsys):
     assert command(rows_of_every_kind(24)) == 0
-    assert "24 rows, 24 of them good" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "24 rows, 24 of them good" in out
+    assert "steps per epoch" in out
 
 
 def test_the_command_fails_where_the_recipe_allows_fewer_bad_rows(command, capsys):
     assert command(broken_rows(), "--config.data.max_bad_rows=3") == 0
     assert command(broken_rows(), "--config.data.max_bad_rows=2") == 1
     assert "3 bad rows are more than data.max_bad_rows=2" in capsys.readouterr().err
+
+
+def test_the_command_fails_where_no_row_can_be_used(command, capsys):
+    assert command([{"conversations": turns("Why?", "")}] * 3) == 1
+    assert "error: no row can be used" in capsys.readouterr().err
+
+
+def test_the_command_takes_parquet(command, tmp_path, capsys):
+    path = write_llava_next(tmp_path / "a.parquet", 24)
+    assert command([], f"--config.data.path={path}", "--config.data.images=", "--config.batch_size=8") == 0
+    out = capsys.readouterr().out
+    assert "24 rows, 24 of them good" in out
+    assert "a.parquet, row 7; [[supervised]]:" in out
+    assert "USER: <image: 7/0>\nWhat 7? ASSISTANT:[[ So.</s>]]" in out
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import pytest
 from llava_folder import TOKENS_PER_IMAGE, image_row, reader, rows_of_every_kind, text_row, turns
 
 from victor_jax.data import index as index_module
-from victor_jax.data.index import build_index, index_key, open_index, truncate
+from victor_jax.data.index import build_index, index_key, open_index
+from victor_jax.data.labels import IGNORE, IMAGE
 from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError
-from victor_jax.models.sequence import IMAGE, EncodedRow
-from victor_jax.ops.losses import IGNORE
 
 
 def built(its, **more):
@@ -25,7 +24,6 @@ def test_lengths_are_those_of_the_text_and_images_of_each_row(tmp_path):
     for row in (0, 1, 3):
         ids = its[row].ids
         assert index.text_lengths[row] == (ids != IMAGE).sum()
-        assert index.visual_lengths[row] == TOKENS_PER_IMAGE * (ids == IMAGE).sum()
 
 
 def test_bad_rows_are_listed_with_their_index_and_reason(tmp_path):
@@ -55,7 +53,6 @@ def test_worker_processes_measure_the_same(tmp_path, monkeypatch):
     alone, together = built(its), built(its, workers=2)
     np.testing.assert_array_equal(alone.text_lengths, together.text_lengths)
     np.testing.assert_array_equal(alone.image_counts, together.image_counts)
-    np.testing.assert_array_equal(alone.visual_lengths, together.visual_lengths)
     assert alone.bad == together.bad == [(20, alone.bad[0][1])]
 
 
@@ -77,17 +74,7 @@ def test_the_limit_holds_after_the_images_are_expanded(tmp_path, row):
         np.testing.assert_array_equal(cut[0].targets, whole[0].targets[:kept])
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(1, 1), (4, 1), (5, 2), (6, 3), (8, 3), (9, 4), (10, 5), (11, 5)])
-def test_the_limit_counts_images_by_their_tokens(limit, kept):
-    ids = np.array([5, IMAGE, 6, IMAGE, 7], np.int32)
-    cut = truncate(EncodedRow(ids, np.arange(5), image_tokens=(4, 3), images=("a", "b")), limit)
-    assert cut.ids.tolist() == ids[:kept].tolist()
-    assert cut.targets.tolist() == list(range(kept))
-    assert cut.images == ("a", "b")[: (ids[:kept] == IMAGE).sum()]
-    assert cut.image_tokens == (4, 3)[: len(cut.images)]
-
-
-def test_a_row_that_loses_all_that_is_learnt_is_bad(tmp_path):
+def test_a_row_that_loses_all_that_is_supervised_is_bad(tmp_path):
     row = image_row("0.png", 1)
     row["conversations"][0]["value"] += " cat" * 100
     its = reader(tmp_path, [row], max_length=100)
@@ -128,7 +115,6 @@ def test_the_index_is_kept(tmp_path):
     kept = open_index(again(its, records=Unreadable()), tmp_path / "data.json", tmp_path / "cache", 0, progress=False)
     np.testing.assert_array_equal(kept.text_lengths, first.text_lengths)
     np.testing.assert_array_equal(kept.image_counts, first.image_counts)
-    np.testing.assert_array_equal(kept.visual_lengths, first.visual_lengths)
     assert kept.bad == first.bad != []
 
 

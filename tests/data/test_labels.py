@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers_tiny import llama3_tokenizer, qwen2_tokenizer, sentencepiece_tokenizer
 
-from victor_jax.data.labels import encode
+from victor_jax.data import labels
 from victor_jax.data.records import BadRow, Record, Turn
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.models.sequence import IMAGE
@@ -18,7 +18,6 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 VICUNA, PLAIN = TEMPLATES["vicuna_v1"], TEMPLATES["plain"]
-TOKENS_PER_IMAGE = 9
 
 
 def record(*texts, images=()):
@@ -26,16 +25,16 @@ def record(*texts, images=()):
     return Record(5, tuple(images), tuple(Turn(speakers[i % 2], text) for i, text in enumerate(texts)))
 
 
-def encoded(row, template, tokenizer):
-    return encode(row, template, tokenizer, TOKENS_PER_IMAGE)
+def encode(row, template, tokenizer):
+    return labels.encode(row, template, tokenizer, tokens_per_image=4)
 
 
 def tokens(tokenizer, ids):
     return ["IMAGE" if i == IMAGE else tokenizer.convert_ids_to_tokens(int(i)) for i in ids]
 
 
-def learnt(tokenizer, example):
-    """The tokens that are learnt, a string for each unbroken run."""
+def supervised(tokenizer, example):
+    """The supervised tokens, a string for each unbroken run."""
     runs, open_ = [], False
     for token, target in zip(tokens(tokenizer, example.ids), example.targets, strict=True):
         if target != IGNORE:
@@ -67,8 +66,8 @@ def original(tokenizer, legacy, row):
             text = ("<image>\n" + text.replace("<image>", "").strip()).strip()
         prompt += f"USER: {text} " if number % 2 == 0 else f"ASSISTANT: {text}</s>"
     ids = pieces(prompt)
-    labels = list(ids)
-    labels[0] = IGNORE
+    targets = list(ids)
+    targets[0] = IGNORE
     at = 1
     for number, part in enumerate(prompt.split("</s>")):
         sides = part.split(" ASSISTANT: ")
@@ -76,10 +75,10 @@ def original(tokenizer, legacy, row):
             break
         newer = number > 0 and not legacy  # no space before USER, but one is counted when it is tokenised alone
         instruction = length(sides[0] + " ASSISTANT: ") - 2 - newer
-        labels[at : at + instruction] = [IGNORE] * instruction
+        targets[at : at + instruction] = [IGNORE] * instruction
         at += length(part) - newer
-    labels[at:] = [IGNORE] * (len(ids) - at)
-    return ids, labels, at == len(ids)
+    targets[at:] = [IGNORE] * (len(ids) - at)
+    return ids, targets, at == len(ids)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -99,11 +98,12 @@ def original(tokenizer, legacy, row):
 )
 def test_ids_and_labels_equal_llavas_own_code(legacy, row):
     tokenizer = sentencepiece_tokenizer(legacy)
-    ids, labels, matched = original(tokenizer, legacy, row)
-    example = encoded(row, VICUNA, tokenizer)
+    ids, targets, matched = original(tokenizer, legacy, row)
+    example = encode(row, VICUNA, tokenizer)
     assert matched, "a row that the original would lose shows nothing"
     assert example.ids.tolist() == ids
-    assert example.targets.tolist() == labels
+    assert example.targets.tolist() == targets
+    assert example.image_tokens == (4,) * len(row.images)
     assert example.ids.dtype == example.targets.dtype == np.int32
 
 
@@ -111,21 +111,21 @@ def test_a_space_token_stands_on_both_sides_of_the_image_and_none_after_the_end_
     row = record("<image>\nIs it?", "Yes.", "Is it?", "Yes.", images=["a"])
     for legacy, follows in ((True, "▁ USER :"), (False, "USER :")):
         tokenizer = sentencepiece_tokenizer(legacy)
-        text = " ".join(tokens(tokenizer, encoded(row, VICUNA, tokenizer).ids))
+        text = " ".join(tokens(tokenizer, encode(row, VICUNA, tokenizer).ids))
         assert text.startswith("<s> ▁A ")
         assert ". ▁ USER : ▁ IMAGE ▁ <0x0A> Is ▁it ? ▁ASSISTANT : ▁Y es . </s> " + follows in text
 
 
-def test_what_is_learnt_is_each_answer_with_its_end_token():
+def test_what_is_supervised_is_each_answer_with_its_end_token():
     tokenizer = sentencepiece_tokenizer(legacy=False)
     row = record("<image>\nWhat?", "Red.", "Is it?", "Yes, it is.", images=["a"])
-    assert learnt(tokenizer, encoded(row, VICUNA, tokenizer)) == ["▁ R ed . </s>", "▁Y es , ▁it ▁is . </s>"]
+    assert supervised(tokenizer, encode(row, VICUNA, tokenizer)) == ["▁ R ed . </s>", "▁Y es , ▁it ▁is . </s>"]
 
 
 def test_the_place_of_the_image_in_its_turn_does_not_matter_and_twice_is_once():
     tokenizer = sentencepiece_tokenizer(legacy=True)
     forms = ("<image>\nWhat is it?", "What is it?\n<image>", "What is <image>it?", "<image><image>\nWhat is it?")
-    examples = [encoded(record(form, "Red.", images=["a"]), VICUNA, tokenizer) for form in forms]
+    examples = [encode(record(form, "Red.", images=["a"]), VICUNA, tokenizer) for form in forms]
     for example in examples[1:]:
         np.testing.assert_array_equal(example.ids, examples[0].ids)
         np.testing.assert_array_equal(example.targets, examples[0].targets)
@@ -135,7 +135,7 @@ def test_the_place_of_the_image_in_its_turn_does_not_matter_and_twice_is_once():
 def test_several_images_stay_where_they_stand():
     tokenizer = qwen2_tokenizer()
     row = record("Is <image> like <image>?", "No.", "And <image>", "Yes.", images=["a", "b", "c"])
-    example = encoded(row, TEMPLATES["qwen2"], tokenizer)
+    example = encode(row, TEMPLATES["qwen2"], tokenizer)
     text = "".join(tokens(tokenizer, example.ids)).replace("Ġ", " ").replace("Ċ", "\n")
     assert "user\nIs IMAGE like IMAGE?<|im_end|>" in text
     assert "user\nAnd IMAGE<|im_end|>" in text
@@ -153,13 +153,13 @@ def test_several_images_stay_where_they_stand():
 )
 def test_images_that_do_not_match_the_text_make_a_bad_row(row, reason):
     with pytest.raises(BadRow, match=f"row 5: it {reason}"):
-        encoded(row, VICUNA, sentencepiece_tokenizer(legacy=True))
+        encode(row, VICUNA, sentencepiece_tokenizer(legacy=True))
 
 
 def test_the_word_image_in_a_row_of_text_never_becomes_the_image_token():
     tokenizer = copy.deepcopy(sentencepiece_tokenizer(legacy=True))
     tokenizer.add_tokens(["<image>"], special_tokens=True)
-    example = encoded(record("What is an <image> tag?", "Write <image> there."), VICUNA, tokenizer)
+    example = encode(record("What is an <image> tag?", "Write <image> there."), VICUNA, tokenizer)
     assert tokenizer.convert_tokens_to_ids("<image>") not in example.ids
     assert IMAGE not in example.ids
     assert tokenizer.decode([i for i in example.targets if i != IGNORE]) == "Write < image> there.</s>"
@@ -167,41 +167,41 @@ def test_the_word_image_in_a_row_of_text_never_becomes_the_image_token():
 
 @pytest.mark.parametrize("name", ["vicuna_v1", "mistral"])
 @pytest.mark.parametrize("answer", ["Say ASSISTANT: now", " ASSISTANT: ", "an </s> in it", "USER: x [INST] y", "😀 猫"])
-def test_an_answer_is_learnt_whole_whatever_it_contains(name, answer):
+def test_an_answer_is_supervised_whole_whatever_it_contains(name, answer):
     tokenizer = sentencepiece_tokenizer(legacy=True)
     row = record("<image>\nWhat?", answer, "More?", "Yes.", images=["a"])
-    example = encoded(row, TEMPLATES[name], tokenizer)
+    example = encode(row, TEMPLATES[name], tokenizer)
     alone = tokenizer(f"x {answer}</s>", add_special_tokens=False).input_ids[len(tokenizer.tokenize("x")) :]
     targets = [i for i in example.targets if i != IGNORE]
     assert targets[: len(alone)] == alone
     assert tokens(tokenizer, targets[len(alone) :]) == ["▁Y", "es", ".", "</s>"]
 
 
-def test_a_last_question_without_an_answer_is_read_and_not_learnt():
+def test_a_last_question_without_an_answer_is_read_and_not_supervised():
     tokenizer = sentencepiece_tokenizer(legacy=True)
-    example = encoded(record("Is it?", "Yes.", "Is the light on?"), VICUNA, tokenizer)
+    example = encode(record("Is it?", "Yes.", "Is the light on?"), VICUNA, tokenizer)
     assert tokenizer.decode(example.ids).rstrip().endswith("Is the light on?")
-    assert learnt(tokenizer, example) == ["▁Y es . </s>"]
+    assert supervised(tokenizer, example) == ["▁Y es . </s>"]
 
 
 @pytest.mark.parametrize("empty", ["", "  \n"])
 def test_an_empty_turn_makes_a_bad_row(empty):
     tokenizer = sentencepiece_tokenizer(legacy=True)
     with pytest.raises(BadRow, match="row 5: the answer in turn 3 is empty"):
-        encoded(record("a", "b", "c", empty), VICUNA, tokenizer)
+        encode(record("a", "b", "c", empty), VICUNA, tokenizer)
     with pytest.raises(BadRow, match="row 5: the question in turn 2 is empty"):
-        encoded(record("a", "b", empty, "d"), VICUNA, tokenizer)
+        encode(record("a", "b", empty, "d"), VICUNA, tokenizer)
 
 
 def test_plain_is_start_image_caption_line_break():
     tokenizer = sentencepiece_tokenizer(legacy=False)
     row = record("Render a clear and concise summary.\n<image>", "a cat", images=["a"])
-    example = encoded(row, PLAIN, tokenizer)
+    example = encode(row, PLAIN, tokenizer)
     assert tokens(tokenizer, example.ids) == ["<s>", "IMAGE", "▁a", "▁c", "at", "<0x0A>"]
     assert example.targets.tolist() == [IGNORE, IGNORE, *example.ids[2:]]
     # The space that SentencePiece puts before a word it does not know is the caption's too.
-    example = encoded(record("<image>", "猫", images=["a"]), PLAIN, tokenizer)
-    assert learnt(tokenizer, example) == ["▁ <0xE7> <0x8C> <0xAB> <0x0A>"]
+    example = encode(record("<image>", "猫", images=["a"]), PLAIN, tokenizer)
+    assert supervised(tokenizer, example) == ["▁ <0xE7> <0x8C> <0xAB> <0x0A>"]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_plain_is_start_image_caption_line_break():
 )
 def test_plain_wants_an_image_and_one_answer(row):
     with pytest.raises(BadRow, match="not a caption"):
-        encoded(row, PLAIN, sentencepiece_tokenizer(legacy=True))
+        encode(row, PLAIN, sentencepiece_tokenizer(legacy=True))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_plain_wants_an_image_and_one_answer(row):
     ],
 )
 def test_a_row_with_an_image_token_by_token(name, tokenizer, expected):
-    example = encoded(record("What?\n<image>", "Red.", images=["a"]), TEMPLATES[name], tokenizer)
+    example = encode(record("What?\n<image>", "Red.", images=["a"]), TEMPLATES[name], tokenizer)
     found = zip(tokens(tokenizer, example.ids), example.targets, strict=True)
     assert " ".join(token if target == IGNORE else f"*{token}" for token, target in found) == expected
 
@@ -269,17 +269,17 @@ def test_text_rows_equal_the_official_chat_template(name, tokenizer):
     texts = ("What is in the picture?", "The bus is red.", "How many cats?\n", "Two, and a dog.")
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     chat = tokenizer.apply_chat_template(messages, chat_template=CHAT_TEMPLATES[name], return_dict=False)
-    assert encoded(record(*texts), TEMPLATES[name], tokenizer).ids.tolist() == chat
+    assert encode(record(*texts), TEMPLATES[name], tokenizer).ids.tolist() == chat
 
 
 def test_mistral_gives_the_same_ids_in_both_modes_of_the_tokenizer():
     row = record("Is it?", "Yes.", "Is the light on?", "No.")
-    old, new = (encoded(row, TEMPLATES["mistral"], sentencepiece_tokenizer(legacy)) for legacy in (True, False))
+    old, new = (encode(row, TEMPLATES["mistral"], sentencepiece_tokenizer(legacy)) for legacy in (True, False))
     np.testing.assert_array_equal(old.ids, new.ids)
 
 
 def test_examples_and_templates_go_to_other_processes():
     row = record("<image>", "a cat", images=["a"])
-    example = pickle.loads(pickle.dumps(encoded(row, PLAIN, sentencepiece_tokenizer(legacy=True))))
+    example = pickle.loads(pickle.dumps(encode(row, PLAIN, sentencepiece_tokenizer(legacy=True))))
     assert example.images == ("a",)
     assert pickle.loads(pickle.dumps(TEMPLATES)) == TEMPLATES

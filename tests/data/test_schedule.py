@@ -14,11 +14,11 @@ def index_of(rows=203, seed=0):
     text_lengths = rng.integers(5, 120, rows).astype(np.int32)
     image_counts = rng.choice([0, 1, 1, 1, 2], rows).astype(np.int32)
     text_lengths[[5, 50]] = 0
-    return Index(text_lengths, image_counts, 9 * image_counts, [(5, "empty"), (50, "empty")])
+    return Index(text_lengths, image_counts, image_counts * 10, [(5, "empty"), (50, "empty")])
 
 
 def schedule(index=None, batch=8, seed=7, parts=2, **more):
-    return Schedule(index or index_of(), batch, seed, registers=3, parts=parts, **more)
+    return Schedule(index or index_of(), batch, seed, registers=2, parts=parts, **more)
 
 
 def epoch(its, number):
@@ -56,7 +56,6 @@ def test_every_row_fits_its_part():
             good = of_part[of_part != FILLER]
             assert (index.text_lengths[good] <= part.text).all()
             assert (index.image_counts[good] <= part.images).all()
-            assert (index.visual_lengths[good] <= part.visual).all()
 
 
 def test_text_only_rows_never_share_a_batch_with_images():
@@ -141,7 +140,7 @@ def length_mix():
     text = np.concatenate([*with_image, text_only]).round()
     images = np.ones(len(text), np.int32)
     images[-len(text_only) :] = 0
-    return Index(np.clip(text, 50, np.where(images, 2048 - 576, 2048)).astype(np.int32), images, 576 * images, [])
+    return Index(np.clip(text, 50, np.where(images, 2048 - 576, 2048)).astype(np.int32), images, images * 576, [])
 
 
 @pytest.fixture(scope="module")

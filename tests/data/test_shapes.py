@@ -9,10 +9,10 @@ from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 
 
-def chosen(text_lengths, image_counts=0, visual=16, registers=0, batch=4, **more):
+def chosen(text_lengths, image_counts=0, per_image=16, batch=4, **more):
     text_lengths = np.array(text_lengths)
     image_counts = np.broadcast_to(np.array(image_counts), text_lengths.shape)
-    return choose_layouts(text_lengths, image_counts, visual * image_counts, registers, batch, **more)
+    return choose_layouts(text_lengths, image_counts, image_counts * per_image, 0, batch, **more)
 
 
 def up(length):
@@ -55,8 +55,8 @@ def test_a_few_percent_of_padding_are_not_worth_another_program():
 
 
 def test_text_fills_the_row_up_to_the_multiple_images_and_all():
-    (layout,) = chosen([13] * 4, image_counts=1, visual=9, registers=2)
-    assert layout.parts == (Shape(13, 1, 9),)  # 13 + 9 + 2 = 24
+    (layout,) = chosen([13] * 4, image_counts=1, per_image=11)
+    assert layout.parts == (Shape(13, 1, 11),)  # 13 + 11 = 24
 
 
 def test_rows_with_and_without_images_have_shapes_of_their_own():
@@ -69,11 +69,6 @@ def test_rows_with_and_without_images_have_shapes_of_their_own():
 def test_image_counts_share_a_shape_when_programs_run_out():
     layouts = chosen([40] * 24, image_counts=[0, 1, 2, 2, 3, 3] * 4, at_most=3)
     assert [(layout.parts[0].images, layout.batches) for layout in layouts] == [(0, 1), (2, 3), (3, 2)]
-
-
-def test_rows_whose_images_have_token_counts_of_their_own_have_room_for_the_most():
-    (layout,) = chosen([40] * 4, image_counts=1, visual=np.array([4, 16, 8, 4]))
-    assert layout.parts == (Shape(40, 1, 16),)
 
 
 def test_fillers_stand_among_the_shortest_rows():
@@ -93,10 +88,10 @@ def test_no_rows_are_an_error():
 
 
 def test_stage_lengths_are_those_of_the_plan():
-    def lengths(shape, spec):
-        method = parse(spec, SIZES["small"])
+    def lengths(spec, shape):
+        method = parse(spec, SIZES["7b"])
         return method.plan.stage_lengths(method.plan.sizes(shape.counts(method.registers)))
 
-    assert lengths(Shape(40, images=2, visual=18), "full") == (64,)
-    assert lengths(Shape(40, images=2, visual=18), "victor:registers=3,layer=1") == (64, 48)
-    assert lengths(Shape(40, images=0, visual=0), "victor:registers=3,layer=1") == (40, 40)
+    assert lengths("full", Shape(40, 2, 18)) == (64,)
+    assert lengths("victor:registers=3,layer=1", Shape(40, 2, 18)) == (64, 48)
+    assert lengths("victor:registers=3,layer=1", Shape(40, 0, 0)) == (40, 40)

@@ -1,4 +1,4 @@
-"""The exact prompts, letter by letter; what is to be learnt stands between «…»."""
+"""The exact prompts, letter by letter; what is supervised is between «…»."""
 
 import pytest
 

@@ -230,7 +230,7 @@ def test_the_command_answers_blind_and_prints_its_settings(data, tmp_path, capsy
     write_questions(tmp_path, said[:3])
     flags = {"model": folder / "model", "questions": tmp_path / "questions.jsonl", "out": tmp_path / "out"}
     command = [f"--{name}={value}" for name, value in flags.items()]
-    command += ["--benchmark=digits", "--blind", "--dtype=float32", "--max_new_tokens=4", "--compression=vtw:layer=1"]
+    command += ["--benchmark=digits", "--blind", "--dtype=float32", "--max-new-tokens=4", "--compression=vtw:layer=1"]
     result = eval_script.main(command)
     printed = capsys.readouterr().out
     assert "digits, 3 questions" in printed

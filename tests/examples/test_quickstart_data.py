@@ -15,7 +15,7 @@ import victor_jax
 from examples.quickstart import sight
 from examples.quickstart.digits import EMPTY, KINDS, Task, compose, conversation, main, scans, write_digits
 from victor_jax.data.index import Reader
-from victor_jax.data.records import open_records
+from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.evaluation.digits import DIGITS
@@ -256,23 +256,23 @@ def test_answers_of_the_benchmark_are_one_token_each(folder, tokenizer):
 
 
 def test_rows_train_the_answers_and_their_ends(folder, tokenizer):
-    """Our own reader takes every row; each answer is one token, and nothing else but its end is learnt."""
-    reader = Reader(open_records(folder / "train.json"), TEMPLATES["vicuna_v1"], tokenizer, SMALL.grid**2, 2048)
+    """Our own reader takes every row; each answer is one token, and nothing else but its end is supervised."""
+    reader = Reader(open_source(folder / "train.json")[0], TEMPLATES["vicuna_v1"], tokenizer, SMALL.grid**2, 2048)
     assert len(reader) == SMALL.train
     for number in range(len(reader)):
         example = reader[number]
         turns = reader.records[number]["conversations"]
         assert example.images == (reader.records[number]["image"],)
         assert (example.ids == IMAGE).sum() == 1
-        learnt = example.targets[example.targets != IGNORE].tolist()
-        answers, ends = learnt[::2], learnt[1::2]
+        supervised = example.targets[example.targets != IGNORE].tolist()
+        answers, ends = supervised[::2], supervised[1::2]
         assert [tokenizer.decode([answer]).strip() for answer in answers] == [turn["value"] for turn in turns[1::2]]
         assert ends == [tokenizer.eos_token_id] * len(answers)
         assert tokenizer.unk_token_id not in example.ids
 
 
 def test_captions_train_every_digit(folder, tokenizer):
-    reader = Reader(open_records(folder / "captions.json"), TEMPLATES["plain"], tokenizer, SMALL.grid**2, 2048)
+    reader = Reader(open_source(folder / "captions.json")[0], TEMPLATES["plain"], tokenizer, SMALL.grid**2, 2048)
     for number in range(len(reader)):
         targets = reader[number].targets
         said = tokenizer.decode(targets[targets != IGNORE].tolist())

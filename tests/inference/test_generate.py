@@ -14,11 +14,12 @@ from tokenizers_tiny import llama3_tokenizer, qwen2_tokenizer, sentencepiece_tok
 import victor_jax
 from victor_jax.compression.plan import Kind
 from victor_jax.data.batches import BatchSource
-from victor_jax.data.images import open_images, preprocess
+from victor_jax.data.images import preprocess
 from victor_jax.data.index import Reader, build_index
 from victor_jax.data.labels import encode, encode_prompt
-from victor_jax.data.records import Record, Turn, open_records
+from victor_jax.data.records import Record, Turn
 from victor_jax.data.schedule import Schedule
+from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.inference import programs
@@ -26,8 +27,8 @@ from victor_jax.inference.prompts import open_prompter
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE
+from victor_jax.prompt import Prompt
 from victor_jax.training.step import row_losses
-from victor_jax.weights.checkpoint import Prompt
 
 VICTOR = "victor:registers=3,layer=2"
 TALKS = {
@@ -152,10 +153,11 @@ def training_batch(vlm, tmp_path):
         question = prompt if "<image>" in prompt else f"<image>\n{prompt}"
         rows.append({"image": names, "conversations": llava_folder.turns(question, ANSWERS[number])})
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    records, asks, registers = open_records(tmp_path / "data.json"), vlm.prompter, vlm.method.registers
+    (records, images), asks = open_source(tmp_path / "data.json", tmp_path), vlm.prompter
+    registers = vlm.method.registers
     reader = Reader(records, asks.template, asks.tokenizer, asks.tokens_per_image, max_length=400)
     schedule = Schedule(build_index(reader, 0, progress=False), len(rows), 0, registers, at_most=1)
-    source = BatchSource(reader, open_images(records, tmp_path), schedule, registers, 12, asks.aspect)
+    source = BatchSource(reader, images, schedule, registers, 12, asks.aspect)
     layout, (batch,), (order,), bad = source[0]
     assert not bad
     return batch, vlm.method.plan.sizes(layout.parts[0].counts(registers)), np.argsort(order)

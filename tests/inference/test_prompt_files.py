@@ -8,9 +8,9 @@ from small_run import CONFIG, small_run
 
 import victor_jax
 from victor_jax.errors import UserError
+from victor_jax.prompt import Prompt
 from victor_jax.training.export import export
 from victor_jax.weights import fresh
-from victor_jax.weights.checkpoint import Prompt
 from victor_jax.weights.read import open_checkpoint
 
 SQUARE = Prompt("qwen2", "square")

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from small_run import CONFIG
 
 from victor_jax.compression.spec import parse
@@ -10,7 +11,6 @@ from victor_jax.inference import programs
 from victor_jax.models.sequence import IMAGE, Batch, EncodedRow, kind_counts, lay_out
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.losses import IGNORE
-from victor_jax.weights.names import nest
 
 
 def caption(*words):
@@ -33,12 +33,11 @@ def test_a_position_that_leaves_takes_its_target_with_it(compression, lost):
     """Under VTW that is the first word of a caption: the last visual token predicts it, a register under Victor."""
     method = parse(compression, CONFIG)
     module, rng = VLMModule(CONFIG, method), np.random.default_rng(0)
-    params = nest(
-        {
-            path: rng.normal(0, leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.3, leaf.shape).astype(np.float32)
-            for path, leaf in parameters(module).items()
-        }
-    )
+    flat = {
+        path: rng.normal(0, leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.3, leaf.shape).astype(np.float32)
+        for path, leaf in parameters(module).items()
+    }
+    params = unflatten_dict(flat, sep="/")
     sequence, targets = lay_out(ROWS, method.registers)
     pixels = rng.integers(0, 255, (2, 1, 3, CONFIG.vision.image_size, CONFIG.vision.image_size), np.uint8)
     batch, sizes = Batch(sequence, targets, pixels), method.plan.sizes(kind_counts(ROWS, method.registers))

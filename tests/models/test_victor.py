@@ -71,10 +71,10 @@ def test_equals_the_slow_reference(folders, language, compression, method):
 def test_decode_logits_equal_a_full_pass(folders):
     """Prefill and decode through both caches, step by step, against logits() of the grown prompt."""
     import jax.numpy as jnp
+    from flax.traverse_util import unflatten_dict
 
     from victor_jax.inference.programs import prefill
     from victor_jax.models.vlm import VLMModule
-    from victor_jax.weights.names import nest
 
     folder, net = folders()
     vlm = load(folder, "victor:registers=4,layer=2")
@@ -89,7 +89,11 @@ def test_decode_logits_equal_a_full_pass(folders):
         token = np.array([7 + step])
         grown = np.concatenate([grown, token[None]], axis=1)
         logits, caches = vlm.module.apply(
-            {"params": nest(vlm.params)}, jnp.asarray(token), caches, jnp.int32(step), method=VLMModule.decode
+            {"params": unflatten_dict(vlm.params, sep="/")},
+            jnp.asarray(token),
+            caches,
+            jnp.int32(step),
+            method=VLMModule.decode,
         )
         np.testing.assert_allclose(logits[0], vlm.logits(grown, pixels)[0, -1], atol=TOLERANCE, rtol=0)
 

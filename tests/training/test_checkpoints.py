@@ -36,7 +36,7 @@ SHAPES = {
     "language/stages_0/attention/q/bias": (2, 8),
     "language/stages_1/mlp/down/kernel": (3, 16, 16),
     "projector/linear_1/kernel": (16, 8),
-    "registers": (8, 16),
+    "compression/registers": (8, 16),
 }
 SPECS = {(2, 16, 8): (None, "fsdp", "tensor"), (3, 16, 16): (None, "tensor", "fsdp"), (16, 8): ("fsdp", "tensor")}
 SECONDS = 120
@@ -143,7 +143,7 @@ def test_meta_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_last_ones_and_every_so_manyth_are_kept(tmp_path: Path) -> None:
-    state = begin({"registers": jnp.ones((2, 2))})
+    state = begin({"compression/registers": jnp.ones((2, 2))})
     with Checkpoints(tmp_path, every=2, keep_last=2, keep_every=8) as checkpoints:
         written = [step for step in range(1, 24) if checkpoints.save(step, state, {})]
         assert checkpoints.save(23, state, {}, force=True)
@@ -158,7 +158,7 @@ def test_a_state_that_does_not_fit_is_one_sentence_with_every_difference(tmp_pat
     state = begin(params_of())
     other = dict(params_of())
     other["projector/linear_2/kernel"] = other.pop("projector/linear_1/kernel")
-    other["registers"] = jnp.zeros((4, 16))
+    other["compression/registers"] = jnp.zeros((4, 16))
     other["language/stages_0/attention/q/bias"] = jnp.zeros((2, 8), jnp.bfloat16)
     with Checkpoints(tmp_path, every=1, keep_last=1) as checkpoints:
         checkpoints.save(1, state, {})
@@ -174,7 +174,7 @@ def test_a_state_that_does_not_fit_is_one_sentence_with_every_difference(tmp_pat
 
 
 def test_a_damaged_step_says_which_folder_to_delete(tmp_path: Path) -> None:
-    state = begin({"registers": jnp.ones((8, 16))})  # one leaf: Orbax leaves the reads of the others dangling
+    state = begin({"compression/registers": jnp.ones((8, 16))})  # one leaf: Orbax leaves other reads dangling
     with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
         checkpoints.save(1, state, {})
     shutil.rmtree(tmp_path / "1" / "optimizer")

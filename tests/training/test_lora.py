@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import small_run
 from small_run import metrics, overrides, run_here
+from soak import saved
 
-from benchmarks.soak import saved
 from victor_jax.models.layers import Lora
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
-from victor_jax.training.inputs import open_inputs
 from victor_jax.training.lora import is_adapter, merged
 from victor_jax.training.setup import make_run, on_mesh, open_start, sizes_of, start_params
 from victor_jax.training.step import row_losses
@@ -61,7 +60,7 @@ def losses_of(changes, workdir, params, key=None, step=1):
     mesh = make_mesh(fsdp=8)
     run = make_run(parsed, begin.config, mesh, STEPS)
     train, frozen = start_params(run, begin)
-    inputs = open_inputs(parsed, begin.config, run.module.method, mesh, workdir)
+    inputs = small_run.open_inputs(parsed, begin.config, run.module.method, mesh, workdir)
     layout, _ = inputs.train.schedule.at(step)
     (part,), (sizes,) = on_mesh(inputs.train[step].parts, mesh), sizes_of(run, layout.parts)
     with jax.set_mesh(mesh):

@@ -14,10 +14,11 @@ from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import memory, settings
-from victor_jax.training.memory import GIB, Room
+from victor_jax.training.memory import GIB, Capacity
 from victor_jax.training.setup import abstract_part, make_run, sizes_of
 
 SHORT, LONG = (Layout((Shape(text, images=1, visual=576),), batches=1, text=1) for text in (32, 2048))
+TINY = Layout((Shape(32, images=1, visual=SIZES["small"].features_per_image),), batches=1, text=1)
 
 
 def run_of(size="7b", recipe="finetune", argument="registers=8,layer=3", mesh=(1, 1, 1), **changes):
@@ -28,7 +29,7 @@ def run_of(size="7b", recipe="finetune", argument="registers=8,layer=3", mesh=(1
 
 
 def each(gib):
-    return Room(int(gib * GIB), is_shared=False)
+    return Capacity(int(gib * GIB), is_shared=False)
 
 
 def refused(run, room, layouts=()):
@@ -70,7 +71,7 @@ def test_devices_that_share_the_machines_memory_count_together():
     whole = memory.held(run_of(), False)
     assert memory.held(run_of(mesh=(1, 8, 1)), True) == whole
     assert memory.held(run_of(mesh=(8, 1, 1)), True) == whole
-    assert "this machine would hold at least 101.3 GiB" in refused(run_of(), Room(24 * GIB, is_shared=True))
+    assert "this machine would hold at least 101.3 GiB" in refused(run_of(), Capacity(24 * GIB, is_shared=True))
 
 
 def test_long_rows_are_refused_by_what_the_layers_leave_for_the_backward_pass():
@@ -91,7 +92,7 @@ def test_rows_of_text_alone_leave_nothing_where_nothing_below_them_learns():
 def test_what_a_device_runs_out_of_while_it_computes_is_one_sentence():
     run = run_of("small", argument="registers=8,layer=3,runlocal")
     words = "too little memory for the step on rows of 32 text positions and 1 image:"
-    with pytest.raises(UserError, match=words), memory.explained(run, SHORT):
+    with pytest.raises(UserError, match=words), memory.explained(run, TINY):
         jnp.zeros(1 << 50).block_until_ready()
 
 
@@ -153,10 +154,10 @@ def test_a_model_too_large_for_this_machine_is_refused_within_seconds(tmp_path):
 @pytest.mark.parametrize("kept", ["float32", "bfloat16"])
 def test_the_compiled_step_takes_no_less(kept):
     run = run_of("small", argument="registers=8,layer=3,runlocal", dtype="bfloat16", param_dtype=kept)
-    batch = tuple(abstract_part(run, part) for part in SHORT.parts)
+    batch = tuple(abstract_part(run, part) for part in TINY.parts)
     number = jax.ShapeDtypeStruct((), "int32")
     with jax.set_mesh(run.mesh):
-        lowered = run.step.lower(run.state, run.frozen, batch, number, sizes=sizes_of(run, SHORT.parts))
+        lowered = run.step.lower(run.state, run.frozen, batch, number, sizes=sizes_of(run, TINY.parts))
     taken = lowered.compile().memory_analysis()
-    bound = sum(memory.held(run, False, [SHORT]).values())
+    bound = sum(memory.held(run, False, [TINY]).values())
     assert taken.argument_size_in_bytes < bound <= taken.argument_size_in_bytes + taken.temp_size_in_bytes

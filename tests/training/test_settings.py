@@ -16,9 +16,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import train
+from victor_jax.data.inputs import open_reader, with_paths
+from victor_jax.data.sources import open_source
 from victor_jax.errors import UserError, exit_status
 from victor_jax.training import settings
-from victor_jax.training.inputs import data_paths, open_reader, open_rows
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import from_array
@@ -155,7 +156,7 @@ WRONG_WORLDS = {
     "no tokenizer": ({"init_from": "{bare}"}, "no tokenizer could be read from"),
     "a tokenizer too large": ({"data.tokenizer": "{large}"}, "tokens, the model 512: they do not belong together"),
     "no data": ({"data.path": ""}, "config.data.path is empty"),
-    "data elsewhere": ({"data.path": "/nowhere.json"}, "/nowhere.json does not exist: expected a .json or .jsonl"),
+    "data elsewhere": ({"data.path": "/nowhere.json"}, "/nowhere.json does not exist: expected a .json, .jsonl"),
     "not a list": ({"data.path": "{object}"}, "expected a JSON list, found '{'"),
     "not LLaVA's": ({"data.path": "{captions}"}, "none of the 3 rows of * can be used, the first: it has no 'conv"),
     "no images": ({"data.images": "/nowhere"}, "the image folder /nowhere does not exist"),
@@ -232,10 +233,11 @@ def test_a_warning_is_one_line_too(capsys):
 
 def test_a_model_of_ours_brings_its_tokenizer_without_a_word_of_warning(tmp_path, data, places, caplog):
     parsed = settings.read(config_of(overrides(places["registers"], data)))
-    paths = data_paths(parsed, tmp_path)
+    its = with_paths(parsed.data, parsed.init_from, tmp_path)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)  # it hands nothing on
-    reader = open_reader(parsed, open_checkpoint(places["registers"]).config, open_rows(paths)[0], paths)
+    records, _ = open_source(its.path, its.images)
+    reader = open_reader(its, records, open_checkpoint(places["registers"]).config)
     logger.removeHandler(caplog.handler)
     assert len(reader[0].images) == 1
     assert not caplog.messages

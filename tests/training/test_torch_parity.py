@@ -38,7 +38,8 @@ def rows_of(step):
 
 
 def as_floats(pixels):
-    return (pixels.astype(np.float32) / 255 - CLIP_MEAN.reshape(3, 1, 1)) / CLIP_STD.reshape(3, 1, 1)
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels.astype(np.float32) / 255 - mean) / std
 
 
 def our_batch(step, config, registers):

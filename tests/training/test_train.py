@@ -9,9 +9,9 @@ import pytest
 import small_run
 from PIL import Image
 from small_run import conversation, image_row, losses, metrics, overrides, run_here
+from soak import saved
 
 import victor_jax
-from benchmarks.soak import saved
 from victor_jax import cli
 from victor_jax.data.images import preprocess
 from victor_jax.errors import UserError
@@ -20,7 +20,6 @@ from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import settings
-from victor_jax.training.inputs import open_inputs
 from victor_jax.training.setup import make_module, open_start
 from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.read import open_checkpoint
@@ -179,7 +178,7 @@ def test_held_out_loss_comes_at_its_steps_and_is_the_exported_models(tmp_path, s
     parsed = settings.read(small_run.config_of(changes))
     checkpoint = open_start(parsed)
     method = make_module(parsed, checkpoint.config).method
-    inputs = open_inputs(parsed, checkpoint.config, method, make_mesh(data=2, fsdp=4), tmp_path / "run")
+    inputs = small_run.open_inputs(parsed, checkpoint.config, method, make_mesh(data=2, fsdp=4), tmp_path / "run")
     held = rows_of(inputs.held_out.schedule)
     assert len(held) == 5
     assert not held & rows_of(inputs.train.schedule)
@@ -200,7 +199,7 @@ def loss_of_row(model, source, row):
     example = source.reader[row]
     text = [[token] if token != IMAGE else [model.config.image_token] * 4 for token in example.ids]
     image = preprocess(source.images.open(example.images[0]), small_run.IMAGE_SIZE, "pad")
-    pixels = normalise(image)[None]
+    pixels = np.asarray(normalise(image))[None]
     logits = model.logits(np.concatenate(text)[None], pixels)[0]
     wanted = example.targets[example.ids != IMAGE]
     learnt = np.flatnonzero(wanted[1:] != IGNORE) + 1

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import small_run
 from small_run import losses, metrics, overrides, run_here
+from soak import kill_once, saved
 
 import victor_jax
-from benchmarks.soak import kill_once, saved
 
 STEPS = 20
 KILLS = 3

@@ -7,6 +7,7 @@ import signal
 import warnings
 from dataclasses import replace
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -17,15 +18,19 @@ import layouts
 import tiny
 import torch
 import transformers
+from flax.traverse_util import flatten_dict
 from layouts import assert_same, drop, hf_logits, part, pick, state, tensors_of
 from safetensors.torch import load_file
 
 import victor_jax
 from victor_jax import cli
 from victor_jax.cli.convert import convert
-from victor_jax.weights.names import flatten
+from victor_jax.models.parameters import Constant, Declared
+from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.folder import write_shards
 from victor_jax.weights.read import open_checkpoint
-from victor_jax.weights.safetensors_writer import write_shards
+from victor_jax.weights.tensors import from_array
+from victor_jax.weights.write import write_checkpoint
 
 VICTOR = "victor:registers=4,layer=2"
 COMPANIONS = {
@@ -367,7 +372,7 @@ def test_a_large_checkpoint_is_written_in_indexed_shards(net, hf, truth, tmp_pat
 
 @pytest.fixture(scope="module")
 def victor(hf):
-    with pytest.warns(UserWarning, match="has no 4 registers: drawn from seed 0 and untrained"):
+    with pytest.warns(UserWarning, match="no 4 registers: drawn from seed 0 and untrained"):
         return victor_jax.load(hf, compression=VICTOR, dtype="float32")
 
 
@@ -401,6 +406,26 @@ def test_converting_keeps_the_registers(victor_folder, victor, tmp_path):
     checkpoint = open_checkpoint(tmp_path / "llava")
     assert checkpoint.compression == VICTOR
     np.testing.assert_array_equal(checkpoint.tensors["compression/registers"].load(), victor.registers)
+
+
+@pytest.mark.parametrize("to", ["hf", "llava", "orbax"])
+def test_a_methods_own_parameters_come_back_whatever_their_names(to, victor, truth, tmp_path, monkeypatch):
+    """No method has any but registers yet: two more are made up."""
+    rng = np.random.default_rng(0)
+    own = {
+        "compression/registers": victor.registers,
+        "compression/router/kernel": rng.normal(size=(64, 3)).astype(np.float32),
+        "compression/blocks/0/scale": rng.normal(size=64).astype(np.float32),
+    }
+    declared = {
+        name: Declared(jax.ShapeDtypeStruct(array.shape, array.dtype), (None,) * array.ndim, Constant(0.0))
+        for name, array in own.items()
+    }
+    monkeypatch.setattr("victor_jax.weights.checkpoint.own_parameters", lambda config, method: declared)
+    tensors = {name: from_array(array) for name, array in (truth | own).items()}
+    checkpoint = Checkpoint("memory", tmp_path, victor.config, tensors, VICTOR)
+    write_checkpoint(checkpoint, tmp_path / "written", to, lambda _: None)
+    assert_same({name: tensor.load() for name, tensor in open_checkpoint(tmp_path / "written").own.items()}, own)
 
 
 def test_transformers_loads_a_victor_checkpoint_as_plain_llava(victor, net, tmp_path):
@@ -439,7 +464,7 @@ def test_the_command_converts_to_a_folder_that_orbax_alone_restores(command, hf,
     assert (tmp_path / "ours" / "tokenizer.model").read_bytes() == COMPANIONS["tokenizer.model"]
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / "ours" / "params")
-    assert_same({name: np.asarray(array) for name, array in flatten(tree).items()}, truth)
+    assert_same({name: np.asarray(array) for name, array in flatten_dict(tree, sep="/").items()}, truth)
 
 
 def test_the_command_prints_warnings_in_one_line(command, language_model, clip, tmp_path, capsys):

@@ -12,8 +12,7 @@ import transformers
 from victor_jax.errors import UserError
 from victor_jax.models.config import LanguageConfig, VisionConfig
 from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
-from victor_jax.weights.hf_config import CLIP_DEFAULTS, LANGUAGE_DEFAULTS, language_config, vlm_config
-from victor_jax.weights.hf_config_writer import hf_config
+from victor_jax.weights.hf_config import CLIP_DEFAULTS, LANGUAGE_DEFAULTS, hf_dict, language_config, vlm_config
 
 # What llava-hf writes for the 7B model: nearly everything is left to the defaults of the classes.
 LLAVA_7B = {
@@ -236,11 +235,11 @@ def config(request):
 
 
 def test_a_written_config_reads_back_equal(config):
-    assert read(json.loads(json.dumps(hf_config(config, "bfloat16")))) == config
+    assert read(json.loads(json.dumps(hf_dict(config, "bfloat16")))) == config
 
 
 def test_transformers_reads_the_same_numbers_from_a_written_config(config, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(config, "bfloat16")))
+    (tmp_path / "config.json").write_text(json.dumps(hf_dict(config, "bfloat16")))
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     assert isinstance(theirs, transformers.LlavaConfig)
     assert read(theirs.to_dict()) == config
@@ -248,7 +247,7 @@ def test_transformers_reads_the_same_numbers_from_a_written_config(config, tmp_p
 
 
 def test_what_transformers_saves_of_a_written_config_reads_back_equal(config, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(config, "bfloat16")))
+    (tmp_path / "config.json").write_text(json.dumps(hf_dict(config, "bfloat16")))
     transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "config.json").read_text())
     assert read(saved) == config

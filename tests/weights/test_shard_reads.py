@@ -21,10 +21,10 @@ from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.sharding.mesh import make_mesh, of_parameter
 from victor_jax.weights import orbax_format
-from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
+from victor_jax.weights.checkpoint import Checkpoint, expected
 from victor_jax.weights.folder import read_folder, read_safetensors
+from victor_jax.weights.names import REGISTERS, from_torch
 from victor_jax.weights.place import gather, place
-from victor_jax.weights.tables import by_our_names
 from victor_jax.weights.tensors import Index, Tensor, from_array
 from victor_jax.weights.torch_files import read_torch_file
 from victor_jax.weights.write import write_checkpoint
@@ -58,8 +58,8 @@ def counted(tensors: dict[str, Tensor], log: list[int]) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def source() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    declared = expected(CONFIG) | own_parameters(CONFIG, MODULE.method)
-    return {name: rng.standard_normal(leaf.shape, np.float32) for name, leaf in declared.items()}
+    whole = expected(CONFIG) | {REGISTERS: PARAMETERS[REGISTERS]}
+    return {name: rng.standard_normal(leaf.shape, np.float32) for name, leaf in whole.items()}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def open_counted(format: str, folders: dict[str, Path], log: list[int]) -> dict[
         file = folders["hf"].parent / "pytorch_model.bin"
         torch.save({key: torch.from_numpy(tensor.load()) for key, tensor in files.items()}, file)
         files = read_torch_file(file)
-    table, _ = by_our_names(counted(files, log), str(folders["hf"]))
+    table, _ = from_torch(counted(files, log), str(folders["hf"]))
     return table | counted(read_safetensors(folders["hf"] / "victor.safetensors"), log)
 
 
@@ -95,7 +95,8 @@ def test_each_device_asks_the_file_for_its_shard_and_nothing_else(
     tensors = open_counted(format, folders, log)
     mesh = make_mesh(fsdp=4, tensor=2)
     for path, declared in PARAMETERS.items():
-        shape, leaf = declared.shape, gather(path, tensors, MODULE, np.float32)
+        shape = declared.shape
+        leaf = gather(path, tensors, MODULE, np.float32)
         whole = gather(path, {name: from_array(array) for name, array in source.items()}, MODULE, np.float32).load()
         for index in of_parameter(path, shape, declared.spec, mesh).devices_indices_map(shape).values():
             log.clear()

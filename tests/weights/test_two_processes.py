@@ -19,7 +19,8 @@ from victor_jax.compression.spec import parse
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.sharding.mesh import make_mesh, of_parameter
-from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
+from victor_jax.weights.checkpoint import Checkpoint, expected
+from victor_jax.weights.names import REGISTERS
 from victor_jax.weights.place import gather, place
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Index, Tensor, from_array
@@ -44,10 +45,9 @@ def batch() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module", params=["hf", "orbax"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
-    declared = expected(CONFIG) | own_parameters(CONFIG, MODULE.method)
+    shapes = {name: leaf.shape for name, leaf in expected(CONFIG).items()} | {REGISTERS: (4, CONFIG.language.width)}
     tensors = {
-        name: from_array(rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(np.float32))
-        for name, leaf in declared.items()
+        name: from_array(rng.normal(0, shape[0] ** -0.5, shape).astype(np.float32)) for name, shape in shapes.items()
     }
     root = tmp_path_factory.mktemp("two")
     write_checkpoint(Checkpoint("memory", root, CONFIG, tensors, METHOD), root / "model", request.param, lambda _: None)

@@ -1,4 +1,4 @@
-"""TPU chips and the slices that are rented: what the datasheets promise, and devices to compile for without a TPU."""
+"""TPU slices by name: what the data sheets promise of their chips, and devices to compile for without a TPU."""
 
 import importlib.util
 import math
@@ -6,6 +6,9 @@ import os
 import re
 from dataclasses import dataclass
 from typing import Any
+
+import jax
+from jax.experimental import topologies
 
 from victor_jax.errors import UserError
 
@@ -15,30 +18,37 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Chip:
     name: str
+    kind: str  # the beginning of jax's device_kind
     flops: float  # peak per second, dense bfloat16
-    memory: float  # bytes of HBM
-    usable: float  # bytes that the compiler gives to a program
+    usable: float  # bytes of HBM that the compiler gives to a program
     bandwidth: float  # bytes per second between HBM and the cores
     links: float  # bytes per second out of a chip, over all its links; as many come in
-    axes: int  # of the torus
-    longest: int  # chips along one axis
-    cores: int  # in the name of what is rented
-    rented: str  # its beginning
-    default: tuple[int, ...]
+    longest: int  # chips along one axis of the torus
+    cores: int  # in the name under which a slice is rented
+    rented: str  # the beginning of that name
+    default: tuple[int, ...]  # a slice
 
 
-# Peak, memory, bandwidth: the datasheets at docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Links: half of the
+# Peak and bandwidth: the data sheets at docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. Links: half of the
 # "bidirectional inter-chip interconnect bandwidth" there; for v4 the 6 links of 50 GB/s of arXiv 2304.01433, table 4.
 # Usable: what libtpu 0.0.42 says when a program does not fit.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 300e9, 3, 16, 2, "v4", (4, 4, 4)),
-        Chip("v5e", 197e12, 16 * GIB, 15.75 * GIB, 819e9, 200e9, 2, 16, 1, "v5litepod", (8, 8)),
-        Chip("v5p", 459e12, 95 * GIB, 95.74 * GIB, 2765e9, 600e9, 3, 24, 2, "v5p", (4, 4, 4)),
-        Chip("v6e", 918e12, 32 * GIB, 31.25 * GIB, 1638e9, 400e9, 2, 16, 1, "v6e", (8, 8)),
+        Chip("v4", "TPU v4", 275e12, 30.75 * GIB, 1.2e12, 300e9, 16, 2, "v4", (4, 4, 4)),
+        Chip("v5e", "TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 200e9, 16, 1, "v5litepod", (8, 8)),
+        Chip("v5p", "TPU v5", 459e12, 95.74 * GIB, 2765e9, 600e9, 24, 2, "v5p", (4, 4, 4)),
+        Chip("v6e", "TPU v6 lite", 918e12, 31.25 * GIB, 1638e9, 400e9, 16, 1, "v6e", (8, 8)),
     )
 }
+GPU_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}  # dense bfloat16
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Per second, of one device in dense bfloat16; None where it is not known."""
+    peaks = {chip.kind: chip.flops for chip in CHIPS.values()} | GPU_FLOPS
+    known = [kind for kind in peaks if device_kind.startswith(kind)]
+    return peaks[max(known, key=len)] if known else None
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Topology:
 
     @property
     def accelerator_type(self) -> str:
-        """Its name where TPU VMs are rented."""
+        """The name under which TPU VMs are rented."""
         return f"{self.chip.rented}-{self.chips * self.chip.cores}"
 
 
@@ -68,33 +78,28 @@ def parse(text: str) -> Topology:
     chip = CHIPS[name]
     if not shape:
         return Topology(chip, chip.default)
-    example = "x".join(map(str, chip.default))
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != chip.axes:
-        raise UserError(f"topology {text!r}: {name} has {chip.axes} axes, write for example {name}:{example}")
+    axes, example = len(chip.default), "x".join(map(str, chip.default))
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != axes:
+        raise UserError(f"topology {text!r}: {name} has {axes} axes, write for example {name}:{example}")
     sizes = tuple(int(size) for size in shape.split("x"))
     if max(sizes) > chip.longest:
         raise UserError(f"topology {text!r}: the longest axis of {name} has {chip.longest} chips")
     return Topology(chip, sizes)
 
 
-def prepare_environment(topology: Topology) -> None:
-    """For a process that compiles ahead of time; before jax is imported."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # what little is computed here
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nobody to ask about this machine's TPUs: it has none
+def devices(topology: Topology) -> list[Any]:
+    """Stand-ins for the chips: programs can be compiled for them, not run. For a process that does nothing else."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            'compiling for a TPU needs libtpu: pip install ".[tpu]", best in an environment of its own (docs/pods.md)'
+        )
+    jax.config.update("jax_platforms", "cpu")  # a device that is there is left alone
+    # libtpu reads these when it is loaded, below.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no metadata server to ask about the TPUs of this machine
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", topology.accelerator_type)
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_LOG_DIR", "disabled")
-
-
-def devices(topology: Topology) -> list[Any]:
-    """Stand-ins for the chips: programs can be compiled for them, not run."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "compiling for a TPU needs libtpu: pip install -r requirements-tpu.txt, best in an environment of its own"
-        )
-    from jax.experimental import topologies
-
     options: dict[str, Any] = {}
     if topology.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # the two cores of a chip act as one device
@@ -103,5 +108,5 @@ def devices(topology: Topology) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
     except Exception as error:  # libtpu raises whatever it likes
-        raise UserError(f"topology {topology.name} is none that libtpu knows: {str(error).splitlines()[0]}") from None
+        raise UserError(f"libtpu does not know the topology {topology.name}: {str(error).splitlines()[0]}") from None
     return list(found.devices)

@@ -1,22 +1,24 @@
 """The commands behind `victor-jax COMMAND`, one file each."""
 
 import importlib
+import os
 import sys
 
 from victor_jax.errors import exit_status
 
 # Command -> the first line of its help. Its module has the same name and a function `main(arguments)`.
 COMMANDS = {
-    "convert": "a checkpoint from one format to another",
+    "convert": "convert a checkpoint from one format to another",
     "check-data": "walk a data set without training: counts, lengths, rows that cannot be used",
-    "pack-data": "a data set as a few large files, for buckets and pods",
-    "plan-pod": "compile a recipe's training step for a TPU slice that is not there: does it fit, what does it cost",
-    "heatmap": "draw what each register read of an image",
+    "pack-data": "write a data set as a few large files, for buckets and pods",
+    "plan-pod": "compile a recipe's training step for a TPU slice, without the TPU: does it fit, how long is a step",
+    "heatmap": "draw what each register reads of an image",
 }
+OF_A_RECIPE = ("check-data", "plan-pod")  # their flags are those of a recipe and a few more, all in the docstring
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, 1 where the command says no, 2 where the user has something to mend."""
+    """The exit status: 0, 1 where the command's answer is no, 2 where the user has something to mend."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
         print(usage())
@@ -25,8 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
+    # A recipe may import its neighbours (configs.common); `python -m` puts this folder on the path, a script does not.
+    sys.path.insert(0, os.getcwd())
     # Imported when chosen: a command brings along only what it needs.
     module = importlib.import_module(f"victor_jax.cli.{name.replace('-', '_')}")
+    if name in OF_A_RECIPE and {"-h", "--help"} & set(rest):
+        print(module.__doc__)
+        return 0
     return exit_status(lambda: module.main(rest))
 
 

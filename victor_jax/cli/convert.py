@@ -40,13 +40,13 @@ def convert(
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__)
-    parser.add_argument("source", metavar="SRC", help="a checkpoint folder of any known format")
+    parser = argparse.ArgumentParser(prog="victor-jax convert", description=__doc__, allow_abbrev=False)
+    parser.add_argument("source", metavar="SRC", help="a checkpoint: a folder, or org/name on the Hugging Face Hub")
     parser.add_argument("destination", metavar="DST", help="the folder to write")
     parser.add_argument("--to", required=True, choices=("hf", "llava", "orbax"))
-    parser.add_argument("--vision", help="a CLIP folder, where SRC holds no vision tower")
+    parser.add_argument("--vision", help="a CLIP folder or its org/name, where SRC holds no vision tower")
     parser.add_argument("--projector", help="a mm_projector.bin, where SRC holds no projector")
-    parser.add_argument("--seed", type=int, default=0, help="draws a projector that nobody has")
+    parser.add_argument("--seed", type=int, default=0, help="draws the projector where none is given")
     given: Any = parser.parse_args(arguments)
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -1,50 +1,62 @@
-"""victor-jax pack-data SRC --images=DIR DST: a data set as a few large files, for buckets and pods.
+"""victor-jax pack-data SRC[=WEIGHT] … DST [--images=DIR]: data sets as a few large files, for buckets and pods.
 
-SRC is a .json or .jsonl file of LLaVA's format. DST then serves as `data.path`, and needs no image folder.
+SRC is a .json or .jsonl file of LLaVA's format, a .parquet file with the columns of LLaVA-NeXT-Data or FineVision, a
+WebDataset .tar, a folder of .parquet or of .tar files, or a pack. WEIGHT says how often its rows are written: 1, the
+default, is every row once; 2 is every row twice (its images once); 0.5 is half of the rows, drawn by --seed.
+
+DST then serves as `data.path`, and needs no image folder. If the command is ended, the same command goes on after the
+last whole shard.
 """
 
 import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from victor_jax.errors import UserError
-
-SHOWN = 10  # images that could not be read
-
-
-def pack(source: str, images: str | None, destination: str, rows_per_shard: int) -> None:
-    from victor_jax.data.packed import write_packed
-    from victor_jax.data.records import open_records
-
-    if Path(source).is_dir():
-        raise UserError(f"{source} is a folder: expected a .json or .jsonl file")
-    records = open_records(source)
-    with tqdm(total=len(records), unit="row", desc="pack") as bar:
-        done = write_packed(records, images, destination, rows_per_shard, bar.update)
-    print(f"wrote {destination}: {done.rows} rows, {done.images} images")
-    if done.missing:
-        print(f"{len(done.missing)} images are missing, and their rows will be skipped in training:")
-        for sentence in done.missing[:SHOWN]:
-            print(f"  {sentence}")
-        if len(done.missing) > SHOWN:
-            print(f"  and {len(done.missing) - SHOWN} more")
+SHOWN = 10  # images and rows that could not be read
 
 
 def main(arguments: list[str]) -> None:
-    from victor_jax.data.packed import ROWS_PER_SHARD
+    from victor_jax.data.pack import ROWS_PER_SHARD, write_pack
 
     parser = argparse.ArgumentParser(
-        prog="victor-jax pack-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="victor-jax pack-data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SRC", help="a .json or .jsonl file")
+    parser.add_argument("sources", metavar="SRC[=WEIGHT]", nargs="+", type=_source, help="rows, and how often")
     parser.add_argument("destination", metavar="DST", help="the folder to write")
-    parser.add_argument("--images", metavar="DIR", help="the folder that the rows' image paths start from")
+    parser.add_argument("--images", metavar="DIR", help="the folder that the image paths of JSON sources start from")
     parser.add_argument("--rows-per-shard", type=int, default=ROWS_PER_SHARD, metavar="N")
-    given: Any = parser.parse_args(arguments)
-    # A polite end is an end with cleaning up: nothing half-written stays.
+    parser.add_argument("--seed", type=int, default=0, help="draws the rows of the fraction of a weight")
+    given = parser.parse_intermixed_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    pack(given.source, given.images, given.destination, given.rows_per_shard)
+    with tqdm(unit="row", desc="pack") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        rows, images, unread = write_pack(
+            given.sources, given.images, Path(given.destination), given.rows_per_shard, given.seed, progress
+        )
+    print(f"wrote {given.destination}: {rows} rows, {images} images")
+    if unread:
+        print(f"{len(unread)} images or rows cannot be read, and their rows will be skipped in training:")
+        for sentence in unread[:SHOWN]:
+            print(f"  {sentence}")
+        if len(unread) > SHOWN:
+            print(f"  and {len(unread) - SHOWN} more")
+
+
+def _source(text: str) -> tuple[str, float]:
+    path, _, weight = text.rpartition("=")
+    if path and not Path(text).exists():
+        try:
+            return path, float(weight)
+        except ValueError:
+            pass  # an = in a name
+    return text, 1.0

@@ -1,31 +1,18 @@
 """Images as LLaVA-1.5 sees them: the CLIP processor's arithmetic bit by bit, in PIL and numpy alone."""
 
 import io
+from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
 from victor_jax.errors import UserError
+from victor_jax.prompt import Aspect
 
-Aspect = Literal["square", "pad"]
-# Those of OpenAI's CLIP processor.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 BACKGROUND = (122, 116, 104)  # the mean colour, cut to whole numbers as LLaVA does
 # A hair's breadth would be enlarged, and a very long side squared, to gigabytes.
 MAX_RATIO, MAX_SIDE = 200, 1 << 15
-
-
-def _table() -> np.ndarray:
-    """float32 [3, 256]: every value that a channel can take, with the processor's roundings in their order."""
-    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean, std = (np.array(values, np.float32)[:, None] for values in (MEAN, STD))
-    return (scaled[None] - mean) / std
-
-
-_NORMALISED = _table()
 
 
 class BadImage(Exception):
@@ -69,14 +56,6 @@ def _padded(image: Image.Image) -> Image.Image:
     return square
 
 
-def normalise(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [..., 3, h, w] -> float32: (x / 255 - mean) / std per channel, equal to the CLIP processor's."""
-    result = np.empty(pixels.shape, np.float32)
-    for channel, values in enumerate(_NORMALISED):
-        result[..., channel, :, :] = values[pixels[..., channel, :, :]]
-    return result
-
-
 def decode(data: bytes, path: str) -> Image.Image:
     """RGB, read to the last byte, so that a broken file is found here."""
     try:
@@ -99,13 +78,18 @@ def _reason(error: Exception) -> str:
     return f"cannot be read: {str(error) or type(error).__name__}"
 
 
-class ImageSource(Protocol):
-    """Images by the paths that the rows name; raises BadImage."""
+class ImageSource(ABC):
+    """Image files by the names that the rows of one data source give them."""
 
-    def open(self, path: str) -> Image.Image: ...
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """The file as it is; raises BadImage."""
+
+    def open(self, path: str) -> Image.Image:
+        return decode(self.read(path), path)
 
 
-class ImageFolder:
+class ImageFolder(ImageSource):
     """Image files below one folder; no path leads out of it."""
 
     def __init__(self, folder: str | Path):
@@ -113,11 +97,7 @@ class ImageFolder:
         if not self.folder.is_dir():
             raise UserError(f"the image folder {self.folder} does not exist")
 
-    def open(self, path: str) -> Image.Image:
-        return decode(self.read(path), path)
-
     def read(self, path: str) -> bytes:
-        """The file as it is."""
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts:
             raise BadImage(path, "the path leads out of the image folder")
@@ -129,17 +109,8 @@ class ImageFolder:
             raise BadImage(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-class NoImages:
-    """For data that is text only."""
+class NoImages(ImageSource):
+    """For text-only data."""
 
-    def open(self, path: str) -> Image.Image:
+    def read(self, path: str) -> bytes:
         raise BadImage(path, "no image folder is set")
-
-
-def open_images(records: Any, folder: str | Path | None) -> ImageSource:
-    """Where the images of these records are: in the pack itself, or in a folder."""
-    if hasattr(records, "images"):
-        if folder:
-            raise UserError(f"{records.folder} is packed and holds its images: give no image folder ({folder})")
-        return records.images()
-    return ImageFolder(folder) if folder else NoImages()

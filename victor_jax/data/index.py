@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from victor_jax.data import json_index, labels, records, templates
 from victor_jax.data.labels import encode
 from victor_jax.data.records import BadRow, Records, parse_record
+from victor_jax.data.sources import stamps
 from victor_jax.data.templates import Template
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.ops.losses import IGNORE
 
 CHUNK = 1024  # rows that a worker measures at once
-FEWEST = 8192  # rows below which a worker's start costs more than it gives
+FEWEST = 8192  # rows of a worker: with fewer, its start takes longer than it saves
 SHOWN = 5  # bad rows named in an error
 
 Bad = tuple[int, str]  # row, reason
@@ -86,14 +86,12 @@ def check_bad_rows(bad: list[Bad], most: int | None, source: Records) -> None:
 def open_index(
     reader: Reader,
     path: str | Path,
-    folder: Path | None,
+    folder: Path,
     workers: int,
     max_bad_rows: int | None = None,
     progress: bool = True,
 ) -> Index:
     """The index of the data at `path`; kept in `folder` and found there the next time."""
-    if folder is None:
-        return build_index(reader, workers, max_bad_rows, progress)
     kept = folder / f"index-{index_key(reader, Path(path))}.npz"
     if (index := _read(kept, len(reader))) is None:
         index = build_index(reader, workers, max_bad_rows, progress)
@@ -162,12 +160,9 @@ def _work(part: Any) -> Any:
 def index_key(reader: Reader, path: Path) -> str:
     """Changes with whatever the index depends on: the data, the tokenizer, the limits, and the code that reads."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        status = file.stat()
-        digest.update(repr((file.name, status.st_size, status.st_mtime_ns)).encode())
-    for module in (json_index, records, templates, labels):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(Path(__file__).read_bytes())
+    digest.update(repr(stamps(path)).encode())
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
     backend = getattr(reader.tokenizer, "backend_tokenizer", None)
     digest.update(backend.to_str().encode() if backend is not None else pickle.dumps(reader.tokenizer))
     numbers = (len(reader), reader.template.name, reader.tokens_per_image, reader.max_length)

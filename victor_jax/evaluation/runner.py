@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from victor_jax.data.images import BadImage, ImageFolder
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.evaluation.benchmark import Benchmark, Judged, Question
 from victor_jax.inference.vlm import VLM
 
@@ -59,7 +59,7 @@ def open_task(
             raise UserError(f"{questions} asks about images: give their folder, or ask without them (--blind)")
         folder = ImageFolder(images)
         if absent := [name for name in named if not (folder.folder / name).is_file()]:
-            raise UserError(f"{folder.folder} lacks {len(absent)} of {len(named)} images: {some(absent)}")
+            raise UserError(f"{folder.folder} lacks {len(absent)} of {len(named)} images: {join_names(absent)}")
     if max_new_tokens is None:
         max_new_tokens = benchmark.max_new_tokens
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):

@@ -18,7 +18,7 @@ from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.ops.losses import IGNORE
-from victor_jax.weights.checkpoint import Prompt
+from victor_jax.prompt import Prompt
 from victor_jax.weights.tokenizer import FILES, has_tokenizer, open_tokenizer
 
 Picture = Image.Image | str | Path

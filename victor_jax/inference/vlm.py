@@ -26,12 +26,13 @@ from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow, kind_counts
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import Implementation, check_implementation
+from victor_jax.prompt import Prompt
 from victor_jax.sharding.mesh import fetch, of_parameter
 from victor_jax.sharding.mesh import rows as row_sharding
 from victor_jax.weights import fresh
-from victor_jax.weights.checkpoint import Checkpoint, Prompt
+from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.names import REGISTERS
-from victor_jax.weights.place import layers_of, place, spare
+from victor_jax.weights.place import layers_of, place, unused_tensors
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor
 from victor_jax.weights.write import write_checkpoint
@@ -73,7 +74,7 @@ def load(
         for path, leaf in parameters(module).items()
     }
     params = place(abstract, tensors, module)
-    return VLM(module, params, mesh, spare(tensors, params, module), checkpoint.folder, checkpoint.prompt)
+    return VLM(module, params, mesh, unused_tensors(tensors, params, module), checkpoint.folder, checkpoint.prompt)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class VLM:
     module: VLMModule
     params: dict[str, jax.Array]  # by path
     mesh: jax.sharding.Mesh | None
-    spare: dict[str, Tensor]  # tensors of the checkpoint that no layer runs: kept to be saved again
+    unused_tensors: dict[str, Tensor]  # tensors of the checkpoint that no layer runs: kept to be saved again
     folder: Path  # where tokenizer and processor lie
     prompt: Prompt  # how it was taught to be asked
 
@@ -174,7 +175,7 @@ class VLM:
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
-        tensors = self.spare | layers_of(self.params, self.module)
+        tensors = self.unused_tensors | layers_of(self.params, self.module)
         write_checkpoint(
             Checkpoint("memory", self.folder, self.config, tensors, self.compression, prompt=self.prompt),
             path,

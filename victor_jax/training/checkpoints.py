@@ -4,6 +4,7 @@ Three items per step: `params` (the trainable ones; enough to evaluate), `optimi
 and `meta`. A step's number is the count of steps done. Names of leaves are paths, whatever types the state is made of.
 """
 
+import functools
 import os
 import secrets
 import signal
@@ -18,17 +19,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.training.optimizer import Params
 from victor_jax.training.step import State
-from victor_jax.weights.names import flatten, nest
+from victor_jax.weights.names import current_name
 
 SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
 ERROR_LENGTH = 200  # of tensorstore's part in a message of ours
 Leaves = dict[str, Any]  # by path
+flatten = functools.partial(flatten_dict, sep="/")
+nest = functools.partial(unflatten_dict, sep="/")
 
 
 class Checkpoints:
@@ -121,18 +125,23 @@ class Checkpoints:
 
     def _read(self, step: int, wanted: dict[str, Leaves], is_same_dtype: bool) -> dict[str, Leaves]:
         stored = dict(self._checked(step, lambda: self._manager.item_metadata(step)).items())
-        have = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
+        trees = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
+        written = {item: {current_name(path): path for path in tree} for item, tree in trees.items()}
+        have = {item: {name: trees[item][path] for name, path in paths.items()} for item, paths in written.items()}
         if have.keys() != wanted.keys():
-            raise self._unreadable(step, f"{some(sorted(wanted.keys() - have.keys()))} is missing")
+            raise self._unreadable(step, f"{join_names(sorted(wanted.keys() - have.keys()))} is missing")
         problems = [line for item in wanted for line in _differences(wanted[item], have[item], is_same_dtype)]
         if problems:
             raise UserError(
                 f"checkpoint {step} in {self.directory} does not fit this run: {'; '.join(problems)}: go on with the "
                 f"config that wrote it, or start in another folder"
             )
-        items = {item: ocp.args.StandardRestore(nest(jax.tree.map(_abstract, tree))) for item, tree in wanted.items()}
+        items = {
+            item: ocp.args.StandardRestore(nest({written[item][name]: _abstract(leaf) for name, leaf in tree.items()}))
+            for item, tree in wanted.items()
+        }
         found = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
-        return {item: flatten(found[item]) for item in wanted}
+        return {item: {current_name(path): leaf for path, leaf in flatten(found[item]).items()} for item in wanted}
 
     def _checked(self, step: int, read: Callable[[], Any]) -> Any:
         self.wait()  # a step that is being written is none yet
@@ -220,8 +229,8 @@ def _check_shared(directory: str) -> None:
     if not sees.all():
         blind = [str(process) for process in np.flatnonzero(~sees)]
         raise UserError(
-            f"{directory} is not one folder for all hosts: process {some(blind)} does not see what process 0 writes "
-            f"there; use a bucket or a shared file system"
+            f"{directory} is not one folder for all hosts: process {join_names(blind)} does not see what process 0 "
+            f"writes there; use a bucket or a shared file system"
         )
 
 
@@ -255,7 +264,7 @@ def _differences(wanted: Leaves, have: Leaves, is_same_dtype: bool) -> list[str]
         "not in this run": sorted(have.keys() - wanted.keys()),
         "of another shape or type" if is_same_dtype else "of another shape": other,
     }
-    return [f"{kind}: {some(names)}" for kind, names in kinds.items() if names]
+    return [f"{kind}: {join_names(names)}" for kind, names in kinds.items() if names]
 
 
 def _first_line(error: Exception) -> str:

@@ -8,12 +8,13 @@ import jax
 from jax.experimental import multihost_utils
 
 from victor_jax.data.templates import TEMPLATES
+from victor_jax.prompt import Prompt
 from victor_jax.sharding.mesh import fetch
 from victor_jax.training.lora import merged
 from victor_jax.training.optimizer import Params
 from victor_jax.training.settings import DataSettings
 from victor_jax.training.setup import Run, start_tensors
-from victor_jax.weights.checkpoint import Checkpoint, Prompt
+from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import layers_of
 from victor_jax.weights.write import write_checkpoint
 

@@ -29,4 +29,4 @@ def _merged_kernel(kernel: Tensor, a: Tensor, b: Tensor, lora: Lora) -> Tensor:
         low = a.read((rows, rank)).astype(np.float32) @ b.read((rank, columns)).astype(np.float32)
         return (kernel.read(index).astype(np.float32) + low * (lora.alpha / lora.rank)).astype(kernel.dtype)
 
-    return Tensor(kernel.shape, kernel.dtype, read, kernel.source)
+    return Tensor(kernel.shape, kernel.dtype, read)

@@ -1,6 +1,7 @@
 """What a run leaves in its work folder besides checkpoints and metrics: its config, its first batch, its bad rows."""
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from victor_jax.compression.plan import Kind
 from victor_jax.data.index import Bad
+from victor_jax.data.show import marked_text
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import Batch
 from victor_jax.ops.losses import IGNORE
@@ -57,7 +59,7 @@ def keep_config(config: dict[str, Any], workdir: Path, write: bool) -> None:
 
 
 def show_batch(parts: tuple[Batch, ...], tokenizer: Any, folder: Path) -> None:
-    """The first rows as the model gets them, for human eyes: PNG images, and text with [[what is learnt]]."""
+    """The first rows as the model gets them, for human eyes: PNG images, and text with [[what is supervised]]."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for part in parts:
@@ -70,19 +72,20 @@ def show_batch(parts: tuple[Batch, ...], tokenizer: Any, folder: Path) -> None:
 
 
 def _text(part: Batch, row: int, tokenizer: Any) -> str:
+    """The sequence of one row; visual tokens and registers by their number."""
     kinds, index = np.asarray(part.sequence.kinds[row]), np.asarray(part.sequence.index[row])
-    learnt = np.concatenate([[False], np.asarray(part.targets[row])[:-1] != IGNORE])
-    real = kinds != Kind.PADDING
-    kinds, index, learnt = kinds[real], index[real], learnt[real]
-    edges = np.flatnonzero((np.diff(kinds) != 0) | (np.diff(learnt.astype(int)) != 0)) + 1
-    said = []
-    for run in np.split(np.arange(len(kinds)), edges):
-        if not len(run):
-            continue
-        kind = kinds[run[0]]
-        text = tokenizer.decode(index[run]) if kind == Kind.TEXT else f"<{len(run)} {Kind(kind).name.lower()}>"
-        said.append(f"[[{text}]]" if learnt[run[0]] else text)
-    return "".join(said)
+    is_supervised = np.concatenate([[False], np.asarray(part.targets[row])[:-1] != IGNORE])
+    tokens: list[int | str] = []
+    supervised: list[bool] = []
+    for kind, run in groupby(np.flatnonzero(kinds != Kind.PADDING).tolist(), key=lambda at: kinds[at]):
+        positions = list(run)
+        if kind == Kind.TEXT:
+            tokens += index[positions].tolist()
+            supervised += is_supervised[positions].tolist()
+        else:
+            tokens.append(f"<{len(positions)} {Kind(kind).name.lower()}>")
+            supervised.append(False)
+    return marked_text(tokens, supervised, tokenizer)
 
 
 def gathered(bad: list[Bad]) -> list[Bad]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
+from victor_jax.data.settings import DataSettings
 from victor_jax.errors import UserError
 
 
@@ -13,18 +14,6 @@ class MeshSettings:
     data: int
     fsdp: int  # -1: as many devices as the rows of a part divide over
     tensor: int  # -1: all that data and fsdp leave
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    path: str  # LLaVA's JSON or JSONL, or a folder of our pack_data; "sample": made up in the work folder
-    images: str  # the folder that image paths are relative to; empty for packed data
-    template: str
-    tokenizer: str  # a folder; empty: that of init_from
-    aspect: str
-    max_length: int  # positions of a row, images expanded, registers not counted
-    workers: int
-    max_bad_rows: int
 
 
 @dataclass(frozen=True)

@@ -3,42 +3,20 @@
 import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from victor_jax.compression.plan import Layers, Method, Plan
-from victor_jax.data.templates import TEMPLATES
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.parameters import Constant, Declared
 from victor_jax.models.vlm import VLMModule, parameters
-from victor_jax.weights.names import OWN, REGISTERS
+from victor_jax.prompt import Prompt
+from victor_jax.weights.names import OWN, REGISTERS, with_torch_name
 from victor_jax.weights.tensors import Tensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """How the model was taught to be asked: the chat template, and how a picture becomes a square."""
-
-    template: str = "vicuna_v1"
-    aspect: str = "pad"
-
-
-KNOWN = {"template": tuple(TEMPLATES), "aspect": ("square", "pad")}
-
-
-def prompt_from_json(written: Any, file: Path) -> Prompt:
-    """What a file of ours says of the prompt, or one error; what it leaves out is the default."""
-    if not isinstance(written, dict) or not written.keys() <= KNOWN.keys():
-        raise UserError(f"{file} describes the prompt as {written!r}: expected the keys {' and '.join(KNOWN)}")
-    for key, value in written.items():
-        if value not in KNOWN[key]:
-            raise UserError(f"{file} has the prompt {key} {value!r}: known are {', '.join(KNOWN[key])}")
-    return Prompt(**written)
 
 
 @dataclass(frozen=True)
@@ -49,7 +27,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # by our per-layer names
     compression: str = "full"  # the written form of what it was trained with
     skipped: tuple[str, ...] = field(default=(), repr=False)  # keys known to carry nothing we need
-    prompt: Prompt = Prompt()
+    prompt: Prompt = field(default_factory=Prompt)
 
     @property
     def registers(self) -> int:
@@ -79,21 +57,25 @@ def check(checkpoint: Checkpoint, method: Method, source: str) -> None:
     whole = expected(checkpoint.config) | own_parameters(checkpoint.config, method)
     wanted = {name: leaf.shape for name, leaf in whole.items()}
     tensors = checkpoint.tensors
+
+    def listed(names: list[str]) -> str:
+        return join_names([with_torch_name(name, checkpoint.format) for name in names])
+
     held = {name: tensor.shape for name, tensor in tensors.items()}
     problems = []
     if missing := sorted(wanted.keys() - held.keys()):
-        problems.append(f"lacks {some(missing)}")
+        problems.append(f"lacks {listed(missing)}")
     if unexpected := sorted(held.keys() - wanted.keys()):
-        problems.append(f"holds unexpected {some(unexpected)}")
+        problems.append(f"holds unexpected {listed(unexpected)}")
     if misshaped := [
-        f"{name} as {held[name]} where {wanted[name]} is expected"
+        f"{listed([name])} as {held[name]} where {wanted[name]} is expected"
         for name in sorted(wanted.keys() & held.keys())
         if held[name] != wanted[name]
     ]:
-        problems.append(f"holds {some(misshaped)}")
+        problems.append(f"holds {join_names(misshaped)}")
     if odd := [name for name, tensor in tensors.items() if tensor.dtype.name not in FLOATS]:
         kinds = sorted({tensors[name].dtype.name for name in odd})
-        problems.append(f"holds {some(odd)} as {' and '.join(kinds)} where a float type is expected")
+        problems.append(f"holds {listed(odd)} as {' and '.join(kinds)} where a float type is expected")
     if problems:
         raise UserError(f"{source} {'; it '.join(problems)}")
 

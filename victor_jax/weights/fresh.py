@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from victor_jax.compression.plan import Method
-from victor_jax.errors import UserError, some
+from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.parameters import Constant, Declared, Normal, Start, Uniform
 from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
@@ -30,7 +30,7 @@ def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
                 values = np.full(shape, value, np.float32)
         return values[index]
 
-    return Tensor(shape, np.dtype(np.float32), read, f"seed {seed}")
+    return Tensor(shape, np.dtype(np.float32), read)
 
 
 def projector(config: VLMConfig, seed: int) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def described(own: Mapping[str, Tensor | Declared]) -> str:
     """`8 registers` or, of other parameters, their names."""
     names = [name.removeprefix(OWN) for name in own if name != REGISTERS]
     registers = [f"{own[REGISTERS].shape[0]} registers"] if REGISTERS in own else []
-    return some([*registers, *names])
+    return join_names([*registers, *names])
 
 
 def checkpoint(config: VLMConfig, seed: int, dtype: str = "float32") -> Checkpoint:

@@ -1,53 +1,42 @@
-"""config.json of Hugging Face and of the original LLaVA -> our architecture, and back.
+"""config.json of Hugging Face and of the original LLaVA <-> our architecture.
 
-Fields that a file leaves out take the defaults of the transformers configuration class of that model type.
+Written in the spelling that transformers 4.x and 5.x both read. transformers' own configuration classes would do the
+reading, but importing them takes seconds: as long as the whole rest of a start.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Any, get_args, get_type_hints
 
 from victor_jax.errors import UserError
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
 
-LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": None,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "sliding_window": None,
-        "eos_token_id": 2,
-    },
-    "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
-        "sliding_window": 4096,
-        "eos_token_id": 2,
-    },
-    "qwen2": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "sliding_window": None,
-        "eos_token_id": None,
-    },
+# Our field -> the key of the file, where both hold the same value.
+VISION_KEYS = {
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "activation": "hidden_act",
+    "norm_eps": "layer_norm_eps",
 }
+LANGUAGE_KEYS = {
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocabulary": "vocab_size",
+    "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "tie_word_embeddings",
+    "max_positions": "max_position_embeddings",
+}
+# What a file leaves out: the defaults of transformers' configuration class of that model type.
 CLIP_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -58,89 +47,31 @@ CLIP_DEFAULTS: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-# A null stands for the default, but here: no window at all, as many key-value heads as heads.
+_COMMON: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": None,
+    "eos_token_id": 2,
+}
+_LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048}
+_MISTRAL = {"vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072}
+_QWEN2 = {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
+LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": _COMMON | _LLAMA,
+    "mistral": _COMMON | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": _COMMON | _QWEN2 | {"num_key_value_heads": 32, "eos_token_id": None},
+}
+# A null means the default, but for these: no window at all, as many key-value heads as heads.
 NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads")
-# The original layout writes model types of its own; the language tower is the part after "llava_".
+# The original layout has model types of its own; the language tower is the part after "llava_".
 ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
 
 
-def language_config(raw: Mapping[str, Any], where: str, model_type: str | None = None) -> LanguageConfig:
-    """The language part of a configuration; `where` names the file and the section, for messages."""
-    model_type = model_type or raw.get("model_type", "llama")
-    if model_type not in LANGUAGE_DEFAULTS:
-        raise UserError(
-            f"{where} has model_type {model_type!r}, which is not supported: known language towers are "
-            f"{', '.join(LANGUAGE_DEFAULTS)}"
-        )
-    written = {key: value for key, value in raw.items() if value is not None or key in NULL_IS_A_VALUE}
-    value = {**LANGUAGE_DEFAULTS[model_type], **written}
-    _refuse(value, where, "hidden_act", ("silu",), "silu")
-    _refuse(value, where, "mlp_bias", (False,), False)
-    if model_type != "qwen2":
-        _refuse(value, where, "attention_bias", (False,), False)
-    else:
-        _refuse(value, where, "use_sliding_window", (False,), False)
-    width, heads = _whole(value, where, "hidden_size"), _whole(value, where, "num_attention_heads")
-    return LanguageConfig(
-        family=model_type,  # type: ignore[arg-type]  # checked above
-        width=width,
-        mlp_width=_whole(value, where, "intermediate_size"),
-        depth=_whole(value, where, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=_whole(value, where, "num_key_value_heads") if value["num_key_value_heads"] is not None else heads,
-        head_dim=_whole(value, where, "head_dim") if "head_dim" in value else width // heads,
-        vocabulary=_whole(value, where, "vocab_size"),
-        norm_eps=value["rms_norm_eps"],
-        rope=_rope(value, where),
-        qkv_bias=model_type == "qwen2",
-        tied_embeddings=bool(value.get("tie_word_embeddings", False)),
-        sliding_window=value["sliding_window"] if model_type == "mistral" else None,
-        max_positions=value["max_position_embeddings"],
-    )
-
-
-def _rope(value: Mapping[str, Any], where: str) -> Rope:
-    """Version 5 writes rope_parameters; version 4 rope_theta and rope_scaling."""
-    written = dict(value.get("rope_parameters") or value.get("rope_scaling") or {})
-    theta = float(written.get("rope_theta") or value.get("rope_theta") or 10000.0)
-    kind = written.get("rope_type") or written.get("type") or "default"
-    try:
-        match kind:
-            case "default":
-                return Rope(theta)
-            case "linear":
-                return Rope(theta, LinearScaling(float(written["factor"])))
-            case "llama3":
-                return Rope(
-                    theta,
-                    Llama3Scaling(
-                        factor=float(written["factor"]),
-                        low_freq_factor=float(written["low_freq_factor"]),
-                        high_freq_factor=float(written["high_freq_factor"]),
-                        original_max_position=int(written["original_max_position_embeddings"]),
-                    ),
-                )
-    except KeyError as missing:
-        raise UserError(f"{where} has rope scaling {kind!r} without {missing.args[0]}") from None
-    raise UserError(f"{where} has rope type {kind!r}, which is not supported: known are default, linear, llama3")
-
-
-def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
-    model_type = raw.get("model_type", "clip_vision_model")
-    if model_type != "clip_vision_model":
-        raise UserError(f"{where} has model_type {model_type!r}, which is not supported: expected clip_vision_model")
-    value = {**CLIP_DEFAULTS, **raw}
-    _refuse(value, where, "hidden_act", ("quick_gelu", "gelu"), "quick_gelu")
-    return VisionConfig(
-        width=_whole(value, where, "hidden_size"),
-        mlp_width=_whole(value, where, "intermediate_size"),
-        depth=_whole(value, where, "num_hidden_layers"),
-        heads=_whole(value, where, "num_attention_heads"),
-        image_size=_whole(value, where, "image_size"),
-        patch_size=_whole(value, where, "patch_size"),
-        activation=value["hidden_act"],
-        norm_eps=value["layer_norm_eps"],
-    )
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
 def vlm_config(raw: Mapping[str, Any], file: str, generation: Mapping[str, Any]) -> VLMConfig:
@@ -153,52 +84,216 @@ def vlm_config(raw: Mapping[str, Any], file: str, generation: Mapping[str, Any])
         text.setdefault("vocab_size", raw["vocab_size"])
     text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or raw.get("tie_word_embeddings"))
     vision = vision_config(raw["vision_config"], f"vision_config of {file}")
-    _refuse(raw, file, "projector_hidden_act", ("gelu",), "gelu")
-    strategy = raw.get("vision_feature_select_strategy", "default")
-    if strategy not in ("default", "full"):
-        raise UserError(f"{file} has vision_feature_select_strategy {strategy!r}, expected default or full")
-    defaults = LANGUAGE_DEFAULTS.get(text.get("model_type", "llama"), {})
-    end = generation.get("eos_token_id", text.get("eos_token_id", defaults.get("eos_token_id")))
+    language = language_config(text, f"text_config of {file}")
+    choice(raw, file, "projector_hidden_act", "gelu")
+    end = generation if "eos_token_id" in generation else text
     pad = raw.get("pad_token_id", generation.get("pad_token_id", text.get("pad_token_id")))
     return VLMConfig(
         vision=vision,
         projector=ProjectorConfig("mlp", bool(raw.get("multimodal_projector_bias", True))),
-        language=language_config(text, f"text_config of {file}"),
+        language=language,
         feature_levels=feature_levels(raw.get("vision_feature_layer", -2), vision.depth, file),
-        keep_class_token=strategy == "full",
-        image_token=raw.get("image_token_index", raw.get("image_token_id", 32000)),
-        pad_token=0 if pad is None else pad,
-        end_tokens=end_tokens(end),
+        keep_class_token=choice(raw, file, "vision_feature_select_strategy", "default", "full") == "full",
+        image_token=_token(raw.get("image_token_index", raw.get("image_token_id", 32000)), "image_token_index", file),
+        pad_token=pad_token(pad, file),
+        end_tokens=end_tokens(end, language.family, file),
     )
 
 
-def feature_levels(layer: int | list[int], depth: int, file: str) -> tuple[int, ...]:
+def language_config(raw: Mapping[str, Any], where: str, model_type: str | None = None) -> LanguageConfig:
+    """The language part of a configuration; `where` names the file and the section, for messages."""
+    model_type = model_type or raw.get("model_type", "llama")
+    if not isinstance(model_type, str) or model_type not in LANGUAGE_DEFAULTS:
+        raise UserError(
+            f"{where} has model_type {model_type!r}, which is not supported: known language towers are "
+            f"{', '.join(LANGUAGE_DEFAULTS)}"
+        )
+    value = LANGUAGE_DEFAULTS[model_type] | {k: v for k, v in raw.items() if v is not None or k in NULL_IS_A_VALUE}
+    choice(value, where, "hidden_act", "silu")
+    choice(value, where, "mlp_bias", False)
+    choice(value, where, "use_sliding_window" if model_type == "qwen2" else "attention_bias", False)
+    width, heads = (_checked(value[key], int, key, where) for key in ("hidden_size", "num_attention_heads"))
+    if value["num_key_value_heads"] is None:
+        value["num_key_value_heads"] = heads
+    window = value["sliding_window"] if model_type == "mistral" else None
+    value = {"head_dim": width // heads, "tie_word_embeddings": False} | value
+    return LanguageConfig(
+        **_fields(LanguageConfig, LANGUAGE_KEYS, value, where),
+        family=model_type,  # type: ignore[arg-type]  # checked above
+        rope=_rope(value, where),
+        qkv_bias=model_type == "qwen2",
+        sliding_window=_checked(window, int, "sliding_window", where) if window is not None else None,
+    )
+
+
+def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
+    choice(raw, where, "model_type", "clip_vision_model")
+    value = {**CLIP_DEFAULTS, **raw}
+    config = VisionConfig(**_fields(VisionConfig, VISION_KEYS, value, where))
+    if config.width % config.heads:
+        raise UserError(
+            f"{where} has hidden_size {config.width}, which num_attention_heads {config.heads} does not divide"
+        )
+    return config
+
+
+def feature_levels(layer: Any, depth: int, file: str) -> tuple[int, ...]:
     """Indices into hidden_states, where 0 is the embedding and -1 the last layer -> layers run before each."""
-    wanted = layer if isinstance(layer, list | tuple) else [layer]
-    levels = tuple(level + depth + 1 if level < 0 else level for level in wanted)
-    if not levels or not all(0 <= level <= depth for level in levels):
+    wanted = layer if isinstance(layer, list) else [layer]
+    levels = tuple(level + depth + 1 if level < 0 else level for level in wanted if _is_int(level))
+    if len(levels) != len(wanted) or not levels or not all(0 <= level <= depth for level in levels):
         raise UserError(
             f"{file} asks for vision_feature_layer {layer}, which is outside the vision tower of {depth} layers"
         )
     return levels
 
 
-def end_tokens(written: int | list[int] | None) -> tuple[int, ...]:
-    if written is None:
-        return ()
-    return tuple(written) if isinstance(written, list | tuple) else (written,)
+def end_tokens(raw: Mapping[str, Any], family: str, file: str) -> tuple[int, ...]:
+    written = raw.get("eos_token_id", LANGUAGE_DEFAULTS[family]["eos_token_id"])
+    listed = written if isinstance(written, list) else [] if written is None else [written]
+    return tuple(_token(token, "eos_token_id", file) for token in listed)
 
 
-def _whole(value: Mapping[str, Any], where: str, key: str) -> int:
-    number = value[key]
-    if not isinstance(number, int) or number < 1:
-        raise UserError(f"{where} has {key} {number!r}, expected a positive whole number")
-    return number
+def pad_token(written: Any, file: str) -> int:
+    return 0 if written is None else _token(written, "pad_token_id", file)
 
 
-def _refuse(raw: Mapping[str, Any], where: str, key: str, allowed: tuple[Any, ...], default: Any) -> None:
-    value = raw.get(key, default)
-    if value not in allowed:
-        raise UserError(
-            f"{where} has {key} {value!r}, which is not supported: expected {' or '.join(repr(a) for a in allowed)}"
-        )
+def _rope(value: Mapping[str, Any], where: str) -> Rope:
+    """Version 5 writes rope_parameters; version 4 rope_theta and rope_scaling."""
+    written = value.get("rope_parameters") or value.get("rope_scaling") or {}
+    if not isinstance(written, Mapping):
+        raise UserError(f"{where} has the rope parameters {written!r}, expected an object")
+    theta = _checked(written.get("rope_theta") or value.get("rope_theta") or 10000.0, float, "rope_theta", where)
+    kind = written.get("rope_type") or written.get("type") or "default"
+
+    def number(key: str) -> float:
+        if key not in written:
+            raise UserError(f"{where} has rope scaling {kind!r} without {key}")
+        return _checked(written[key], float, key, where)
+
+    match kind:
+        case "default":
+            return Rope(theta)
+        case "linear":
+            return Rope(theta, LinearScaling(number("factor")))
+        case "llama3":
+            low, high = number("low_freq_factor"), number("high_freq_factor")
+            return Rope(
+                theta, Llama3Scaling(number("factor"), low, high, int(number("original_max_position_embeddings")))
+            )
+    raise UserError(f"{where} has rope type {kind!r}, which is not supported: known are default, linear, llama3")
+
+
+def _fields(config: type, keys: Mapping[str, str], value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Those fields of a configuration that the file states, each checked against the type of the field."""
+    kinds = get_type_hints(config)
+    return {field: _checked(value[key], kinds[field], key, where) for field, key in keys.items()}
+
+
+def _checked(written: Any, kind: Any, key: str, where: str) -> Any:
+    if choices := get_args(kind):
+        is_right, expected = written in choices, " or ".join(map(repr, choices))
+    elif kind is bool:
+        is_right, expected = isinstance(written, bool), "true or false"
+    elif kind is int:
+        is_right, expected = _is_int(written) and written > 0, "a positive whole number"
+    else:
+        is_number = _is_int(written) or isinstance(written, float)
+        is_right, expected = is_number and 0 < written < math.inf, "a positive number"
+    if not is_right:
+        raise UserError(f"{where} has {key} {written!r}, expected {expected}")
+    return float(written) if kind is float else written
+
+
+def _token(written: Any, key: str, file: str) -> int:
+    if not _is_int(written):
+        raise UserError(f"{file} has {key} {written!r}, expected the number of a token")
+    return written
+
+
+def _is_int(written: Any) -> bool:
+    return isinstance(written, int) and not isinstance(written, bool)
+
+
+def choice(raw: Mapping[str, Any], where: str, key: str, *known: Any) -> Any:
+    """The value of a key that may have few values. A file that leaves it out means the first."""
+    value = raw.get(key, known[0])
+    if value not in known:
+        supported = " or ".join(map(str, known))
+        raise UserError(f"{where} has {key} {value!r}, which is not supported: expected {supported}")
+    return value
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def hf_dict(config: VLMConfig, dtype: str) -> dict[str, Any]:
+    """config.json of the Hugging Face layout."""
+    levels = [level - config.vision.depth - 1 for level in config.feature_levels]
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": config.image_token,
+        "pad_token_id": config.pad_token,
+        "image_seq_length": config.features_per_image,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": config.projector.bias,
+        "vision_feature_layer": levels[0] if len(levels) == 1 else levels,
+        "vision_feature_select_strategy": "full" if config.keep_class_token else "default",
+        "tie_word_embeddings": config.language.tied_embeddings,
+        "torch_dtype": dtype,
+        "text_config": {**_language_dict(config), "torch_dtype": dtype},
+        "vision_config": _vision_dict(config.vision),
+    }
+
+
+def llava_dict(config: VLMConfig, dtype: str, aspect: str) -> dict[str, Any]:
+    """config.json of the original layout. It has no keys for the vision tower's numbers: they go in a key of ours."""
+    family = config.language.family
+    (level,) = config.feature_levels
+    return {
+        **_language_dict(config),
+        "architectures": [f"Llava{_CLASSES[family]}ForCausalLM"],
+        "model_type": {hf: original for original, hf in ORIGINAL_TYPES.items()}[family],
+        "pad_token_id": config.pad_token,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_projector_type": "linear" if config.projector.kind == "linear" else "mlp2x_gelu",
+        "mm_hidden_size": config.vision.width,
+        "mm_vision_select_layer": level - config.vision.depth - 1,
+        "mm_vision_select_feature": "cls_patch" if config.keep_class_token else "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": aspect,
+        "tokenizer_model_max_length": 2048,
+        "torch_dtype": dtype,
+        "victor_jax": {"vision_config": _vision_dict(config.vision), "image_token": config.image_token},
+    }
+
+
+def _vision_dict(config: VisionConfig) -> dict[str, Any]:
+    return {"model_type": "clip_vision_model"} | {key: getattr(config, field) for field, key in VISION_KEYS.items()}
+
+
+def _language_dict(config: VLMConfig) -> dict[str, Any]:
+    language, ends = config.language, list(config.end_tokens)
+    return {
+        "model_type": language.family,
+        "architectures": [f"{_CLASSES[language.family]}ForCausalLM"],
+        **{key: getattr(language, field) for field, key in LANGUAGE_KEYS.items()},
+        "hidden_act": "silu",
+        "rope_theta": language.rope.theta,
+        "rope_scaling": _rope_scaling(language.rope),
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+    } | ({"sliding_window": language.sliding_window} if language.family == "mistral" else {})
+
+
+def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
+    match rope.scaling:
+        case LinearScaling(factor):
+            return {"rope_type": "linear", "type": "linear", "factor": factor}
+        case Llama3Scaling():
+            numbers = asdict(rope.scaling)
+            numbers["original_max_position_embeddings"] = numbers.pop("original_max_position")
+            return {"rope_type": "llama3", **numbers}
+        case _:
+            return None

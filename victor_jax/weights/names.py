@@ -4,10 +4,29 @@ Ours are per layer, with kernels [in, out]:  language/layers/3/attention/q/kerne
 [out, in]; a convolution over patches is a linear map of the flattened patch.
 """
 
+import math
 import re
-from typing import Any
 
-# Ours -> PyTorch, module by module, within a language layer, a vision layer, and outside the layers.
+from victor_jax.errors import UserError, join_names
+from victor_jax.weights.tensors import Tensor, reshaped, transposed
+
+Table = dict[str, Tensor]  # by our names, or by the keys of a file
+
+HEAD = "language/head"
+PATCHES = "vision/patch_embedding/kernel"
+OWN = "compression/"  # a method's own parameters, under the names of the module that holds them
+REGISTERS = OWN + "registers"
+
+
+def _layer(ours: str, torch: str, modules: dict[str, str]) -> dict[str, str]:
+    """Every tensor of layer # by our name -> by PyTorch's."""
+    return {
+        f"{ours}/layers/#/{module}/{leaf}": f"{torch}layers.#.{torch_module}.{'bias' if leaf == 'bias' else 'weight'}"
+        for module, torch_module in modules.items()
+        for leaf in ("scale" if module.startswith("norm") else "kernel", "bias")
+    }
+
+
 LANGUAGE_LAYER = {
     "attention/q": "self_attn.q_proj",
     "attention/k": "self_attn.k_proj",
@@ -29,114 +48,129 @@ VISION_LAYER = {
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
 }
-VISION = {
+# Ours -> PyTorch, without the prefix of the part.
+TORCH = {
+    "language/embedding": "embed_tokens.weight",
+    "language/norm/scale": "norm.weight",
+    HEAD: "lm_head.weight",
+    **_layer("language", "", LANGUAGE_LAYER),
     "vision/class_embedding": "embeddings.class_embedding",
     "vision/position_embedding": "embeddings.position_embedding.weight",
-    "vision/patch_embedding/kernel": "embeddings.patch_embedding.weight",
+    PATCHES: "embeddings.patch_embedding.weight",
     "vision/pre_norm/scale": "pre_layrnorm.weight",  # spelt so in CLIP
     "vision/pre_norm/bias": "pre_layrnorm.bias",
     "vision/post_norm/scale": "post_layernorm.weight",
     "vision/post_norm/bias": "post_layernorm.bias",
+    **_layer("vision", "encoder.", VISION_LAYER),
+    "projector/linear_1/kernel": "linear_1.weight",
+    "projector/linear_1/bias": "linear_1.bias",
+    "projector/linear_2/kernel": "linear_2.weight",
+    "projector/linear_2/bias": "linear_2.bias",
 }
-LANGUAGE = {"language/embedding": "embed_tokens.weight", "language/norm/scale": "norm.weight"}
-HEAD = "language/head"
-OWN = "compression/"  # a method's own parameters, under the names of the module that holds them
-REGISTERS = OWN + "registers"
+OURS = {(name.split("/")[0], torch_name): name for name, torch_name in TORCH.items()}
 
-# Where the parts stand in the two layouts that we write.
-LAYOUTS: dict[str, Any] = {
+# The prefixes of the parts in the two layouts that we write.
+PREFIXES = {
     "hf": {
         "vision": "vision_tower.vision_model.",
         "language": "language_model.model.",
-        "head": "language_model.lm_head.weight",
-        "projector": {
-            "linear_1": "multi_modal_projector.linear_1",
-            "linear_2": "multi_modal_projector.linear_2",
-        },
+        "projector": "multi_modal_projector.",
+        "head": "language_model.",
     },
     "llava": {
         "vision": "model.vision_tower.vision_tower.vision_model.",
         "language": "model.",
-        "head": "lm_head.weight",
-        "projector": {"linear_1": "model.mm_projector.0", "linear_2": "model.mm_projector.2"},
+        "projector": "model.mm_projector.",
+        "head": "",
     },
 }
-LINEAR_PROJECTOR = "model.mm_projector"  # the original layout's name when the projector is one layer
-
 # Every spelling that we read: (pattern, part). What follows the prefix is the same in all of them.
 _SPELLINGS = [
-    (r"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(?P<rest>.+)", "vision"),
-    (r"(?:model\.)?multi_modal_projector\.(?P<rest>.+)", "projector"),
-    (r"(?:model\.)?mm_projector\.(?P<rest>.+)", "mm_projector"),
-    (r"(?:model\.)?(?:language_model\.)?lm_head\.weight(?P<rest>)", "head"),
-    (r"(?:model\.)?language_model\.(?:model\.)?(?P<rest>.+)", "language"),
-    (r"model\.(?P<rest>.+)", "language"),
+    (r"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?(.+)", "vision"),
+    (r"(?:model\.)?(?:multi_modal_projector|mm_projector)\.(.+)", "projector"),
+    (r"(?:model\.)?(?:language_model\.)?(lm_head\.weight)", "language"),
+    (r"(?:model\.)?language_model\.(?:model\.)?(.+)", "language"),
+    (r"model\.(.+)", "language"),
 ]
-_CLIP_SPELLINGS = [(r"(?:vision_model\.)?(?P<rest>.+)", "vision")]
+_CLIP_SPELLINGS = [(r"(?:vision_model\.)?(.+)", "vision")]
+# The original layout numbers the projector's layers, and has none where the projector is a single one.
+_PROJECTOR = {"0.": "linear_1.", "2.": "linear_2.", "": "linear_1."}
 
-# Tensors that carry nothing we need: buffers that are recomputed, and the text half of a whole CLIP.
+# Tensors that are not needed: buffers that are recomputed, and the text half of a whole CLIP.
 _SKIPPABLE = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
 _CLIP_SKIPPABLE = re.compile(r"text_model\..*|(text|visual)_projection\.weight|logit_scale")
 
-_PROJECTOR = {
-    "linear_1": "linear_1",
-    "linear_2": "linear_2",
-    "0": "linear_1",
-    "2": "linear_2",
-    "": "linear_1",
-}
+
+def current_name(path: str) -> str:
+    """Checkpoints of version 0.1 hold the registers outside `compression/`."""
+    parent, _, leaf = path.rpartition("/")
+    is_old = leaf == "registers" and not path.endswith(REGISTERS)
+    return f"{parent}/{REGISTERS}".lstrip("/") if is_old else path
 
 
-def is_skippable(key: str, clip_folder: bool = False) -> bool:
-    return bool(_SKIPPABLE.fullmatch(key) or (clip_folder and _CLIP_SKIPPABLE.fullmatch(key)))
+def from_torch(
+    tensors: Table, source: str, *, clip_folder: bool = False, tied_head: bool = False
+) -> tuple[Table, tuple[str, ...]]:
+    """Tensors under PyTorch keys -> by our names in our layout, and the keys that are not needed."""
+    table: Table = {}
+    skipped, unknown, twice = [], [], []
+    for key, tensor in tensors.items():
+        name = from_torch_name(key, clip_folder)
+        is_skippable = _SKIPPABLE.fullmatch(key) or (clip_folder and _CLIP_SKIPPABLE.fullmatch(key))
+        if is_skippable or (tied_head and name == HEAD):  # a tied head is the embedding
+            skipped.append(key)
+        elif name is None:
+            unknown.append(key)
+        elif name in table:
+            twice.append(key)
+        else:
+            table[name] = _from_torch_layout(name, tensor)
+    if unknown:
+        raise UserError(f"{source} holds unexpected tensors: {join_names(unknown)}")
+    if twice:
+        raise UserError(f"{source} holds the same tensor under two spellings: {join_names(twice)}")
+    return table, tuple(skipped)
 
 
-def ours(key: str, clip_folder: bool = False) -> str | None:
+def to_torch(tensors: Table, layout: str, linear_projector: bool, patch_size: int) -> Table:
+    """The inverse of `from_torch`, in the layout `hf` or `llava`."""
+    table = {}
+    for name, tensor in tensors.items():
+        if is_transposed(name):
+            tensor = transposed(tensor)
+        if name == PATCHES:
+            tensor = reshaped(tensor, (tensor.shape[0], 3, patch_size, patch_size))
+        table[to_torch_name(name, layout, linear_projector)] = tensor
+    return table
+
+
+def from_torch_name(key: str, clip_folder: bool = False) -> str | None:
     """A PyTorch key in any known spelling -> our name, or None."""
     for pattern, part in _CLIP_SPELLINGS if clip_folder else _SPELLINGS:
         if match := re.fullmatch(pattern, key):
-            return _ours_within(part, match["rest"])
+            rest, layer = match[1], re.search(r"(?<=layers\.)\d+", match[1])
+            if part == "projector":
+                rest = re.sub(r"^(0\.|2\.|)(?=weight$|bias$)", lambda found: _PROJECTOR[found[0]], rest)
+            name = OURS.get((part, re.sub(r"(?<=layers\.)\d+", "#", rest)))
+            return name.replace("#", layer[0]) if name and layer else name
     return None
 
 
-def _ours_within(part: str, rest: str) -> str | None:
-    match part:
-        case "head":
-            return HEAD
-        case "projector" | "mm_projector":
-            module, _, leaf = rest.rpartition(".")
-            known = module in _PROJECTOR and leaf in ("weight", "bias")
-            return f"projector/{_PROJECTOR[module]}/{_our_leaf(leaf)}" if known else None
-        case "language":
-            return _invert(LANGUAGE).get(rest) or _our_layer(rest, r"layers\.", LANGUAGE_LAYER, part)
-        case _:
-            return _invert(VISION).get(rest) or _our_layer(rest, r"encoder\.layers\.", VISION_LAYER, part)
-
-
-def _our_layer(rest: str, prefix: str, modules: dict[str, str], part: str) -> str | None:
-    match = re.fullmatch(prefix + r"(\d+)\.(.+)\.(weight|bias)", rest)
-    module = _invert(modules).get(match[2]) if match else None
-    if match is None or module is None:
-        return None
-    leaf = _our_leaf(match[3], is_norm=module.startswith("norm"))
-    return f"{part}/layers/{int(match[1])}/{module}/{leaf}"
-
-
-def theirs(name: str, layout: str, linear_projector: bool = False) -> str:
+def to_torch_name(name: str, layout: str, linear_projector: bool = False) -> str:
     """Our name -> the key in the layout `hf` or `llava`."""
-    places = LAYOUTS[layout]
-    if name == HEAD:
-        return places["head"]
-    part, *inner = name.split("/")
-    if part == "projector":
-        module = LINEAR_PROJECTOR if linear_projector else places["projector"][inner[0]]
-        return f"{module}.{_their_leaf(inner[1])}"
-    outside = VISION if part == "vision" else LANGUAGE
-    if name in outside:
-        return f"{places[part]}{outside[name]}"
-    _, layer, *module_path, leaf = inner
-    modules, prefix = (VISION_LAYER, "encoder.layers") if part == "vision" else (LANGUAGE_LAYER, "layers")
-    return f"{places[part]}{prefix}.{layer}.{modules['/'.join(module_path)]}.{_their_leaf(leaf)}"
+    layer = re.search(r"(?<=layers/)\d+", name)
+    torch_name = TORCH[re.sub(r"(?<=layers/)\d+", "#", name)].replace("#", layer[0] if layer else "")
+    part = name.split("/")[0]
+    if part == "projector" and layout == "llava":
+        number = next(key for key, module in _PROJECTOR.items() if torch_name.startswith(module))
+        torch_name = torch_name.replace(_PROJECTOR[number], "" if linear_projector else number)
+    return PREFIXES[layout]["head" if name == HEAD else part] + torch_name
+
+
+def with_torch_name(name: str, format: str) -> str:
+    """`language/head (lm_head.weight)`: for messages about a checkpoint of that format, in the spelling we write."""
+    layout = {"hf": "hf", "llava": "llava", "language model + CLIP": "llava"}.get(format)
+    return f"{name} ({to_torch_name(name, layout)})" if layout and not name.startswith(OWN) else name
 
 
 def is_transposed(name: str) -> bool:
@@ -144,33 +178,7 @@ def is_transposed(name: str) -> bool:
     return name.endswith("/kernel") or name == HEAD
 
 
-def _our_leaf(leaf: str, is_norm: bool = False) -> str:
-    return leaf if leaf == "bias" else ("scale" if is_norm else "kernel")
-
-
-def _their_leaf(leaf: str) -> str:
-    return "bias" if leaf == "bias" else "weight"
-
-
-def _invert(table: dict[str, str]) -> dict[str, str]:
-    return {theirs: ours for ours, theirs in table.items()}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict -> its leaves by path."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """Leaves by path -> a nested dict."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+def _from_torch_layout(name: str, tensor: Tensor) -> Tensor:
+    if name == PATCHES and len(tensor.shape) == 4 and tensor.shape[1] == 3:
+        tensor = reshaped(tensor, (tensor.shape[0], math.prod(tensor.shape[1:])))
+    return transposed(tensor) if is_transposed(name) and len(tensor.shape) == 2 else tensor

@@ -6,20 +6,19 @@ Any Orbax reader restores `params` as a nested dict. It is written and read tens
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import type_handlers
 
 from victor_jax.errors import UserError
-from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
-from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
-from victor_jax.weights.checkpoint import Prompt, prompt_from_json
-from victor_jax.weights.names import nest
+from victor_jax.models.config import VLMConfig
+from victor_jax.prompt import Prompt, prompt_from_json
 from victor_jax.weights.tensors import Index, Tensor
 
 MODEL_TYPE = "victor_jax"
@@ -43,7 +42,7 @@ class _LazyHandler(type_handlers.NumpyHandler):
 
 
 def write_params(folder: Path, tensors: dict[str, Tensor], progress: Any) -> None:
-    tree = nest(tensors)
+    tree = unflatten_dict(tensors, sep="/")
     registry = type_handlers.create_type_handler_registry(
         (Tensor, _LazyHandler(progress)), (jax.Array, type_handlers.ArrayHandler())
     )
@@ -96,7 +95,7 @@ def _lazy(params: Path, keys: list[str], leaf: Any, context: ts.Context) -> Tens
         except ValueError as error:
             raise UserError(f"{params} lost the tensor {'/'.join(keys)} ({error}): convert again") from None
 
-    return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), read, str(params))
+    return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), read)
 
 
 def config_json(config: VLMConfig, compression: str, prompt: Prompt) -> str:
@@ -115,25 +114,19 @@ def config_from_json(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str, P
     if raw.get("version") != VERSION:
         raise UserError(f"{file} has version {raw.get('version')}, this release reads version {VERSION}")
     try:
-        written = raw["architecture"]
-        language = dict(written["language"])
-        language["rope"] = _rope(language["rope"])
-        config = VLMConfig(
-            vision=VisionConfig(**written["vision"]),
-            projector=ProjectorConfig(**written["projector"]),
-            language=LanguageConfig(**language),
-            feature_levels=tuple(written["feature_levels"]),
-            end_tokens=tuple(written["end_tokens"]),
-            **{key: written[key] for key in ("keep_class_token", "image_token", "pad_token")},
-        )
+        config = _build(VLMConfig, raw["architecture"])
         return config, raw["compression"], prompt_from_json(raw.get("prompt", {}), file)
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} does not describe a model of ours ({error}): convert again") from None
 
 
-def _rope(written: dict[str, Any]) -> Rope:
-    scaling = written["scaling"]
-    if scaling is None:
-        return Rope(written["theta"])
-    kind = LinearScaling if scaling.keys() == {"factor"} else Llama3Scaling
-    return Rope(written["theta"], kind(**scaling))
+def _build(kind: Any, written: Any) -> Any:
+    """The inverse of `dataclasses.asdict`."""
+    options: list[Any] = [option for option in (kind, *get_args(kind)) if dataclasses.is_dataclass(option)]
+    if not options or written is None:
+        return tuple(written) if isinstance(written, list) else written
+    for option in options:  # several in a union: told apart by their fields
+        hints = get_type_hints(option)
+        if isinstance(written, dict) and hints.keys() == written.keys():
+            return option(**{key: _build(hints[key], value) for key, value in written.items()})
+    raise TypeError(f"{' or '.join(option.__name__ for option in options)} cannot be {written!s:.80}")

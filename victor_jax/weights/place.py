@@ -45,7 +45,7 @@ def gather(path: str, tensors: dict[str, Tensor], module: VLMModule, dtype: np.d
     return parts[0] if names == [path] else stacked(parts)
 
 
-def spare(tensors: dict[str, Tensor], paths: Iterable[str], module: VLMModule) -> dict[str, Tensor]:
+def unused_tensors(tensors: dict[str, Tensor], paths: Iterable[str], module: VLMModule) -> dict[str, Tensor]:
     """The tensors that none of the parameters is made of, read into memory: kept to be saved again."""
     used = {name for path in paths for name in sources(path, module)}
     return {name: from_array(tensor.load()) for name, tensor in tensors.items() if name not in used}
@@ -101,4 +101,4 @@ def _of_array(array: jax.Array, layer: int | None = None) -> Tensor:
         return fetch(array[index] if layer is None else array[(layer, *index)])
 
     shape = array.shape if layer is None else array.shape[1:]
-    return Tensor(shape, np.dtype(array.dtype), read, "memory")
+    return Tensor(shape, np.dtype(array.dtype), read)

@@ -1,4 +1,4 @@
-"""A tensor that still lies in its file: its shape is known, its bytes are read when asked for, slice by slice."""
+"""A tensor not read yet: its shape is known, its bytes are read from the file when asked for, slice by slice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[Index], np.ndarray]
-    source: str  # the file, for messages
 
     @property
     def nbytes(self) -> int:
@@ -29,8 +28,8 @@ class Tensor:
         return self.read(tuple(slice(0, n) for n in self.shape))
 
 
-def from_array(array: np.ndarray, source: str = "memory") -> Tensor:
-    return Tensor(array.shape, array.dtype, lambda index: array[index], source)
+def from_array(array: np.ndarray) -> Tensor:
+    return Tensor(array.shape, array.dtype, lambda index: array[index])
 
 
 def transposed(tensor: Tensor) -> Tensor:

@@ -1,13 +1,22 @@
-"""The tokenizer of a checkpoint folder, whatever its layout."""
+"""The tokenizer of a checkpoint folder, whatever its layout; and with the image processor, for a Hugging Face export.
 
+The original layout has no image token: it splits the prompt at the text `<image>`. transformers wants the token in
+the tokenizer, and the image processor described in files beside it.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
 from victor_jax.errors import UserError
+from victor_jax.models.config import VLMConfig
+from victor_jax.ops.images import CLIP_MEAN, CLIP_STD
 from victor_jax.weights.folder import read_json
 from victor_jax.weights.orbax_format import MODEL_TYPE
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+IMAGE_TOKEN = "<image>"
+PAD_TOKEN = "<pad>"
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -15,16 +24,56 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def open_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer, PreTrainedConfig
+    from transformers import AutoTokenizer, PreTrainedConfig  # takes seconds
 
-    # transformers asks config.json for the kind of tokenizer and wonders at the name of our format, which says none.
-    kind = {"config": PreTrainedConfig()} if _is_ours(folder) else {}
+    # transformers asks config.json for the kind of tokenizer and warns of our format, which names none.
+    file = folder / "config.json"
+    is_ours = file.exists() and read_json(file).get("model_type") == MODEL_TYPE
     try:
-        return AutoTokenizer.from_pretrained(folder, **kind)
+        return AutoTokenizer.from_pretrained(folder, **({"config": PreTrainedConfig()} if is_ours else {}))
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer could be read from {folder} ({str(error).splitlines()[0]})") from None
 
 
-def _is_ours(folder: Path) -> bool:
-    file = folder / "config.json"
-    return file.exists() and read_json(file).get("model_type") == MODEL_TYPE
+def tokenizer_with_image_token(source: Path) -> Any | None:
+    """The source's tokenizer with `<image>` and a padding token; None where it has none."""
+    if not has_tokenizer(source):
+        return None
+    from transformers import AddedToken
+
+    tokenizer = open_tokenizer(source)
+    tokenizer.add_tokens(AddedToken(IMAGE_TOKEN, special=True, normalized=False), special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    return tokenizer
+
+
+def write_processor(folder: Path, tokenizer: Any, config: VLMConfig, aspect: str) -> None:
+    """The files that AutoProcessor reads, in the spelling that transformers 4.x and 5.x share."""
+    tokenizer.save_pretrained(folder)
+    size = config.vision.image_size
+    image = {
+        "image_processor_type": "LlavaImageProcessor",
+        "processor_class": "LlavaProcessor",
+        "do_convert_rgb": True,
+        "do_pad": aspect == "pad",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE_TOKEN,
+        "patch_size": config.vision.patch_size,
+        "vision_feature_select_strategy": "full" if config.keep_class_token else "default",
+        "num_additional_image_tokens": 1,  # the class token: without it transformers counts one patch too few
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2) + "\n")
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

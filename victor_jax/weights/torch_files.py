@@ -206,7 +206,7 @@ def _tensor(name: str, view: _View, storage: range, path: str) -> Tensor:
         array: np.ndarray = np.ndarray(part.shape, dtype, data.data, offset, strides)
         return array if array.flags.c_contiguous else array.copy()  # lets go of the bytes between
 
-    return Tensor(view.shape, dtype, read, path)
+    return Tensor(view.shape, dtype, read)
 
 
 def _read_bytes(path: str, start: int, count: int) -> np.ndarray:

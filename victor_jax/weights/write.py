@@ -14,14 +14,14 @@ import numpy as np
 from victor_jax.compression.plan import round_up
 from victor_jax.errors import UserError
 from victor_jax.files import new_folder
+from victor_jax.prompt import Prompt
 from victor_jax.weights import orbax_format
-from victor_jax.weights.checkpoint import Checkpoint, Prompt
-from victor_jax.weights.hf_config_writer import hf_config, llava_config
-from victor_jax.weights.names import HEAD, REGISTERS, is_transposed, theirs
-from victor_jax.weights.processor import IMAGE_TOKEN, tokenizer_with_image_token, write_processor
-from victor_jax.weights.read import SIDE_CONFIG, SIDE_WEIGHTS
-from victor_jax.weights.safetensors_writer import write_file, write_shards
-from victor_jax.weights.tensors import Index, Tensor, reshaped, transposed
+from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.folder import SIDE_CONFIG, SIDE_WEIGHTS, write_file, write_shards
+from victor_jax.weights.hf_config import hf_dict, llava_dict
+from victor_jax.weights.names import HEAD, to_torch
+from victor_jax.weights.tensors import Index, Tensor, transposed
+from victor_jax.weights.tokenizer import IMAGE_TOKEN, tokenizer_with_image_token, write_processor
 
 FORMATS = ("hf", "llava", "orbax")
 VOCABULARY_MULTIPLE = 64  # Hugging Face's converter pads the embedding to this
@@ -42,7 +42,9 @@ COMPANIONS = (
 Progress = Callable[[int], Any]  # called with the bytes that have been written
 
 
-def write_checkpoint(checkpoint: Checkpoint, destination: str | Path, to: str, progress: Progress) -> None:
+def write_checkpoint(
+    checkpoint: Checkpoint, destination: str | Path, to: str, progress: Progress = lambda _: None
+) -> None:
     if to not in FORMATS:
         raise UserError(f"unknown format {to!r}: known are {', '.join(FORMATS)}")
     has_image_token = checkpoint.config.image_token < checkpoint.config.language.vocabulary
@@ -52,7 +54,7 @@ def write_checkpoint(checkpoint: Checkpoint, destination: str | Path, to: str, p
     with new_folder(Path(destination).resolve()) as folder:
         _copy_companions(checkpoint.folder, folder)
         if tokenizer is not None:
-            write_processor(folder, tokenizer, checkpoint.config)
+            write_processor(folder, tokenizer, checkpoint.config, checkpoint.prompt.aspect)
         if to == "orbax":
             text = orbax_format.config_json(checkpoint.config, checkpoint.compression, checkpoint.prompt)
             _write_params(folder, checkpoint.tensors, progress)
@@ -82,38 +84,22 @@ def _write_params(folder: Path, tensors: dict[str, Tensor], progress: Progress) 
 
 
 def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progress) -> str:
-    """Weights and side files of a layout of others -> the text of its config.json."""
-    if to == "llava" and len(checkpoint.config.feature_levels) > 1:
+    """Writes weights and side files of the layout `hf` or `llava`; returns the text of its config.json."""
+    config, prompt = checkpoint.config, checkpoint.prompt
+    if to == "llava" and len(config.feature_levels) > 1:
         raise UserError("the original layout takes features of one vision layer, this model joins several: use hf")
-    linear = checkpoint.config.projector.kind == "linear"
-    tensors = {
-        theirs(name, to, linear): _in_their_layout(name, tensor, checkpoint)
-        for name, tensor in checkpoint.tensors.items()
-        if name != REGISTERS
-    }
-    write_shards(folder, tensors, progress)
-    if checkpoint.compression != "full" or checkpoint.prompt != Prompt():
-        side = {
-            "compression": checkpoint.compression,
-            "registers": checkpoint.registers,
-            "prompt": asdict(checkpoint.prompt),
-        }
+    own = checkpoint.own
+    shared = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in own}
+    linear = config.projector.kind == "linear"
+    write_shards(folder, to_torch(shared, to, linear, config.vision.patch_size), progress)
+    if checkpoint.compression != "full" or prompt != Prompt():
+        side = {"compression": checkpoint.compression, "prompt": asdict(prompt)}
         (folder / SIDE_CONFIG).write_text(json.dumps(side, indent=2) + "\n")
-    if checkpoint.registers:
-        write_file(folder / SIDE_WEIGHTS, {REGISTERS: checkpoint.tensors[REGISTERS]}, progress)
-    describe = hf_config if to == "hf" else llava_config
-    described = describe(checkpoint.config, checkpoint.dtype)
-    if to == "llava":
-        described["image_aspect_ratio"] = checkpoint.prompt.aspect
+    if own:
+        write_file(folder / SIDE_WEIGHTS, own, progress)
+    dtype = checkpoint.dtype
+    described = hf_dict(config, dtype) if to == "hf" else llava_dict(config, dtype, prompt.aspect)
     return json.dumps(described, indent=2) + "\n"
-
-
-def _in_their_layout(name: str, tensor: Tensor, checkpoint: Checkpoint) -> Tensor:
-    tensor = transposed(tensor) if is_transposed(name) else tensor
-    if name == "vision/patch_embedding/kernel":
-        size = checkpoint.config.vision.patch_size
-        tensor = reshaped(tensor, (tensor.shape[0], 3, size, size))
-    return tensor
 
 
 def _for_hugging_face(checkpoint: Checkpoint, tokenizer: Any | None) -> Checkpoint:

@@ -1,0 +1,119 @@
+"""The data of a run: from settings to the sources of its batches."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from victor_jax.compression.plan import Method
+from victor_jax.data.batches import BatchSource
+from victor_jax.data.images import BadImage, ImageSource
+from victor_jax.data.index import Index, Reader, open_index
+from victor_jax.data.records import Records
+from victor_jax.data.sample import write_sample
+from victor_jax.data.schedule import Schedule
+from victor_jax.data.settings import DataSettings
+from victor_jax.data.sources import open_source
+from victor_jax.data.templates import TEMPLATES
+from victor_jax.errors import UserError
+from victor_jax.models.config import VLMConfig
+from victor_jax.weights.tokenizer import open_tokenizer
+
+SAMPLE = "sample"  # as data.path: made up, for smoke tests
+TRIED = 16  # rows of which one image must be there before anything else is done
+
+
+@dataclass(frozen=True)
+class Inputs:
+    index: Index
+    train: BatchSource
+    held_out: BatchSource | None
+    tokenizer: Any
+    tokenizer_folder: Path
+
+
+def with_paths(data: DataSettings, init_from: str, workdir: Path) -> DataSettings:
+    """With the tokenizer's folder filled in. The made-up data set is first written into the work folder."""
+    if not data.path:
+        raise UserError("config.data.path is empty: name a .json, .jsonl, .parquet or .tar file, or a packed folder")
+    if data.path != SAMPLE:
+        return replace(data, tokenizer=data.tokenizer or init_from)
+    folder = workdir / SAMPLE
+    if jax.process_index() == 0:
+        write_sample(folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("sample written")
+    path, images, tokenizer = (str(folder / name) for name in ("data.json", "images", "tokenizer"))
+    return replace(data, path=path, images=images, tokenizer=tokenizer)
+
+
+def open_reader(data: DataSettings, records: Records, model: VLMConfig, method: Method) -> Reader:
+    """The rows as this model reads them."""
+    tokenizer = _open_tokenizer(data.tokenizer, model.language.vocabulary)
+    return Reader(records, TEMPLATES[data.template], tokenizer, method.tokens_per_image(model), data.max_length)
+
+
+def open_inputs(
+    data: DataSettings,
+    model: VLMConfig,
+    method: Method,
+    index_folder: Path,
+    *,
+    batch_size: int,
+    micro_batches: int,
+    seed: int,
+    held_out_rows: int,
+    shares: list[tuple[int, ...]],  # for each share of a batch's rows, the hosts that read it
+) -> Inputs:
+    """Everything is checked and indexed here, before any weight is read."""
+    records, images = open_source(data.path, data.images)
+    reader = open_reader(data, records, model, method)
+    is_first = jax.process_index() == 0
+    index = open_index(reader, data.path, index_folder, data.workers, data.max_bad_rows, is_first)
+    good = np.flatnonzero(index.text_lengths)
+    if not len(good):
+        why = f", the first: {index.bad[0][1]}" if index.bad else ""
+        raise UserError(f"none of the {len(reader)} rows of {data.path} can be used{why}")
+    _check_images(reader, images, good[index.image_counts[good] > 0])
+    if held_out_rows >= len(good):
+        raise UserError(
+            f"config.evaluation.rows={held_out_rows} holds out all of the {len(good)} rows that can be used"
+        )
+    held_out = np.random.default_rng(seed).permutation(good)[:held_out_rows]
+    share = next(number for number, hosts in enumerate(shares) if jax.process_index() in hosts)
+
+    def source(rows: np.ndarray) -> BatchSource:
+        schedule = Schedule(index, batch_size, seed, method.registers, micro_batches, rows=rows)
+        size = model.vision.image_size
+        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, share, len(shares))  # type: ignore[arg-type]
+
+    train = source(np.setdiff1d(good, held_out))
+    return Inputs(index, train, source(held_out) if held_out_rows else None, reader.tokenizer, Path(data.tokenizer))
+
+
+def _check_images(reader: Reader, images: ImageSource, rows: np.ndarray) -> None:
+    """Where not one of the first images is there, the folder is another one."""
+    failed: list[BadImage] = []
+    for row in rows[:TRIED].tolist():
+        try:
+            images.open(reader[row].images[0])
+            return
+        except BadImage as error:
+            failed.append(error)
+    if failed:
+        raise UserError(f"config.data.images is not the folder of these rows: of the first, {failed[0]}")
+
+
+def _open_tokenizer(folder: str, vocabulary: int) -> Any:
+    if not Path(folder).is_dir():
+        raise UserError(f"config.data.tokenizer: {folder} is no folder; give the folder of the model's tokenizer")
+    tokenizer = open_tokenizer(Path(folder))
+    if tokenizer.vocab_size > vocabulary:
+        raise UserError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model {vocabulary}: they do not belong "
+            "together"
+        )
+    return tokenizer
