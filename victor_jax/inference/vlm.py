@@ -175,13 +175,17 @@ class VLM:
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
+        write_checkpoint(self._checkpoint(), path, format)
+
+    def push(self, repository: str, private: bool = True) -> str:
+        """Writes the format `hf` and a model card to `org/name` on the Hugging Face Hub; returns the address."""
+        from victor_jax.weights.hub import push_checkpoint  # a quarter of a second to import
+
+        return push_checkpoint(self._checkpoint(), repository, private)
+
+    def _checkpoint(self) -> Checkpoint:
         tensors = self.unused_tensors | layers_of(self.params, self.module)
-        write_checkpoint(
-            Checkpoint("memory", self.folder, self.config, tensors, self.compression, prompt=self.prompt),
-            path,
-            format,
-            progress=lambda _: None,
-        )
+        return Checkpoint("memory", self.folder, self.config, tensors, self.compression, prompt=self.prompt)
 
     def prepare(self, rows: Rows[EncodedRow]) -> Prepared:
         """Opens the pictures of encoded rows."""
