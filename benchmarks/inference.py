@@ -86,14 +86,11 @@ def compiled(
 
 def on_paper(preset: Preset, module: VLMModule, rows: int, lengths: tuple[int, ...]) -> dict[str, Any]:
     """FLOPs of the first token, vision included; bytes of one decoded token, in the middle of the long answer."""
-    kept, middle = flops.Bytes(module.dtype.itemsize), tuple(n + preset.new_tokens[-1] // 2 for n in lengths)
-    work = flops.Work(rows, lengths, images=rows, head=1)
-    first = flops.prefill(module, work, causal=counted(module.implementation), kept=kept).total
-    cached = zip(module.method.plan.stages, lengths, strict=True)
+    work, middle = flops.Work(rows, lengths, images=rows, head=1), preset.new_tokens[-1] // 2
     return {
-        "flops": {"prefill": first.flops},
-        "decode_bytes_per_token": flops.decode(module, rows, middle, kept=kept).total.bytes,
-        "cache_bytes_per_image": sum(flops.cache_bytes(module.config, layers, 1, n, kept) for layers, n in cached),
+        "flops": {"prefill": flops.forward(module, work, counted(module.implementation))},
+        "decode_bytes_per_token": flops.decode_bytes(module, rows, tuple(n + middle for n in lengths)),
+        "cache_bytes_per_image": flops.cache_bytes(module, 1, lengths),
     }
 
 

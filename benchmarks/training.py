@@ -19,6 +19,7 @@ from benchmarks import machine
 from benchmarks.shapes import PRESETS, Preset, batch_of, counted, random_params
 from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
+from victor_jax.models.language import Remat
 from victor_jax.models.layers import Lora
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.sharding.mesh import make_mesh, of_parameter
@@ -29,7 +30,7 @@ from victor_jax.training.step import State, StepSettings, make_step
 
 SPECS = ("full", "victor:registers=8,layer=3")
 PARAM_DTYPE = "float32"  # of what is trained
-REMAT: flops.Remat = "full"
+REMAT: Remat = "full"
 LOSS_CHUNK = 512
 # The recipes' values; none of them changes how long a step takes.
 OPTIMIZER = OptimizerSettings(2e-5, 0.0, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0)
@@ -82,8 +83,8 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
     cost = flops.training_step(
         module,
         flops.Work.of_loss(stage.rows, lengths, images=stage.rows, chunk=LOSS_CHUNK),
-        flops.Training(stage.trained, REMAT, stage.lora.rank if stage.lora else 0),
-        causal=counted(preset.attention),
+        stage.trained,
+        counted(preset.attention),
     )
     kinds = {"trained": train, "frozen": frozen, "optimizer": moments, "batch": parts}
     memory = {kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
@@ -95,7 +96,7 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
         "rows": stage.rows,
         "text": stage.text,
         "lengths": lengths,
-        "flops": cost.parts.total.flops,
+        "flops": cost.flops,
         "model_flops": cost.model_flops,
         "memory": memory,
         "compile_seconds": compile_seconds,

@@ -73,7 +73,7 @@ def test_a_step_is_bound_by_its_slowest_resource(planned):
     slow_links = replace(SLICE, chip=replace(SLICE.chip, links=links / 1e6))
     assert plan_pod.times(planned, slow_links)["links"] == 1e6
     assert "all at once".ljust(40) + "1000000.000".rjust(17) in plan_pod.report([planned], slow_links).splitlines()
-    flops = sum(one.parts.total.flops for one in step_costs(planned.run, planned.parts))
+    flops = sum(one.flops for one in step_costs(planned.run, planned.parts))
     assert plan_pod.times(planned, SLICE)["arithmetic"] == pytest.approx(flops / 8 / 197e12)
 
 

@@ -101,10 +101,12 @@ def exhausted(message: str) -> tuple[int, int] | None:
 def times(planned: Planned, topology: slices.Topology) -> dict[str, float]:
     """Seconds of one step at the chip's peak rates, by resource."""
     chip, chips, parts = topology.chip, topology.chips, step_costs(planned.run, planned.parts)
+    # Gradients, parameters and both moments are read and written.
+    update = 2 * (2 * planned.arguments["trained parameters"] + planned.arguments["optimizer"])
     delivered = sum(one.bytes * one.times for one in planned.collectives)
     return {
-        "arithmetic": sum(part.parts.total.flops for part in parts) / chips / chip.flops,
-        "memory": (2 * delivered + parts[0].parts.update.bytes / chips) / chip.bandwidth,
+        "arithmetic": sum(part.flops for part in parts) / chips / chip.flops,
+        "memory": (2 * delivered + update) / chip.bandwidth,
         "links": sum(one.wire_bytes for one in planned.collectives) / chip.links,
     }
 
@@ -154,7 +156,7 @@ def _column(one: Planned, topology: slices.Topology) -> dict[str, str]:
     cells |= {kind: f"{size / slices.GIB:.2f}" for kind, size in (one.arguments | sizes).items()}
     cells |= {"fits": "yes" if one.fits else "no", "\nwork": one.name}
     costs = step_costs(one.run, one.parts)
-    cells["PFLOP of a step"] = f"{sum(part.parts.total.flops for part in costs) / 1e15:.2f}"
+    cells["PFLOP of a step"] = f"{sum(part.flops for part in costs) / 1e15:.2f}"
     cells["  of them computed again"] = f"{sum(part.recomputed for part in costs) / 1e15:.2f}"
     if not one.fits:
         return cells
