@@ -92,9 +92,9 @@ def test_the_report_says_whether_it_fits_and_what_it_assumes(planned):
 
 def failed(planned, **changes):
     """The same program on a chip that it does not fit."""
-    needed, available = plan_pod.exhausted(EXHAUSTED)
+    needed = plan_pod.exhausted(EXHAUSTED)
     run = replace(planned.run, settings=replace(planned.run.settings, **changes))
-    return replace(planned, run=run, bytes=needed, available=available, collectives=[])
+    return replace(planned, run=run, bytes=needed, fits=False, collectives=[])
 
 
 def test_a_program_that_does_not_fit_says_what_takes_the_memory_and_what_to_change(planned):
@@ -119,7 +119,7 @@ def test_advice_leaves_out_what_is_done_already(planned):
 
 
 def test_other_failures_of_the_compiler_are_not_taken_for_lack_of_memory():
-    assert plan_pod.exhausted("INTERNAL: something else (20.50G)") is None
+    assert plan_pod.exhausted("INTERNAL: something else (20.50G)") == 0
 
 
 def test_rows_of_images_alone_are_refused():
