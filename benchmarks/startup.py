@@ -50,14 +50,16 @@ def _in_a_fresh_process(path: Path) -> dict[str, Any]:
 
 def tables(result: machine.Result) -> str:
     """Markdown of a result."""
-    columns = ["compile cache", "start to first answer s", "import s", "load s", "first answer s", "second answer s"]
-    rows = [
-        [record["cache"], f"{record['waited']:.1f}"]
-        + [f"{record['seconds'][part]:.2f}" for part in ("import", "load", "first", "second")]
-        + [str(record["programs"][call]) for call in ("first", "second")]
-        for record in result["records"]
-    ]
-    return machine.table([*columns, "programs compiled or fetched, first call", "second call"], rows)
+    rows = []
+    for record in result["records"]:
+        seconds = {f"{part} s": record["seconds"][part] for part in ("import", "load")}
+        seconds |= {f"{call} answer s": record["seconds"][call] for call in ("first", "second")}
+        programs = {
+            f"programs compiled or fetched, {call} call": record["programs"][call] for call in ("first", "second")
+        }
+        waited = {"compile cache": record["cache"], "start to first answer s": record["waited"]}
+        rows.append(waited | seconds | programs)
+    return machine.table(rows)
 
 
 if __name__ == "__main__":

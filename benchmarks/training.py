@@ -90,17 +90,9 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
     memory = {kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
     analysis: Any = compiled.memory_analysis()
     memory["temporaries"] = analysis.temp_size_in_bytes
-    record = {
-        "stage": stage.name,
-        "name": spec,
-        "rows": stage.rows,
-        "text": stage.text,
-        "lengths": lengths,
-        "flops": cost.flops,
-        "model_flops": cost.model_flops,
-        "memory": memory,
-        "compile_seconds": compile_seconds,
-    }
+    record = {"stage": stage.name, "name": spec, "rows": stage.rows, "text": stage.text, "lengths": lengths}
+    record |= {"flops": cost.flops, "model_flops": cost.model_flops}
+    record |= {"memory": memory, "compile_seconds": compile_seconds}
 
     def run_step() -> jax.Array:
         nonlocal state
@@ -130,16 +122,16 @@ def tables(result: machine.Result) -> str:
         gained, allowed = base["seconds"] / seconds, base["flops"] / record["flops"]
         # Tokens are those of the data, text and visual: registers and padding are no gain.
         tokens = record["rows"] * (record["text"] + result["tokens_per_image"])
-        name = f"{record['stage']}, {record['name']}"
-        row = [name, str(record["rows"]), str(record["text"]), f"{1000 * seconds:.0f}", f"{tokens / seconds:.0f}"]
-        row += [f"{record[count] / seconds / result['peak']:.0%}" for count in ("model_flops", "flops")]
-        times.append([*row, f"{gained:.2f}", f"{allowed:.2f}", f"{gained / allowed:.0%}"])
-        gib = [f"{held[kind] / 2**30:.2f}" for kind in ("trained", "optimizer", "frozen", "temporaries")]
-        memory.append([name, *gib, f"{sum(held.values()) / 2**30:.2f}", f"{record['compile_seconds']:.1f}"])
-    columns = ["", "rows", "text", "step ms", "tokens/s", "of matrix peak", "with recomputation"]
-    kinds = ["trained GiB", "optimizer GiB", "frozen GiB", "activations and gradients GiB", "together GiB", "compile s"]
-    compared = ["speed-up", "FLOPs allow", "reached"]
-    return f"{machine.table([*columns, *compared], times)}\n\n{machine.table(['', *kinds], memory)}"
+        name = {"": f"{record['stage']}, {record['name']}"}
+        speed = {key: record[key] for key in ("rows", "text")}
+        speed |= {"step ms": 1000 * seconds, "tokens/s": tokens / seconds}
+        for column, count in (("of matrix peak", "model_flops"), ("with recomputation", "flops")):
+            speed[column] = record[count] / seconds / result["peak"]
+        times.append(name | speed | {"speed-up": gained, "FLOPs allow": allowed, "reached": gained / allowed})
+        kinds = held | {"together": sum(held.values())}
+        gib = {f"{kind} GiB": size / 2**30 for kind, size in kinds.items()}
+        memory.append(name | gib | {"compile s": record["compile_seconds"]})
+    return f"{machine.table(times)}\n\n{machine.table(memory)}"
 
 
 def run(name: str, preset: Preset, stages: tuple[Stage, ...]) -> machine.Result:
