@@ -52,13 +52,11 @@ def tables(result: machine.Result) -> str:
     """Markdown of a result."""
     rows = []
     for record in result["records"]:
-        seconds = {f"{part} s": record["seconds"][part] for part in ("import", "load")}
-        seconds |= {f"{call} answer s": record["seconds"][call] for call in ("first", "second")}
-        programs = {
-            f"programs compiled or fetched, {call} call": record["programs"][call] for call in ("first", "second")
-        }
-        waited = {"compile cache": record["cache"], "start to first answer s": record["waited"]}
-        rows.append(waited | seconds | programs)
+        row = {"compile cache": record["cache"], "start to first answer s": record["waited"]}
+        row |= {f"{part} s": record["seconds"][part] for part in ("import", "load")}
+        row |= {f"{call} answer s": record["seconds"][call] for call in ("first", "second")}
+        row |= {f"programs of the {call} answer": record["programs"][call] for call in ("first", "second")}
+        rows.append(row)
     return machine.table(rows)
 
 
