@@ -68,18 +68,17 @@ def prepare(preset: Preset, spec: str, rows: int, have: Params) -> tuple[Params,
         "prefill": lambda: programs[f"prefill {short}"](tree, batch),
         **{f"answer {room}": partial(answer, room) for room in preset.new_tokens},
     }
-    most, lengths = max(map(machine.memory, programs.values())), module.method.plan.stage_lengths(sizes)
-    return params, timed, {"lengths": lengths, "memory": most, **on_paper(preset, module, rows, lengths)}
-
-
-def on_paper(preset: Preset, module: VLMModule, rows: int, lengths: tuple[int, ...]) -> dict[str, Any]:
-    """FLOPs of the first token, vision included; bytes of one decoded token, in the middle of the long answer."""
-    work, middle = flops.Work(rows, lengths, images=rows, head=1), preset.new_tokens[-1] // 2
-    return {
-        "flops": {"prefill": flops.forward(module, work, counted(module.implementation))},
+    lengths, middle = module.method.plan.stage_lengths(sizes), preset.new_tokens[-1] // 2
+    work = flops.Work(rows, lengths, images=rows, head=1)
+    known = {
+        "lengths": lengths,
+        "memory": max(map(machine.memory, programs.values())),
+        "flops": {"prefill": flops.forward(module, work, counted(module.implementation))},  # vision included
+        # In the middle of the long answer.
         "decode_bytes_per_token": flops.decode_bytes(module, rows, tuple(n + middle for n in lengths)),
         "cache_bytes_per_image": flops.cache_bytes(module, 1, lengths),
     }
+    return params, timed, known
 
 
 def measure(preset: Preset, specs: tuple[str, ...], batch: int, against: str | None) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """python -m benchmarks.training --preset={cpu,7b,7b-lora} [--out=FILE]: speed and memory of the training step.
 
-The step that train.py compiles, AdamW, shardings and all, on rows of one image each: stage 1 (projector and registers
-learn) and stage 2 (the language tower, too, or adapters in it), full and Victor, beside what the closed-form count of
-FLOPs says is possible.
+The step that train.py compiles, AdamW and all, on one device and on rows of one image each: stage 1 (projector and
+registers learn) and stage 2 (the language tower, too, or adapters in it), full and Victor, beside what the closed-form
+count of FLOPs says is possible.
 """
 
 import time
@@ -21,8 +21,8 @@ from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
 from victor_jax.models.language import Remat
 from victor_jax.models.layers import Lora
-from victor_jax.models.vlm import VLMModule, parameters
-from victor_jax.sharding.mesh import make_mesh, of_parameter
+from victor_jax.models.vlm import VLMModule
+from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training.lora import is_adapter
 from victor_jax.training.optimizer import in_float32, make_optimizer
 from victor_jax.training.settings import OptimizerSettings
@@ -54,29 +54,27 @@ STAGES = {"cpu": SMALL, "7b": tuple(replace(stage, rows=16) for stage in SMALL),
 def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Array], dict[str, Any]]:
     """Runs one compiled step after the other on random weights; and what is known before they run."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = NamedSharding(mesh, PartitionSpec())  # on one device no axis cuts anything
     method = parse(spec, preset.config)
     module = VLMModule(preset.config, method, jnp.dtype(preset.dtype), preset.attention, REMAT, stage.lora)
-    places = {path: of_parameter(path, leaf.shape, leaf.spec, mesh) for path, leaf in parameters(module).items()}
-    frozen = jax.device_put(random_params(module, {}), places)
+    frozen = jax.device_put(random_params(module, {}), whole)
     learning = [path for path in frozen if is_adapter(path) or path.split("/")[0] in stage.trained]
     train = {path: frozen.pop(path).astype(PARAM_DTYPE) for path in learning}
     optimizer = make_optimizer(OPTIMIZER, train)
     moments = jax.jit(lambda params: optimizer.init(in_float32(params)))(train)
     batch, sizes = batch_of(module, stage.rows, stage.text, supervised=True)
     numbers = np.int32(0), np.float32(OPTIMIZER.learning_rate)
-    loss, parts, (number, rate) = jax.device_put((np.float32(0), (batch,), numbers), whole)
-    state = State(train, moments, loss)
+    state, parts, numbers = jax.device_put((State(train, moments, jnp.float32(0)), (batch,), numbers), whole)
 
     step = jax.jit(
         make_step(module, optimizer, StepSettings(LOSS_CHUNK, spike_factor=0.0, seed=0)),
         static_argnames="sizes",
         donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
+        out_shardings=whole,
     )
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = step.lower(state, frozen, parts, number, rate, sizes=(sizes,)).compile()
+        compiled = step.lower(state, frozen, parts, *numbers, sizes=(sizes,)).compile()
     compile_seconds = time.perf_counter() - began
 
     lengths = method.plan.stage_lengths(sizes)
@@ -96,7 +94,7 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
 
     def run_step() -> jax.Array:
         nonlocal state
-        state, metrics = compiled(state, frozen, parts, number, rate)
+        state, metrics = compiled(state, frozen, parts, *numbers)
         return metrics["loss"]
 
     return run_step, record
