@@ -75,6 +75,9 @@ def test_a_step_is_bound_by_its_slowest_resource(planned):
     assert "all at once".ljust(40) + "1000000.000".rjust(17) in plan_pod.report([planned], slow_links).splitlines()
     flops = sum(one.flops for one in step_costs(planned.run, planned.parts))
     assert plan_pod.times(planned, SLICE)["arithmetic"] == pytest.approx(flops / 8 / 197e12)
+    # Collectives are written and read; so are the gradient, the parameter and two moments of each number that learns.
+    moved = 2 * sum(one.bytes * one.times for one in planned.collectives) + 8 * planned.arguments["trained parameters"]
+    assert plan_pod.times(planned, SLICE)["memory"] == pytest.approx(moved / 819e9, rel=0.001)
 
 
 def test_parts_of_a_batch_do_the_work_of_the_whole(planned):
