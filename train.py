@@ -73,7 +73,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         first_step = checkpoints.latest() or 0
         if first_step:
             saved = checkpoints.meta(first_step)
-            outputs.check_data(saved, schedule.digest(), workdir)
+            outputs.check_data(saved, schedule.digest, workdir)
             bad_rows = [(row, reason) for row, reason in saved["bad_rows"]]
             state = checkpoints.restore(first_step, run.state)
         else:
@@ -82,7 +82,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         say(f"step {first_step} of {total_steps}")
 
         # --- loop ---------------------------------------------------------------------------------------------------
-        meta = {"data": schedule.digest(), "compression": run.module.method.spec}
+        meta = {"data": schedule.digest, "compression": run.module.method.spec}
         finished, compiled = first_step >= total_steps, set()
         with (
             Metrics(workdir, total_steps, is_first, first_step, settings.wandb, config.to_dict()) as metrics,

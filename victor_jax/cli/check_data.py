@@ -102,7 +102,7 @@ def print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
         lengths = [plan.stage_lengths(plan.sizes(part.counts(method.registers))) for part in layout.parts]
         shown = (f"{part.text} -> {', '.join(map(str, of))}" for part, of in zip(layout.parts, lengths, strict=True))
         padding = f"{layout.padding_share(schedule.batch):.1%}"
-        print(f"{layout.batches:8}{padding:>9}{layout.parts[0].images:8}   {'; '.join(shown)}", file=out)
+        print(f"{layout.batches:8}{padding:>9}{layout.parts[-1].images:8}   {'; '.join(shown)}", file=out)
 
 
 def _bad_images(reader: Reader, images: ImageSource, index: Index, workers: int, progress: bool) -> Iterator[Bad]:
