@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.data.batches import BatchSource
-from victor_jax.data.index import check_bad_rows
 from victor_jax.data.inputs import open_inputs, with_paths
 from victor_jax.data.loader import Loader
+from victor_jax.data.records import check_bad_rows
 from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh

@@ -32,7 +32,8 @@ def run(workers: list[int], steps: int = STEPS) -> machine.Result:
 def open_batches(folder: Path) -> tuple[Any, float]:
     """What train.py would open, and the rows per second of the pass that measures them."""
     from victor_jax.data.batches import BatchSource  # needs more than the model code
-    from victor_jax.data.index import Reader, build_index
+    from victor_jax.data.index import build_index
+    from victor_jax.data.labels import Reader
     from victor_jax.data.sample import write_sample
     from victor_jax.data.schedule import Schedule
     from victor_jax.data.sources import open_source

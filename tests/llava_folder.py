@@ -7,7 +7,8 @@ from PIL import Image
 from tokenizers_tiny import sentencepiece_tokenizer
 
 from victor_jax.data.images import ImageFolder
-from victor_jax.data.index import Reader, build_index
+from victor_jax.data.index import build_index
+from victor_jax.data.labels import Reader
 from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 

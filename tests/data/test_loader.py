@@ -53,7 +53,7 @@ def alone(data):
 
 def test_the_run_reaches_into_the_second_epoch(data, alone):
     assert data[3].steps_per_epoch < STEPS
-    assert [loaded.step for loaded in alone[0]] == list(range(STEPS))
+    assert [loaded.number for loaded in alone[0]] == list(range(STEPS))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

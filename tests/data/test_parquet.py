@@ -16,7 +16,8 @@ from tokenizers_tiny import sentencepiece_tokenizer
 from victor_jax.data import parquet
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.images import BadImage
-from victor_jax.data.index import Reader, build_index
+from victor_jax.data.index import build_index
+from victor_jax.data.labels import Reader
 from victor_jax.data.records import BadRow, parse_record
 from victor_jax.data.schedule import Schedule
 from victor_jax.data.sources import open_source

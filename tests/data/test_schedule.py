@@ -3,8 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from victor_jax.data.index import Index
-from victor_jax.data.schedule import FILLER, Schedule
+from victor_jax.data.schedule import FILLER, Index, Schedule
 from victor_jax.errors import UserError
 
 

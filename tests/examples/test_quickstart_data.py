@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 import victor_jax
 from examples.quickstart import sight
 from examples.quickstart.digits import EMPTY, KINDS, Task, compose, conversation, main, scans, write_digits
-from victor_jax.data.index import Reader
+from victor_jax.data.labels import Reader
 from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError

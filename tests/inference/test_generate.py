@@ -15,8 +15,8 @@ import victor_jax
 from victor_jax.compression.plan import Kind
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.images import preprocess
-from victor_jax.data.index import Reader, build_index
-from victor_jax.data.labels import encode, encode_prompt
+from victor_jax.data.index import build_index
+from victor_jax.data.labels import Reader, encode, encode_prompt
 from victor_jax.data.records import Record, Turn
 from victor_jax.data.schedule import Schedule
 from victor_jax.data.sources import open_source

@@ -4,13 +4,16 @@ Counts, lengths, the shapes of batches, rows and images that cannot be used, and
 with what is supervised in colour.
 """
 
+import functools
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TextIO
 
+import grain
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -18,10 +21,12 @@ from tqdm import tqdm
 from victor_jax.compression.plan import Method
 from victor_jax.compression.spec import parse
 from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.index import Bad, Index, Reader, build_index, spread
+from victor_jax.data.index import build_index
 from victor_jax.data.inputs import open_reader, with_paths
-from victor_jax.data.records import parse_record
-from victor_jax.data.schedule import Schedule
+from victor_jax.data.labels import Reader
+from victor_jax.data.loader import read_ahead
+from victor_jax.data.records import Bad, parse_record
+from victor_jax.data.schedule import Index, Schedule
 from victor_jax.data.show import MARKS, marked_text
 from victor_jax.data.sources import open_source
 from victor_jax.models.sequence import IMAGE
@@ -31,7 +36,6 @@ from victor_jax.training.setup import open_start
 
 LISTED = 200  # bad rows that are named
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
-IMAGES_AT_ONCE = 256
 FEWEST_IMAGES = 2048  # below that, worker processes take longer to start than they save
 GREEN = ("\033[32m", "\033[0m")
 
@@ -111,27 +115,21 @@ def _bad_images(reader: Reader, images: ImageSource, index: Index, workers: int,
     for row in np.flatnonzero(index.image_counts).tolist():
         for path in parse_record(reader.records[row], row).images[: index.image_counts[row]]:
             rows_of.setdefault(path, []).append(row)
-    paths = list(rows_of)
-    chunks = [paths[start : start + IMAGES_AT_ONCE] for start in range(0, len(paths), IMAGES_AT_ONCE)]
-    with (
-        tqdm(total=len(paths), desc="reading images", unit=" images", disable=not progress or not paths) as bar,
-        spread(_unreadable, images, chunks, workers if len(paths) >= FEWEST_IMAGES else 0) as results,
-    ):
-        for chunk, found in zip(chunks, results, strict=True):
-            for path, reason in found:
-                yield from ((row, reason) for row in rows_of[path])
-            bar.update(len(chunk))
+    reasons = grain.MapDataset.source(list(rows_of)).map(functools.partial(_unreadable, images))
+    with closing(read_ahead(reasons, workers if len(rows_of) >= FEWEST_IMAGES else 0)) as results:
+        counted = tqdm(results, "reading images", len(rows_of), unit=" images", disable=not progress or not rows_of)
+        for rows, reason in zip(rows_of.values(), counted, strict=True):
+            if reason:
+                yield from ((row, reason) for row in rows)
 
 
-def _unreadable(images: ImageSource, paths: list[str]) -> list[tuple[str, str]]:
-    """Paths and reasons of those that cannot be read."""
-    broken = []
-    for path in paths:
-        try:
-            images.open(path)
-        except BadImage as error:
-            broken.append((path, str(error)))
-    return broken
+def _unreadable(images: ImageSource, path: str) -> str:
+    """The reason, or nothing."""
+    try:
+        images.open(path)
+    except BadImage as error:
+        return str(error)
+    return ""
 
 
 def main(arguments: list[str]) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 
 from victor_jax.compression.plan import length_of
 from victor_jax.data.images import Aspect, BadImage, ImageSource, preprocess
-from victor_jax.data.index import Bad, Reader
-from victor_jax.data.records import BadRow
+from victor_jax.data.labels import Reader
+from victor_jax.data.records import Bad, BadRow
 from victor_jax.data.schedule import FILLER, Schedule
 from victor_jax.data.shapes import Layout, Shape
 from victor_jax.errors import UserError
@@ -42,12 +42,13 @@ def _images(row: EncodedRow | None) -> int:
 
 
 class Step(NamedTuple):
-    """What one host reads at one step."""
+    """The batch of one step."""
 
+    number: int
     layout: Layout
-    parts: tuple[Batch, ...]
-    rows: np.ndarray  # int64 [parts, rows of each]: this host's records, FILLER where a row holds nothing
-    bad: list[Bad]  # records that should have stood here
+    rows: np.ndarray  # int64 [parts, rows of each], over all hosts: records, FILLER where there is none
+    parts: tuple[Batch, ...]  # the rows of this host
+    bad: list[Bad]  # records of this host that cannot be read: fillers stand in their place
 
 
 @dataclass(frozen=True)
@@ -71,28 +72,28 @@ class BatchSource:
             )
 
     def __getitem__(self, step: int) -> Step:
-        layout, chosen = self.schedule.at(step)
-        share = chosen.shape[1] // self.hosts
-        rows = chosen[:, self.host * share : (self.host + 1) * share].copy()
+        layout, rows = self.schedule.at(step)
+        share = rows.shape[1] // self.hosts
+        here = rows[:, self.host * share : (self.host + 1) * share]
         bad: list[Bad] = []
-        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(layout.parts, rows, strict=True)]
-        return Step(layout, tuple(parts), rows, bad)
+        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(layout.parts, here.tolist(), strict=True)]
+        return Step(step, layout, rows, tuple(parts), bad)
 
-    def _part(self, shape: Shape, rows: np.ndarray, bad: list[Bad]) -> Batch:
-        """Bad rows become fillers, in `rows` too."""
-        encoded: list[EncodedRow | None] = [None] * len(rows)
-        pixels: list[np.ndarray | None] = [None] * len(rows)
-        for at, row in enumerate(rows.tolist()):
-            if row == FILLER:
-                continue
+    def _part(self, shape: Shape, rows: list[int], bad: list[Bad]) -> Batch:
+        encoded: list[EncodedRow | None] = []
+        pixels: list[np.ndarray | None] = []
+        for row in rows:
+            one, of_row = None, None
             try:
-                one = self.reader[row]
-                self._check_fits(one, shape, row)
-                pixels[at] = read_images(self.images, one.images, row, self.image_size, self.aspect)
-                encoded[at] = one
+                if row != FILLER:
+                    one = self.reader[row]
+                    self._check_fits(one, shape, row)
+                    of_row = read_images(self.images, one.images, row, self.image_size, self.aspect)
             except BadRow as error:
                 bad.append((row, error.reason))
-                rows[at] = FILLER
+                one = None
+            encoded.append(one)
+            pixels.append(of_row)
         return build_batch(encoded, pixels, self.registers, self.image_size, shape)
 
     def __len__(self) -> int:

@@ -11,10 +11,11 @@ from jax.experimental import multihost_utils
 from victor_jax.compression.plan import Method
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.index import Index, Reader, open_index
+from victor_jax.data.index import open_index
+from victor_jax.data.labels import Reader
 from victor_jax.data.records import Records
 from victor_jax.data.sample import write_sample
-from victor_jax.data.schedule import Schedule
+from victor_jax.data.schedule import Index, Schedule
 from victor_jax.data.settings import DataSettings
 from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES

@@ -1,18 +1,50 @@
 """A conversation as token ids with the answers supervised: what LLaVA trains on, without the rows that it loses."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from victor_jax.data.records import BadRow, Record, Turn
+from victor_jax.data.records import BadRow, Record, Records, Turn, parse_record
 from victor_jax.data.templates import Span, Template
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.ops.losses import IGNORE
 
 IMAGE_TEXT = "<image>"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Record number -> encoded row, cut at the length limit. Picklable."""
+
+    records: Records
+    template: Template
+    tokenizer: Any
+    tokens_per_image: int
+    max_length: int  # of text and visual tokens; registers never cost a row its text
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: int) -> EncodedRow:
+        """Raises BadRow where nothing is supervised."""
+        record = parse_record(self.records[row], row)
+        encoded = truncate(encode(record, self.template, self.tokenizer, self.tokens_per_image), self.max_length)
+        if not (encoded.targets[1:] != IGNORE).any():  # nothing comes before the first, to predict it
+            raise BadRow(row, f"nothing within max_length={self.max_length} is supervised")
+        return encoded
+
+
+def truncate(row: EncodedRow, max_length: int) -> EncodedRow:
+    """The longest beginning of at most `max_length` text and visual tokens that holds its images whole."""
+    is_image = row.ids == IMAGE
+    positions = np.ones(len(is_image), np.int64)
+    positions[is_image] = row.image_tokens
+    kept = int((np.cumsum(positions) <= max_length).sum())
+    images = int(is_image[:kept].sum())
+    return EncodedRow(row.ids[:kept], row.targets[:kept], row.image_tokens[:images], row.images[:images])
 
 
 def encode(record: Record, template: Template, tokenizer: Any, tokens_per_image: int) -> EncodedRow:

@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from victor_jax.errors import UserError
+
 Speaker = Literal["human", "assistant"]
+SHOWN = 5  # bad rows named in an error
 SPEAKERS: dict[str, Speaker] = {"human": "human", "gpt": "assistant"}
+
+Bad = tuple[int, str]  # row, reason
 
 
 class BadRow(Exception):
@@ -46,6 +51,16 @@ class Records(Protocol):
     def describe(self, index: int) -> str:
         """File and row, for messages."""
         ...
+
+
+def check_bad_rows(bad: list[Bad], most: int | None, source: Records) -> None:
+    """Too many are an error that names the first few."""
+    if most is not None and len(bad) > most:
+        named = "; ".join(f"{source.describe(row)}: {reason}" for row, reason in bad[:SHOWN])
+        raise UserError(
+            f"more than data.max_bad_rows={most} rows cannot be used, the first are {named}. Mend the data "
+            "(victor-jax check-data lists them) or allow more"
+        )
 
 
 def parse_record(raw: dict[str, Any], index: int) -> Record:

@@ -6,15 +6,24 @@ random order. The next epoch is drawn anew.
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from victor_jax.data.index import Index
+from victor_jax.data.records import Bad
 from victor_jax.data.shapes import Layout, choose_layouts
 from victor_jax.errors import UserError
 
 FILLER = -1  # in place of a row
+
+
+@dataclass(frozen=True)
+class Index:
+    text_lengths: np.ndarray  # int32 [n]; 0 for a bad row
+    image_counts: np.ndarray  # int32 [n]
+    visual_lengths: np.ndarray  # int32 [n]: visual tokens of all its images
+    bad: list[Bad]
 
 
 class Schedule:
