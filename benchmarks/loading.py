@@ -42,13 +42,13 @@ def open_batches(folder: Path) -> tuple[Any, float]:
 
     write_rows(folder)
     tokenizer = open_tokenizer(write_sample(folder / "sample") / "tokenizer")
-    records, images = open_source(folder / "rows.json", folder)
+    records = open_source(folder / "rows.json", folder)
     reader = Reader(records, TEMPLATES["vicuna_v1"], tokenizer, PATCHES, max_length=2048)
     began = time.perf_counter()
     index = build_index(reader, workers=0, progress=False)
     indexed = len(reader) / (time.perf_counter() - began)
     schedule = Schedule(index, BATCH, 0, REGISTERS, parts=1, rows=np.arange(len(reader)))
-    return BatchSource(reader, images, schedule, REGISTERS, image_size=SIZE, aspect="pad"), indexed
+    return BatchSource(reader, schedule, REGISTERS, image_size=SIZE, aspect="pad"), indexed
 
 
 def write_rows(folder: Path) -> None:

@@ -84,9 +84,9 @@ def test_without_a_shape_the_batch_is_as_large_as_its_rows_need():
 
 
 def source_of(folder, rows, batch=4, parts=1, **more):
-    reader, images, index = opened(folder, rows)
+    reader, index = opened(folder, rows)
     schedule = Schedule(index, batch, 0, 2, parts)
-    return BatchSource(reader, images, schedule, registers=2, image_size=SIZE, aspect="pad", **more)
+    return BatchSource(reader, schedule, registers=2, image_size=SIZE, aspect="pad", **more)
 
 
 def test_each_part_of_a_batch_has_the_rows_and_pixels_of_its_step(tmp_path):
@@ -102,7 +102,7 @@ def test_each_part_of_a_batch_has_the_rows_and_pixels_of_its_step(tmp_path):
                 its = source.reader[row]
                 assert (part.targets[at] != X).sum() == (its.targets[1:] != X).sum()
                 for place, path in enumerate(its.images):
-                    pixels = preprocess(source.images.open(path), SIZE, "pad")
+                    pixels = preprocess(source.reader.records.open(path), SIZE, "pad")
                     np.testing.assert_array_equal(part.pixels[at, place], pixels)
 
 
@@ -126,7 +126,7 @@ def test_hosts_must_divide_the_rows_of_each_part(tmp_path):
 
 def test_data_that_grew_after_it_was_indexed_is_an_error(tmp_path):
     source = source_of(tmp_path, [text_row(3)], batch=1)
-    longer, _, _ = opened(tmp_path, [text_row(90)])
-    grown = BatchSource(longer, source.images, source.schedule, registers=2, image_size=SIZE, aspect="pad")
+    longer, _ = opened(tmp_path, [text_row(90)])
+    grown = BatchSource(longer, source.schedule, registers=2, image_size=SIZE, aspect="pad")
     with pytest.raises(UserError, match=r"row 0 .* longer than when the data was indexed"):
         grown[0]

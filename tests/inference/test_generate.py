@@ -153,11 +153,11 @@ def training_batch(vlm, tmp_path):
         question = prompt if "<image>" in prompt else f"<image>\n{prompt}"
         rows.append({"image": names, "conversations": llava_folder.turns(question, ANSWERS[number])})
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    (records, images), asks = open_source(tmp_path / "data.json", tmp_path), vlm.prompter
+    records, asks = open_source(tmp_path / "data.json", tmp_path), vlm.prompter
     registers = vlm.method.registers
     reader = Reader(records, asks.template, asks.tokenizer, asks.tokens_per_image, max_length=400)
     schedule = Schedule(build_index(reader, 0, progress=False), len(rows), 0, registers, at_most=1)
-    source = BatchSource(reader, images, schedule, registers, 12, asks.aspect)
+    source = BatchSource(reader, schedule, registers, 12, asks.aspect)
     layout, (batch,), (order,), bad = source[0]
     assert not bad
     return batch, vlm.method.plan.sizes(layout.parts[0].counts(registers)), np.argsort(order)

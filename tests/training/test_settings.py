@@ -295,7 +295,7 @@ def test_a_model_of_ours_brings_its_tokenizer_without_a_word_of_warning(tmp_path
     its = with_paths(parsed.data, checkpoint.folder, tmp_path)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)  # it hands nothing on
-    records, _ = open_source(its.path, its.images)
+    records = open_source(its.path, its.images)
     reader = open_reader(its, records, checkpoint.config, parse(parsed.compression, checkpoint.config))
     logger.removeHandler(caplog.handler)
     assert len(reader[0].images) == 1

@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from victor_jax.compression.plan import Method
 from victor_jax.compression.spec import parse
-from victor_jax.data.images import BadImage, ImageSource
+from victor_jax.data.images import BadImage
 from victor_jax.data.index import build_index
 from victor_jax.data.inputs import open_reader, with_paths
 from victor_jax.data.labels import Reader
 from victor_jax.data.loader import read_ahead
-from victor_jax.data.records import Bad, parse_record
+from victor_jax.data.records import Bad, Records, parse_record
 from victor_jax.data.schedule import Index, Schedule
 from victor_jax.data.show import MARKS, marked_text
 from victor_jax.data.sources import open_source
@@ -42,7 +42,6 @@ GREEN = ("\033[32m", "\033[0m")
 
 def check(
     reader: Reader,
-    images: ImageSource,
     out: TextIO,
     workers: int = 0,
     examples: int = 2,  # rows shown, of each modality
@@ -51,7 +50,7 @@ def check(
 ) -> tuple[Index, list[Bad]]:
     """Prints what there is; returns also the rows that training would leave out."""
     index = build_index(reader, workers, None, progress)
-    of_images = dict(_bad_images(reader, images, index, workers, progress)) if read_images else {}
+    of_images = dict(_bad_images(reader.records, index, workers, progress)) if read_images else {}
     bad = sorted([*index.bad, *of_images.items()])
     good = np.setdiff1d(np.arange(len(reader)), [row for row, _ in bad])
     print(f"{len(reader)} rows, {len(good)} of them good", file=out)
@@ -109,13 +108,13 @@ def print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
         print(f"{layout.batches:8}{padding:>9}{layout.parts[-1].images:8}   {'; '.join(shown)}", file=out)
 
 
-def _bad_images(reader: Reader, images: ImageSource, index: Index, workers: int, progress: bool) -> Iterator[Bad]:
+def _bad_images(records: Records, index: Index, workers: int, progress: bool) -> Iterator[Bad]:
     """Rows with an image that cannot be read; each image is read once, however many rows show it."""
     rows_of: dict[str, list[int]] = {}
     for row in np.flatnonzero(index.image_counts).tolist():
-        for path in parse_record(reader.records[row], row).images[: index.image_counts[row]]:
+        for path in parse_record(records[row], row).images[: index.image_counts[row]]:
             rows_of.setdefault(path, []).append(row)
-    reasons = grain.MapDataset.source(list(rows_of)).map(functools.partial(_unreadable, images))
+    reasons = grain.MapDataset.source(list(rows_of)).map(functools.partial(_unreadable, records))
     with closing(read_ahead(reasons, workers if len(rows_of) >= FEWEST_IMAGES else 0)) as results:
         counted = tqdm(results, "reading images", len(rows_of), unit=" images", disable=not progress or not rows_of)
         for rows, reason in zip(rows_of.values(), counted, strict=True):
@@ -123,10 +122,10 @@ def _bad_images(reader: Reader, images: ImageSource, index: Index, workers: int,
                 yield from ((row, reason) for row in rows)
 
 
-def _unreadable(images: ImageSource, path: str) -> str:
+def _unreadable(records: Records, path: str) -> str:
     """The reason, or nothing."""
     try:
-        images.open(path)
+        records.open(path)
     except BadImage as error:
         return str(error)
     return ""
@@ -144,10 +143,9 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:  # of the made-up data set
         start = open_start(recipe)
         data, model = with_paths(recipe.data, start.folder, Path(folder)), start.config
-        records, images = open_source(data.path, data.images)
         method = parse(recipe.compression, model)
-        reader = open_reader(data, records, model, method)
-        index, bad = check(reader, images, sys.stdout, data.workers, given.rows, given.read_images)
+        reader = open_reader(data, open_source(data.path, data.images), model, method)
+        index, bad = check(reader, sys.stdout, data.workers, given.rows, given.read_images)
     if len(bad) == len(reader):
         print("\nerror: no row can be used", file=sys.stderr)
         return 1

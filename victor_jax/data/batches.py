@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from victor_jax.compression.plan import length_of
-from victor_jax.data.images import Aspect, BadImage, ImageSource, preprocess
+from victor_jax.data.images import Aspect, BadImage, preprocess
 from victor_jax.data.labels import Reader
-from victor_jax.data.records import Bad, BadRow
+from victor_jax.data.records import Bad, BadRow, Records
 from victor_jax.data.schedule import FILLER, Schedule
 from victor_jax.data.shapes import Layout, Shape
 from victor_jax.errors import UserError
@@ -56,7 +56,6 @@ class BatchSource:
     """Step -> this host's rows of its batch. Nothing is drawn and nothing is kept, so any step can be read again."""
 
     reader: Reader
-    images: ImageSource
     schedule: Schedule
     registers: int
     image_size: int
@@ -88,7 +87,7 @@ class BatchSource:
                 if row != FILLER:
                     one = self.reader[row]
                     self._check_fits(one, shape, row)
-                    of_row = read_images(self.images, one.images, row, self.image_size, self.aspect)
+                    of_row = read_images(self.reader.records, one.images, row, self.image_size, self.aspect)
             except BadRow as error:
                 bad.append((row, error.reason))
                 one = None
@@ -108,10 +107,10 @@ class BatchSource:
             )
 
 
-def read_images(source: ImageSource, paths: tuple[str, ...], row: int, size: int, aspect: Aspect) -> np.ndarray | None:
+def read_images(records: Records, paths: tuple[str, ...], row: int, size: int, aspect: Aspect) -> np.ndarray | None:
     """uint8 [images, 3, size, size], or None; BadRow where one cannot be read."""
     try:
-        read = [preprocess(source.open(path), size, aspect) for path in paths]
+        read = [preprocess(records.open(path), size, aspect) for path in paths]
     except BadImage as error:
         raise BadRow(row, str(error)) from None
     return np.stack(read) if read else None

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from victor_jax.compression.plan import Method
 from victor_jax.data.batches import BatchSource
-from victor_jax.data.images import BadImage, ImageSource
+from victor_jax.data.images import BadImage
 from victor_jax.data.index import open_index
 from victor_jax.data.labels import Reader
 from victor_jax.data.records import Records
@@ -70,15 +70,14 @@ def open_inputs(
     shares: list[tuple[int, ...]],  # for each share of a batch's rows, the hosts that read it
 ) -> Inputs:
     """Everything is checked and indexed here, before any weight is read."""
-    records, images = open_source(data.path, data.images)
-    reader = open_reader(data, records, model, method)
+    reader = open_reader(data, open_source(data.path, data.images), model, method)
     is_first = jax.process_index() == 0
     index = open_index(reader, data.path, index_folder, data.workers, data.max_bad_rows, is_first)
     good = np.flatnonzero(index.text_lengths)
     if not len(good):
         why = f", the first: {index.bad[0][1]}" if index.bad else ""
         raise UserError(f"none of the {len(reader)} rows of {data.path} can be used{why}")
-    _check_images(reader, images, good[index.image_counts[good] > 0])
+    _check_images(reader, good[index.image_counts[good] > 0])
     if held_out_rows >= len(good):
         raise UserError(
             f"config.evaluation.rows={held_out_rows} holds out all of the {len(good)} rows that can be used"
@@ -89,18 +88,18 @@ def open_inputs(
     def source(rows: np.ndarray) -> BatchSource:
         schedule = Schedule(index, batch_size, seed, method.registers, micro_batches, rows=rows)
         size = model.vision.image_size
-        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, share, len(shares))
+        return BatchSource(reader, schedule, method.registers, size, data.aspect, share, len(shares))
 
     train = source(np.setdiff1d(good, held_out))
     return Inputs(index, train, source(held_out) if held_out_rows else None, reader.tokenizer, Path(data.tokenizer))
 
 
-def _check_images(reader: Reader, images: ImageSource, rows: np.ndarray) -> None:
+def _check_images(reader: Reader, rows: np.ndarray) -> None:
     """Where not one of the first images is there, the folder is another one."""
     failed: list[BadImage] = []
     for row in rows[:TRIED].tolist():
         try:
-            images.open(reader[row].images[0])
+            reader.records.open(reader[row].images[0])
             return
         except BadImage as error:
             failed.append(error)

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from victor_jax.data.images import BadImage, ImageFolder
+from victor_jax.data.records import Records
 from victor_jax.errors import UserError
 
 CHUNK = 1 << 12  # bytes in which a row is looked for, first; then in twice as many
@@ -19,25 +21,29 @@ BOM = b"\xef\xbb\xbf"
 _parse = json.JSONDecoder().raw_decode
 
 
-class JsonRecords:
-    """The rows of one file, parsed when they are asked for."""
+class JsonRecords(Records):
+    """The rows of one file, parsed when they are asked for; their images are files in a folder."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, images: Path | None):
         self.path = path.absolute()  # other processes may have another working directory
         self._bounds = index_rows(self.path)
         self._stamp = _stamp(os.stat(self.path))
+        self._images = ImageFolder(images) if images else None
 
     def __len__(self) -> int:
         return len(self._bounds)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} rows, not {index}")
+    def row(self, index: int) -> dict[str, Any]:
         start, end = (int(bound) for bound in self._bounds[index])
         with self.path.open("rb", buffering=0) as file:
             if _stamp(os.fstat(file.fileno())) != self._stamp:
                 raise UserError(f"{self.path} was changed while it was in use: start again")
             return json.loads(os.pread(file.fileno(), end - start, start))
+
+    def read(self, image: str) -> bytes:
+        if self._images is None:
+            raise BadImage(image, "no image folder is set")
+        return self._images.read(image)
 
     def describe(self, index: int) -> str:
         return f"{self.path}, row {index} (byte {self._bounds[index, 0]})"

@@ -1,8 +1,12 @@
 """A row of LLaVA's format, whatever file it comes from: {"conversations": [{"from", "value"} …], "image": path(s)}."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from PIL import Image
+
+from victor_jax.data.images import decode
 from victor_jax.errors import UserError
 
 Speaker = Literal["human", "assistant"]
@@ -36,21 +40,35 @@ class Record:
     turns: tuple[Turn, ...]  # human and assistant alternate, the human first
 
 
-class Records(Protocol):
-    """Rows by number, as dicts of LLaVA's format; any of them can also be iterated over, as every sequence can.
+class Records(ABC):
+    """Rows by number, as dicts of LLaVA's format, and their images by the names that the rows give them.
 
     Pickled for other processes, it carries offsets, never rows.
     """
 
-    def __len__(self) -> int: ...
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises BadRow where the row is damaged."""
-        ...
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} rows, and none is {index}")
+        return self.row(index)
 
+    def open(self, image: str) -> Image.Image:
+        """Raises BadImage."""
+        return decode(self.read(image), image)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, index: int) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def read(self, image: str) -> bytes:
+        """The file as it is; raises BadImage."""
+
+    @abstractmethod
     def describe(self, index: int) -> str:
         """File and row, for messages."""
-        ...
 
 
 def check_bad_rows(bad: list[Bad], most: int | None, source: Records) -> None:
