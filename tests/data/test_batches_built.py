@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from llava_folder import SIZE, TOKENS_PER_IMAGE, image_row, opened, rows_of_every_kind, text_row
+from llava_folder import SIZE, TOKENS_PER_IMAGE, image_row, opened, rows_of_every_kind
 
 from victor_jax.compression.plan import Kind
 from victor_jax.data.batches import BatchSource, build_batch
@@ -122,11 +122,3 @@ def test_a_row_with_an_unreadable_image_becomes_a_filler_and_is_named(tmp_path):
 def test_hosts_must_divide_the_rows_of_each_part(tmp_path):
     with pytest.raises(UserError, match="batch_size=4 in 2 parts does not divide over 4 hosts: choose a multiple of 8"):
         source_of(tmp_path, rows_of_every_kind(), parts=2, hosts=4)
-
-
-def test_data_that_grew_after_it_was_indexed_is_an_error(tmp_path):
-    source = source_of(tmp_path, [text_row(3)], batch=1)
-    longer, _ = opened(tmp_path, [text_row(90)])
-    grown = BatchSource(longer, source.schedule, registers=2, image_size=SIZE, aspect="pad")
-    with pytest.raises(UserError, match=r"row 0 .* longer than when the data was indexed"):
-        grown[0]

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pickle
-import tempfile
+import uuid
 import zipfile
 from contextlib import closing
 from pathlib import Path
@@ -34,7 +34,7 @@ def open_index(
 ) -> Index:
     """The index of the data at `path`; kept in `folder` and found there the next time."""
     kept = folder / f"index-{index_key(reader, Path(path))}.npz"
-    if (index := _read(kept, len(reader))) is None:
+    if (index := _read(kept)) is None:
         index = build_index(reader, workers, max_bad_rows, progress)
         _write(kept, index)
     check_bad_rows(index.bad, max_bad_rows, reader.records)
@@ -86,29 +86,23 @@ def index_key(reader: Reader, path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(file: Path, rows: int) -> Index | None:
+def _read(file: Path) -> Index | None:
     """None where there is none, or one that was cut off."""
     try:
-        with file.open("rb") as stream, np.load(stream) as arrays:
-            bad = [(row, reason) for row, reason in json.loads(arrays["bad"].tobytes())]
+        with np.load(file) as arrays:
+            bad = [(row, reason) for row, reason in json.loads(str(arrays["bad"]))]
             text, images, visual = arrays["lengths"]
-            index = Index(text, images, visual, bad)
+            return Index(text, images, visual, bad)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return index if len(index.text_lengths) == rows else None
 
 
 def _write(file: Path, index: Index) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first: several processes may write the same one.
-    handle, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".unfinished")
+    unfinished = file.with_name(f"{uuid.uuid4()}.npz")  # of its own: several processes may write the same index
     try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(
-                stream,
-                lengths=np.stack([index.text_lengths, index.image_counts, index.visual_lengths]),
-                bad=np.frombuffer(json.dumps(index.bad).encode(), np.uint8),
-            )
+        lengths = np.stack([index.text_lengths, index.image_counts, index.visual_lengths])
+        np.savez(unfinished, lengths=lengths, bad=json.dumps(index.bad))
         os.replace(unfinished, file)
     finally:
-        Path(unfinished).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """A conversation as token ids with the answers supervised: what LLaVA trains on, without the rows that it loses."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.ops.losses import IGNORE
 
 IMAGE_TEXT = "<image>"
+MARKS = ("[[", "]]")
 
 
 @dataclass(frozen=True)
@@ -161,3 +162,28 @@ def _tokenise_piece(piece: list[Span], tokenizer: Any) -> tuple[np.ndarray, np.n
     start, end = np.array(encoding["offset_mapping"], np.int32).reshape(-1, 2).T
     last = np.minimum(np.maximum(start, end - 1), len(text) - 1)
     return np.array(encoding["input_ids"], np.int32), characters[last]
+
+
+def marked_text(
+    tokens: Sequence[int | str],  # a str stands for what is no token, such as an image
+    supervised: Sequence[bool],  # of each token: the loss counts it
+    tokenizer: Any,
+    marks: tuple[str, str] = MARKS,
+) -> str:
+    """A row as text for human eyes, with what is supervised marked."""
+    shown: list[str] = []
+    piece: list[int] = []  # tokens since the last image
+    before = ""  # their text so far; decoded alone, a later run would lose its leading space
+    for number, token in enumerate(tokens):
+        if isinstance(token, str):
+            shown.append(token)
+            piece, before = [], ""
+            continue
+        piece.append(token)
+        after = number + 1
+        if after == len(tokens) or isinstance(tokens[after], str) or supervised[after] != supervised[number]:
+            text = tokenizer.decode(piece, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            start, end = marks if supervised[number] else ("", "")
+            shown.append(f"{start}{text[len(before) :]}{end}")
+            before = text
+    return "".join(shown)

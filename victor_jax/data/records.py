@@ -94,7 +94,12 @@ def parse_record(raw: dict[str, Any], index: int) -> Record:
             raise BadRow(index, f"two turns of the {turn.speaker} follow each other: they must alternate")
     if len(parsed) < 2:
         raise BadRow(index, "it has no answer: expected a turn of 'human' and then one of 'gpt'")
-    return Record(index, image_paths(raw, index), tuple(parsed))
+    images = image_paths(raw, index)
+    try:
+        "".join([*images, *(turn.text for turn in parsed)]).encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no tokenizer and no file system takes
+        raise BadRow(index, "it holds half a character (a lone surrogate)") from None
+    return Record(index, images, tuple(parsed))
 
 
 def image_paths(raw: dict[str, Any], index: int) -> tuple[str, ...]:
@@ -105,8 +110,6 @@ def image_paths(raw: dict[str, Any], index: int) -> tuple[str, ...]:
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise BadRow(index, "its 'image' is neither a path nor a list of paths")
-    if not all(map(_is_unicode, paths)):
-        raise BadRow(index, "its 'image' holds half a character (a lone surrogate)")
     return tuple(paths)
 
 
@@ -118,15 +121,4 @@ def _turn(turn: Any, number: int, index: int) -> Turn:
         raise BadRow(index, f"turn {number} is from {speaker!r}: expected 'human' or 'gpt'")
     if not isinstance(text, str):
         raise BadRow(index, f"turn {number} has no text in 'value'")
-    if not _is_unicode(text):
-        raise BadRow(index, f"turn {number} holds half a character (a lone surrogate)")
     return Turn(SPEAKERS[speaker], text)
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can spell half of a surrogate pair, which no tokenizer and no file system takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
