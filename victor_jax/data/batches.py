@@ -26,7 +26,7 @@ def build_batch(
     """The one way from encoded rows to a batch."""
     length = None if shape is None else length_of(shape.counts(registers))
     sequence, targets = lay_out(rows, registers, length)
-    most = max(map(_images, rows)) if shape is None else shape.images
+    most = max(len(row.image_tokens) if row else 0 for row in rows) if shape is None else shape.images
     if not most:
         return Batch(sequence, targets, None)
     dtype = next((of_row.dtype for of_row in pixels if of_row is not None), np.uint8)
@@ -35,10 +35,6 @@ def build_batch(
         if of_row is not None:
             place[: len(of_row)] = of_row
     return Batch(sequence, targets, images)
-
-
-def _images(row: EncodedRow | None) -> int:
-    return 0 if row is None else len(row.image_tokens)
 
 
 class Step(NamedTuple):

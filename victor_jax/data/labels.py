@@ -119,29 +119,18 @@ def _as_words(text: str, tokenizer: Any) -> str:
 
 def _tokenise(spans: Iterable[Span], with_images: bool, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Spans -> ids int32 [T] and whether each is supervised, bool [T]."""
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
-    if tokenizer.bos_token_id is not None:
-        parts.append(_one(tokenizer.bos_token_id))
-    piece: list[Span] = []
-
-    def flush() -> None:
-        if piece:
-            parts.append(_tokenise_piece(piece, tokenizer))
-            piece.clear()
-
+    parts = [] if tokenizer.bos_token_id is None else [_one(tokenizer.bos_token_id)]
+    piece: list[Span] = []  # since the last image
     for span in spans:
-        if span.fresh:
-            flush()
-        if not with_images or span.markup or IMAGE_TEXT not in span.text:
-            piece.append(span)
-            continue
-        before, *after = span.text.split(IMAGE_TEXT)
-        piece.append(Span(before, span.supervised))
-        for text in after:
-            flush()
-            parts.append(_one(IMAGE))
+        texts = span.text.split(IMAGE_TEXT) if with_images and not span.markup else [span.text]
+        for number, text in enumerate(texts):
+            if number or span.fresh:
+                parts.append(_tokenise_piece(piece, tokenizer))
+                piece = []
+            if number:
+                parts.append(_one(IMAGE))
             piece.append(Span(text, span.supervised))
-    flush()
+    parts.append(_tokenise_piece(piece, tokenizer))
     return np.concatenate([ids for ids, _ in parts]), np.concatenate([supervised for _, supervised in parts])
 
 

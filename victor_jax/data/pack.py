@@ -20,7 +20,7 @@ from victor_jax.data.packed import ARGUMENTS, MISSING, PACK, VERSION, ShardReade
 from victor_jax.data.records import BadRow, Records, image_paths
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
-from victor_jax.files import check_free, new_folder, partial_of
+from victor_jax.files import check_free, new_folder
 
 ROWS_PER_SHARD = 8192
 TRIED = 64  # images of a source of which one must be there
@@ -50,11 +50,8 @@ def write_pack(
     ]
     order = np.stack([np.repeat(np.arange(len(chosen)), [*map(len, chosen)]), np.concatenate(chosen)], axis=1)
     stamped = [[path, weight, stamps(Path(path))] for path, weight in sources]
-    _begin(
-        partial_of(destination),
-        {"sources": stamped, "images": images, "rows_per_shard": rows_per_shard, "seed": seed},
-    )
     with new_folder(destination, resumable=True) as partial:
+        _begin(partial, {"sources": stamped, "images": images, "rows_per_shard": rows_per_shard, "seed": seed})
         writer = _Writer(partial, [path for path, _ in sources], opened)
         for start in range(0, len(order), rows_per_shard):
             shard = writer.write_shard(start // rows_per_shard, order[start : start + rows_per_shard])
@@ -81,19 +78,13 @@ def chosen_rows(count: int, weight: float, seed: tuple[int, int]) -> np.ndarray:
 
 def _begin(partial: Path, arguments: dict[str, Any]) -> None:
     """Notes what is written here; what an ended process has left must be the beginning of the same."""
-    text = json.dumps(arguments, indent=2) + "\n"
-    try:
-        before = json.loads((partial / ARGUMENTS).read_text())
-    except (OSError, ValueError):
-        shutil.rmtree(partial, ignore_errors=True)  # the process had not begun
-        partial.mkdir(parents=True)
-        (partial / ARGUMENTS).write_text(text)
-        return
-    if other := [key for key, value in json.loads(text).items() if before[key] != value]:
+    file, text = partial / ARGUMENTS, json.dumps(arguments, indent=2) + "\n"
+    if file.exists() and file.read_text() != text:
         raise UserError(
-            f"{partial} is the beginning of a pack with other {' and '.join(other)}: give the same arguments to go on "
-            "with it, or remove it"
+            f"{partial} is the beginning of a pack with other arguments, or its files have changed: give the same "
+            "arguments to go on with it, or remove it"
         )
+    file.write_text(text)
 
 
 class _Writer:
