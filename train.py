@@ -49,8 +49,9 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         outputs.list_parameters(run, workdir / "parameters.txt")
 
     # --- data -------------------------------------------------------------------------------------------------------
+    data = with_paths(settings.data, start.folder, workdir)
     inputs = open_inputs(
-        with_paths(settings.data, start.folder, workdir),
+        data,
         start.config,
         run.module.method,
         workdir / "index",
@@ -99,7 +100,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 with clock.measure("data"):
                     batch = next(loader)
                 if step == 0 and is_first:
-                    outputs.show_batch(batch.parts, inputs.tokenizer, workdir / "first_batch")
+                    outputs.show_batch(batch.parts, inputs.train.reader.tokenizer, workdir / "first_batch")
                 is_new = batch.layout not in compiled
                 with (
                     clock.measure("compile" if is_new else "step"),
@@ -149,7 +150,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
             outputs.list_bad_rows(bad_rows, workdir / "bad_rows.jsonl")
             say(f"{len(bad_rows)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
         if finished and not (workdir / "model").exists():
-            outputs.export(run, state.train, start, tensors, inputs.tokenizer_folder, workdir / "model")
+            outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
         if finished:
             spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
             say(f"done: the model is in {workdir / 'model'}; time went to {spent}")

@@ -149,9 +149,7 @@ def test_other_arguments_do_not_go_on(folder, change):
     if change == "data":
         os.utime(folder / "a.json", (1, 1))
     before = content(folder / "pack.partial")
-    with pytest.raises(
-        UserError, match=r"beginning of a pack with other arguments.* or remove it"
-    ):
+    with pytest.raises(UserError, match=r"beginning of a pack with other arguments.* or remove it"):
         write_pack(**other, destination=folder / "pack")
     assert content(folder / "pack.partial") == before
 

@@ -27,7 +27,6 @@ from victor_jax.data.labels import MARKS, Reader, marked_text
 from victor_jax.data.loader import read_ahead
 from victor_jax.data.records import Bad, Records, parse_record
 from victor_jax.data.schedule import Index, Schedule
-from victor_jax.data.sources import open_source
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.losses import IGNORE
 from victor_jax.training import command, settings
@@ -143,7 +142,7 @@ def main(arguments: list[str]) -> int:
         start = open_start(recipe)
         data, model = with_paths(recipe.data, start.folder, Path(folder)), start.config
         method = parse(recipe.compression, model)
-        reader = open_reader(data, open_source(data.path, data.images), model, method)
+        reader = open_reader(data, model, method)
         index, bad = check(reader, sys.stdout, data.workers, given.rows, given.read_images)
     if len(bad) == len(reader):
         print("\nerror: no row can be used", file=sys.stderr)

@@ -70,16 +70,12 @@ def encode(record: Record, template: Template, tokenizer: Any, tokens_per_image:
     if not record.images:
         turns = [replace(turn, text=_as_words(turn.text, tokenizer)) for turn in turns]
     ids, supervised = _tokenise(template.render(turns), bool(record.images), tokenizer)
-    if not supervised.any():
-        raise BadRow(record.index, "nothing in it is supervised")
     targets = np.where(supervised, ids, IGNORE).astype(np.int32)
     return EncodedRow(ids, targets, (tokens_per_image,) * len(record.images), record.images)
 
 
 def encode_prompt(record: Record, template: Template, tokenizer: Any, tokens_per_image: int) -> EncodedRow:
     """A conversation that ends with a question: what training sees before the answer."""
-    if template.captions:
-        raise ValueError(f"{template.name} has no open prompt: it throws the words of the question away")
     answered = replace(record, turns=(*record.turns, Turn("assistant", "x")))
     row = encode(answered, template, tokenizer, tokens_per_image)
     supervised = row.targets != IGNORE

@@ -18,7 +18,7 @@ from typing import Any
 from array_record.python import array_record_module
 
 from victor_jax.data.images import BadImage
-from victor_jax.data.records import BadRow, Records
+from victor_jax.data.records import BadRow, Records, image_paths
 from victor_jax.errors import UserError, join_names
 
 PACK = "pack.json"
@@ -58,8 +58,7 @@ class Pack(Records):
             raise BadRow(index, "its bytes in the pack are damaged: copy the pack again") from None
         row, numbers = packed["row"], packed["images"]
         if numbers:
-            paths = [row["image"]] if isinstance(row["image"], str) else row["image"]
-            row["image"] = [f"{number}/{path}" for number, path in zip(numbers, paths, strict=True)]
+            row["image"] = [f"{number}/{path}" for number, path in zip(numbers, image_paths(row, index), strict=True)]
         return row
 
     def describe(self, index: int) -> str:
