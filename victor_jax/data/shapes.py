@@ -10,6 +10,7 @@ every batch is full but for a few fillers among the shortest rows.
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,9 +91,19 @@ def choose_layouts(
         cuts = np.unique([first, *places, *other_images, last]).tolist()
         for start, end in itertools.combinations(cuts, 2):
             stretches.setdefault(end, []).append((start, *layout_of(start, end)))
-    best: list[tuple[int, list[Layout]]] = []
-    # Of the batches before each cut: the least padding, and its layouts; with no layout, with one, with two …
-    reached: dict[int, tuple[int, list[Layout]]] = {0: (0, [])}
+    ways = []
+    for padding, layouts in _least_padding(stretches, total, at_most):
+        ways.append((padding, layouts))
+        if padding <= enough * (padding + text[-1]):
+            return layouts
+    return min(ways, key=lambda way: way[0])[1]
+
+
+def _least_padding(
+    stretches: dict[int, list[tuple[int, Layout, int]]], total: int, at_most: int
+) -> Iterator[tuple[int, list[Layout]]]:
+    """The least padding of all batches, and its layouts: with one layout, with two …, as far as that many can do it."""
+    reached: dict[int, tuple[int, list[Layout]]] = {0: (0, [])}  # of the batches before each cut
     for _ in range(at_most):
         further = {}
         for end, ending in stretches.items():
@@ -101,7 +112,4 @@ def choose_layouts(
                 further[end] = least, [*reached[at][1], layout]
         reached = further
         if total in reached:
-            best.append(reached[total])
-            if best[-1][0] <= enough * (best[-1][0] + text[-1]):
-                return best[-1][1]
-    return min(best, key=lambda way: way[0])[1]
+            yield reached[total]
