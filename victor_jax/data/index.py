@@ -89,7 +89,7 @@ def index_key(reader: Reader, path: Path) -> str:
 def _read(file: Path) -> Index | None:
     """None where there is none, or one that was cut off."""
     try:
-        with np.load(file) as arrays:
+        with file.open("rb") as stream, np.load(stream) as arrays:
             bad = [(row, reason) for row, reason in json.loads(str(arrays["bad"]))]
             text, images, visual = arrays["lengths"]
             return Index(text, images, visual, bad)
