@@ -143,15 +143,18 @@ def test_the_command_takes_parquet(command, tmp_path, capsys):
     assert "USER: <image: 7/0>\nWhat 7? ASSISTANT:[[ So.</s>]]" in out
 
 
+RANDOM, NOWHERE = ["--config.init_from=random"], ["--config.data.path=/nowhere.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--config=FILE"),
         (["--config=configs/nowhere.py"], "nowhere.py"),
-        (["--config=configs/finetune.py:registers"], "'registers' is no argument"),
+        (["--config=configs/finetune.py:registers", *RANDOM, *NOWHERE], "unknown compression 'registers'"),
         (["--config=configs/finetune.py", "--config.data.pth=x"], "pth"),
-        (["--config=configs/finetune.py"], "config.data.path is empty"),
-        (["--config=configs/finetune.py", "--config.data.path=/nowhere.json"], "/nowhere.json does not exist"),
+        (["--config=configs/finetune.py", *RANDOM], "config.data.path is empty"),
+        (["--config=configs/finetune.py", *RANDOM, *NOWHERE], "/nowhere.json does not exist"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(arguments, message, capsys):

@@ -49,6 +49,7 @@ def with_paths(data: DataSettings, model_folder: Path, workdir: Path) -> DataSet
 
 def open_reader(data: DataSettings, model: VLMConfig, method: Method) -> Reader:
     """The rows as this model reads them."""
+    records = open_source(data.path, data.images)
     if not Path(data.tokenizer).is_dir():
         raise UserError(f"config.data.tokenizer: {data.tokenizer} is no folder; give that of the model's tokenizer")
     tokenizer = open_tokenizer(Path(data.tokenizer))
@@ -57,7 +58,6 @@ def open_reader(data: DataSettings, model: VLMConfig, method: Method) -> Reader:
             f"the tokenizer in {data.tokenizer} has {tokenizer.vocab_size} tokens, the model "
             f"{model.language.vocabulary}: they do not belong together"
         )
-    records = open_source(data.path, data.images)
     return Reader(records, TEMPLATES[data.template], tokenizer, method.tokens_per_image(model), data.max_length)
 
 
