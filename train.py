@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.data.batches import BatchSource
-from victor_jax.data.index import check_bad_rows
 from victor_jax.data.inputs import open_inputs, with_paths
 from victor_jax.data.loader import Loader
+from victor_jax.data.records import check_bad_rows
 from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
@@ -49,8 +49,9 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         outputs.list_parameters(run, workdir / "parameters.txt")
 
     # --- data -------------------------------------------------------------------------------------------------------
+    data = with_paths(settings.data, start.folder, workdir)
     inputs = open_inputs(
-        with_paths(settings.data, start.folder, workdir),
+        data,
         start.config,
         run.module.method,
         workdir / "index",
@@ -73,7 +74,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         first_step = checkpoints.latest() or 0
         if first_step:
             saved = checkpoints.meta(first_step)
-            outputs.check_data(saved, schedule.digest(), workdir)
+            outputs.check_data(saved, schedule.digest, workdir)
             bad_rows = [(row, reason) for row, reason in saved["bad_rows"]]
             state = checkpoints.restore(first_step, run.state)
         else:
@@ -82,7 +83,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         say(f"step {first_step} of {total_steps}")
 
         # --- loop ---------------------------------------------------------------------------------------------------
-        meta = {"data": schedule.digest(), "compression": run.module.method.spec}
+        meta = {"data": schedule.digest, "compression": run.module.method.spec}
         finished, compiled = first_step >= total_steps, set()
         with (
             Metrics(workdir, total_steps, is_first, first_step, settings.wandb, config.to_dict()) as metrics,
@@ -99,7 +100,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 with clock.measure("data"):
                     batch = next(loader)
                 if step == 0 and is_first:
-                    outputs.show_batch(batch.parts, inputs.tokenizer, workdir / "first_batch")
+                    outputs.show_batch(batch.parts, inputs.train.reader.tokenizer, workdir / "first_batch")
                 is_new = batch.layout not in compiled
                 with (
                     clock.measure("compile" if is_new else "step"),
@@ -149,7 +150,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
             outputs.list_bad_rows(bad_rows, workdir / "bad_rows.jsonl")
             say(f"{len(bad_rows)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
         if finished and not (workdir / "model").exists():
-            outputs.export(run, state.train, start, tensors, inputs.tokenizer_folder, workdir / "model")
+            outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
         if finished:
             spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
             say(f"done: the model is in {workdir / 'model'}; time went to {spent}")

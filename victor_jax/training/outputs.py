@@ -12,9 +12,9 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from victor_jax.compression.plan import Kind
-from victor_jax.data.index import Bad
+from victor_jax.data.labels import marked_text
+from victor_jax.data.records import Bad
 from victor_jax.data.settings import DataSettings
-from victor_jax.data.show import marked_text
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import Batch
