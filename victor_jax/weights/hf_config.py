@@ -24,38 +24,28 @@ VISION_KEYS = {
     "activation": "hidden_act",
     "norm_eps": "layer_norm_eps",
 }
-LANGUAGE_KEYS = {
-    "width": "hidden_size",
-    "mlp_width": "intermediate_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "vocabulary": "vocab_size",
-    "norm_eps": "rms_norm_eps",
-    "tied_embeddings": "tie_word_embeddings",
-    "max_positions": "max_position_embeddings",
-}
 # What a file leaves out: the defaults of transformers' configuration class of that model type.
 CLIP_DEFAULT = VisionConfig(
     width=768, mlp_width=3072, depth=12, heads=12, image_size=224, patch_size=32, activation="quick_gelu", norm_eps=1e-5
 )
-_COMMON: dict[str, Any] = {
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "rms_norm_eps": 1e-6,
-    "sliding_window": None,
-    "eos_token_id": 2,
+FAMILIES = ("llama", "mistral", "qwen2")
+# The key of the file -> our field, where both hold the same value, and the default of each family.
+LANGUAGE: dict[str, tuple[Any, ...]] = {
+    "hidden_size": ("width", 4096, 4096, 4096),
+    "intermediate_size": ("mlp_width", 11008, 14336, 22016),
+    "num_hidden_layers": ("depth", 32, 32, 32),
+    "num_attention_heads": ("heads", 32, 32, 32),
+    "num_key_value_heads": ("kv_heads", None, 8, 32),
+    "vocab_size": ("vocabulary", 32000, 32000, 151936),
+    "rms_norm_eps": ("norm_eps", 1e-6, 1e-6, 1e-6),
+    "tie_word_embeddings": ("tied_embeddings", False, False, False),
+    "max_position_embeddings": ("max_positions", 2048, 131072, 32768),
+    "sliding_window": (None, None, 4096, None),
+    "eos_token_id": (None, 2, 2, None),
 }
-_LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048}
-_MISTRAL = {"vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072}
-_QWEN2 = {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
-LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": _COMMON | _LLAMA,
-    "mistral": _COMMON | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": _COMMON | _QWEN2 | {"num_key_value_heads": 32, "eos_token_id": None},
+LANGUAGE_KEYS = {field: key for key, (field, *_) in LANGUAGE.items() if field} | {"head_dim": "head_dim"}
+LANGUAGE_DEFAULTS = {
+    family: {key: row[column] for key, row in LANGUAGE.items()} for column, family in enumerate(FAMILIES, start=1)
 }
 # A null means the default, but for these: no window at all, as many key-value heads as heads.
 NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads")
@@ -108,7 +98,7 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
     if value["num_key_value_heads"] is None:
         value["num_key_value_heads"] = heads
     window = value["sliding_window"] if model_type == "mistral" else None
-    value = {"head_dim": width // heads, "tie_word_embeddings": False} | value
+    value.setdefault("head_dim", width // heads)
     return LanguageConfig(
         **_fields(LanguageConfig, LANGUAGE_KEYS, value, where),
         family=model_type,  # type: ignore[arg-type]  # checked above
