@@ -30,7 +30,7 @@ Positive = NewType("Positive", int)  # a field of a written compression that may
 
 
 class Kind(enum.IntEnum):
-    """What a position of the sequence is. Padding stands at the right end of every row."""
+    """What a position of the sequence is. Padding is at the right end of every row."""
 
     PADDING = 0
     TEXT = 1

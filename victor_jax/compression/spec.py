@@ -31,7 +31,7 @@ def parse(spec: str, config: VLMConfig) -> Method:
         if not equals or key not in fields:
             raise UserError(f"unknown field {part!r} in compression {spec!r}{_nearest(key, list(fields))}")
         if key in values:
-            raise UserError(f"field {key!r} stands twice in compression {spec!r}: write it once")
+            raise UserError(f"field {key!r} is given twice in compression {spec!r}: write it once")
         values[key] = _value(text, hints[key], f"{key}={text} in compression {spec!r}")
     missing = [k for k, f in fields.items() if f.default is inspect.Parameter.empty and k not in values]
     if missing:

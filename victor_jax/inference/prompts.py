@@ -118,7 +118,7 @@ class Prompter:
 
 
 def open_prompter(folder: Path, prompt: Prompt, config: VLMConfig, tokens_per_image: int) -> Prompter:
-    """From the tokenizer files beside a checkpoint. A template of captions cannot ask: vicuna_v1 stands in for it."""
+    """From the tokenizer files beside a checkpoint. Where the template is for captions, vicuna_v1 asks."""
     template = TEMPLATES[prompt.template]
     if template.captions:
         template = TEMPLATES["vicuna_v1"]

@@ -117,7 +117,7 @@ class VLM:
     ) -> list[str]:
         """The greedy answer to each prompt. With each goes a picture (PIL or a path), a list of them, or None.
 
-        A prompt is the question alone: the chat template is the checkpoint's. `<image>` stands for each picture; a
+        A prompt is the question alone: the chat template is the checkpoint's. `<image>` marks each picture; a
         single one may be left out and comes first.
         """
         rows = self.prompter.ask(prompts, images)

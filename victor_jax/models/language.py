@@ -24,7 +24,7 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-EMPTY = -1  # the position of a cache slot that holds nothing
+EMPTY = -1  # the position of a free cache slot
 
 
 @flax.struct.dataclass
@@ -36,7 +36,7 @@ class StageCache:
 
     keys: jax.Array  # [L, B, K, H, S]
     values: jax.Array  # [L, B, K, S, H]
-    positions: jax.Array  # int32 [B, S], EMPTY where nothing stands
+    positions: jax.Array  # int32 [B, S], EMPTY where the slot is free
     prefilled: int = flax.struct.field(pytree_node=False)  # slots before the first new token
 
 
@@ -49,7 +49,7 @@ class View:
 
     cosine: jax.Array  # float32 [B, T, 1, H / 2]
     sine: jax.Array
-    # bool [B, T, S] of a full pass (None: causality says it all, since padding stands to the right); [B, S] of decoding
+    # bool [B, T, S] of a full pass (None: causality suffices, since padding is at the right); [B, S] of decoding
     mask: jax.Array | None
     slot: jax.Array | None = None  # decode: the cache slot of the new token; None: a full pass
     where: Where | None = None  # for a score
@@ -247,7 +247,7 @@ class LanguageTower(nn.Module):
         return View(cosine, sine, mask=self._in_window(positions[:, :, None], positions[:, None, :]))
 
     def _in_window(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """Sliding windows are measured in RoPE positions, so that a cut does not widen them."""
+        """Sliding windows are measured in RoPE positions, so that visual tokens that left do not widen them."""
         window = self.config.sliding_window
         return jnp.ones_like(key, bool) if window is None else key > query - window
 

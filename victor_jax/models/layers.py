@@ -26,7 +26,7 @@ class Dense(nn.Module):
     bias: bool
     dtype: Any
     lora: Lora | None = None
-    axes: tuple[Axis, Axis] = ("fsdp", "tensor")  # of the mesh, that cut the kernel
+    axes: tuple[Axis, Axis] = ("fsdp", "tensor")  # mesh axes that shard the kernel
     as_torch: bool = False  # starts as PyTorch's linear layers do
 
     @nn.compact

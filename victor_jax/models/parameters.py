@@ -1,4 +1,4 @@
-"""One declaration for a parameter: its shape, how it is cut over a mesh, and what it starts from.
+"""One declaration for a parameter: its shape, its sharding over the mesh, and its initial values.
 
     self.param("kernel", declare(Normal(0.02), "fsdp", "tensor"), (inputs, outputs))
 
@@ -43,7 +43,7 @@ class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
     """A parameter with its declaration, as tracing a module finds it."""
 
     value: Any
-    axes: tuple[Axis, ...] = flax.struct.field(pytree_node=False)  # the mesh axis that cuts each axis
+    axes: tuple[Axis, ...] = flax.struct.field(pytree_node=False)  # the mesh axis that shards each axis
     start: Start = flax.struct.field(pytree_node=False)
 
     def unbox(self) -> Any:
@@ -52,7 +52,7 @@ class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
     def replace_boxed(self, val: Any) -> "Declared":
         return self.replace(value=val)
 
-    def add_axis(self, index: int, params: Any) -> "Declared":  # layers are stacked along one that is never cut
+    def add_axis(self, index: int, params: Any) -> "Declared":  # layers are stacked along an axis that is never sharded
         return self.replace(axes=(*self.axes[:index], None, *self.axes[index:]))
 
     def remove_axis(self, index: int, params: Any) -> "Declared":
@@ -68,7 +68,7 @@ class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
 
 
 def declare(start: Start, *axes: Axis) -> Callable[..., Any]:
-    """Axes that are not named are not cut."""
+    """Axes that are not named are not sharded."""
 
     def init(key: jax.Array, shape: tuple[int, ...]) -> Declared:
         return Declared(jnp.zeros(shape, jnp.float32), (*axes, *[None] * (len(shape) - len(axes))), start)

@@ -1,6 +1,6 @@
-"""What each position of a batch is, and where it stands. Made on the host, before anything is compiled.
+"""What each position of a batch is, and its RoPE position. Made on the host, before anything is compiled.
 
-Rows are closed up to the left, so padding stands at the right end. Several images with token counts of their own, text
+Rows are closed up to the left, so padding is at the right end. Several images with token counts of their own, text
 on both sides of them and text-only rows are the same mechanism.
 """
 

@@ -67,7 +67,7 @@ def attention(
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     if not causal:
         return _plain(q, k, v, mask)
-    # Queries in blocks, each against the keys up to its end: what lies above the diagonal is hardly computed.
+    # Queries in blocks, each against the keys up to its end: little above the diagonal is computed.
     blocks = [
         _plain(q[:, start:end], k[:, :end], v[:, :end], _visible(start, end, mask))
         for start, end in causal_blocks(q.shape[1])
@@ -208,7 +208,7 @@ def _splash_on_one_device(q: Array, k: Array, v: Array, *, causal: bool, interpr
         interpret=interpret,
     )
     segments = None
-    if not causal and padded_S != S:  # a causal query stands before the padding and never sees it
+    if not causal and padded_S != S:  # a causal query comes before the padding and never sees it
         # Padded queries sit with the real keys too: a query without any key would have no softmax.
         is_pad = (jnp.arange(padded_S) >= S).astype(jnp.int32)
         segments = splash.SegmentIds(q=jnp.zeros(padded_T, jnp.int32), kv=is_pad)
