@@ -48,6 +48,7 @@ CASES = [
     ("llama3", "victor:registers=4,layer=2", {"layer": 2}),
     ("mistral_window", "victor:registers=4,layer=2", {"layer": 2}),
     ("mistral_window", "victor:registers=4,layer=2,positions=renumber", {"layer": 2, "renumber": True}),
+    ("mistral_gap", "vtw:layer=2", {"layer": 2}),
     ("qwen2", "victor:registers=4,layer=2", {"layer": 2}),
     ("qwen2", "vtw:layer=3", {"layer": 3}),
 ]

@@ -44,7 +44,7 @@ def batch_of(count: int) -> Batch:
 def load(folder: Path, method: str, axes: tuple[int, ...] | None = None, attention: str = "xla") -> VLM:
     mesh = make_mesh(**dict(zip(AXES, axes, strict=True))) if axes else None
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* has no 3 registers: drawn from seed")
+        warnings.filterwarnings("ignore", message=".* lacks 3 registers: drawn from seed")
         return victor_jax.load(folder, method, "float32", mesh, attention=attention)
 
 

@@ -14,7 +14,7 @@ COMMANDS = {
     "plan-pod": "compile a recipe's training step for a TPU slice, without the TPU: does it fit, how long is a step",
     "heatmap": "draw what each register reads of an image",
 }
-OF_A_RECIPE = ("check-data", "plan-pod")  # their flags are those of a recipe and a few more, all in the docstring
+OF_A_RECIPE = ("check-data", "plan-pod")  # their flags are those of a recipe, and a few more that the docstring names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,13 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    # A recipe may import its neighbours (configs.common); `python -m` puts this folder on the path, a script does not.
-    sys.path.insert(0, os.getcwd())
     # Imported when chosen: a command brings along only what it needs.
     module = importlib.import_module(f"victor_jax.cli.{name.replace('-', '_')}")
-    if name in OF_A_RECIPE and {"-h", "--help"} & set(rest):
-        print(module.__doc__)
-        return 0
+    if name in OF_A_RECIPE:
+        # A recipe imports its neighbours (configs.common); `python -m` puts this folder on the path, a script does not.
+        sys.path.insert(0, os.getcwd())
+        if {"-h", "--help"} & set(rest):
+            print(module.__doc__)
+            return 0
     return exit_status(lambda: module.main(rest))
 
 

@@ -56,7 +56,10 @@ class Step(Protocol):
         ...
 
     def apply(self, flow: "Flow", size: Size, own: "nn.Module | None") -> tuple["Flow", Any]:
-        """`own` is the module that the method's steps learn. Also returned: what `decode` will need, or None."""
+        """`own` is the module whose parameters the method's steps use. Also returned: what `decode` will need, or None.
+
+        A batch without images parks nothing: a parked length may be 0.
+        """
         ...
 
     def decode(self, x: "jax.Array", kept: Any, own: "nn.Module | None") -> "jax.Array":
@@ -109,7 +112,7 @@ class Compressor(Protocol):
     """Works before the tower: features of an image in, fewer features out."""
 
     def tokens(self, config: "VLMConfig") -> int:
-        """Visual tokens per image that come out; a UserError where the vision tower does not fit."""
+        """Visual tokens per image that come out."""
         ...
 
     def module(self, config: "VLMConfig", dtype: Any) -> "nn.Module":
@@ -124,7 +127,9 @@ class Method:
     plan: Plan
     registers: int = 0  # learnable positions after each image, at most
     compressor: Compressor | None = None
-    own: "Callable[[VLMConfig, Any], nn.Module] | None" = None  # (config, dtype) -> the module that its steps learn
+    own: "Callable[[VLMConfig, Any], nn.Module] | None" = (
+        None  # (config, dtype) -> the module whose parameters its steps use
+    )
     spec: str = ""  # its written form, set where it is parsed
 
     def tokens_per_image(self, config: "VLMConfig") -> int:

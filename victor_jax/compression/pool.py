@@ -42,7 +42,7 @@ def pool(config: VLMConfig, tokens: Positive) -> Method:
     grid = math.isqrt(config.vision.patches)
     fitting = [side**2 for side in range(1, grid + 1) if grid % side == 0]
     if config.keep_class_token:
-        raise UserError("pool averages squares of patches: this model keeps the class token, which is none")
+        raise UserError("pool averages squares of patches: this model keeps the class token, which is no patch")
     if tokens not in fitting:
         raise UserError(
             f"tokens={tokens} does not divide a grid of {grid} x {grid} patches into squares: choose "

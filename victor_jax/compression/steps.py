@@ -33,6 +33,9 @@ class Leave(Rearrange):
     park: bool = False
     positions: Positions = "keep"
 
+    def __post_init__(self) -> None:
+        assert not self.park or self.positions == "keep", "parked positions return under their own numbers"
+
     def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:
         stream, parked = stream.copy(), parked.copy()
         kept = np.minimum(stream[:, self.kind], self.keep)
@@ -82,8 +85,7 @@ class Return(Rearrange):
         assert parked is not None, "a Return follows a Leave that parks"
         comes = parked.kinds == self.kind
         returning = replace(parked, kinds=jnp.where(comes, parked.kinds, Kind.PADDING))
-        waits = (parked.kinds != Kind.PADDING) & ~comes
-        rest = select(parked, waits, size.parked) if size.parked else None
+        rest = select(parked, (parked.kinds != Kind.PADDING) & ~comes, size.parked)
         return replace(flow, stream=merge(flow.stream, returning, size.stream), parked=rest, scores=None), None
 
 

@@ -147,7 +147,7 @@ class VLM:
 
     def logits(
         self,
-        input_ids: np.ndarray,  # int [B, T], each image its placeholder repeated once per visual token
+        input_ids: np.ndarray,  # int [B, T], each image its placeholder repeated once per feature of the tower
         pixel_values: np.ndarray | None = None,  # float32 [images, 3, height, width], in reading order
         attention_mask: np.ndarray | None = None,  # int [B, T], 0 = padding, on either side
     ) -> np.ndarray:

@@ -181,19 +181,21 @@ class LanguageTower(nn.Module):
         `own` is what the method's steps learn; `room` is how many new tokens the caches shall hold, None keeps none.
         """
         caches: Caches = []
-        stages = itertools.count()
+        stages, span = itertools.count(), flow.stream.kinds.shape[1]  # no two RoPE positions are further apart
         for step, size in zip(self.plan.steps, sizes, strict=True):
             if isinstance(step, Layers):
                 cache = None if room is None else self._empty_cache(step.count, flow.stream, room)
-                flow, cache = self._layers(next(stages), step, flow, cache)
+                flow, cache = self._layers(next(stages), step, flow, cache, span)
             else:
                 flow, cache = step.apply(flow, size, own)
             caches.append(cache)
         return replace(flow, stream=replace(flow.stream, x=self.norm(flow.stream.x))), caches
 
-    def _layers(self, stage: int, step: Layers, flow: Flow, cache: StageCache | None) -> tuple[Flow, StageCache | None]:
+    def _layers(
+        self, stage: int, step: Layers, flow: Flow, cache: StageCache | None, span: int
+    ) -> tuple[Flow, StageCache | None]:
         stream = flow.stream
-        view = self._view(stream)
+        view = self._view(stream, span)
         if step.score is not None:
             prompt_end = jnp.argmax(stream.origin == flow.prompt_end[:, None], axis=1)
             view = replace(view, where=Where(stream.kinds, stream.positions, prompt_end, self.config.sliding_window))
@@ -238,11 +240,11 @@ class LanguageTower(nn.Module):
             (x, keys_values), scores = self.stages[stage]((x, keys_values), layers, view)
         return x, keys_values, scores
 
-    def _view(self, stream: Stream) -> View:
-        """Of a full pass."""
+    def _view(self, stream: Stream, span: int) -> View:
+        """Of a full pass over positions that are less than `span` apart, gaps included."""
         positions, window = stream.positions, self.config.sliding_window
         cosine, sine = self._rotation(positions)
-        if window is None or positions.shape[1] <= window:  # no two positions are further apart
+        if window is None or span <= window:
             return View(cosine, sine, mask=None)
         return View(cosine, sine, mask=self._in_window(positions[:, :, None], positions[:, None, :]))
 

@@ -4,6 +4,7 @@ pixels -> vision -> (compressor) -> projector -> visual tokens
 [text, visual tokens, registers, text …] -> the steps of a plan -> logits of the text positions
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -126,8 +127,10 @@ class VLMModule(nn.Module):
         return self.language.logits(x)[:, 0], caches
 
 
+@functools.lru_cache(maxsize=16)
 def parameters(module: VLMModule) -> dict[str, Declared]:
-    """Every parameter by path, as a float32 shape with its declaration; nothing is computed."""
+    """Every parameter by path, as a float32 shape with its declaration; nothing is computed. Not to be changed: tracing
+    takes half a second at 7B, so callers share one."""
     size, method = module.config.vision.image_size, module.method
     row = EncodedRow(np.array([0, -200]), np.full(2, IGNORE), (method.tokens_per_image(module.config),))
     sequence, targets = lay_out([row], method.registers)

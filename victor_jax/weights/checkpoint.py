@@ -80,7 +80,8 @@ def expected(config: VLMConfig) -> dict[str, Declared]:
     for path, leaf in parameters(module).items():
         names = sources(path, module)
         if names != [path]:
-            leaf = leaf.replace(value=jax.ShapeDtypeStruct(leaf.shape[1:], leaf.value.dtype))
+            of_layer = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.value.dtype)
+            leaf = leaf.replace(value=of_layer, axes=leaf.axes[1:])
         found |= dict.fromkeys(names, leaf)
     for leaf_name, start in (("scale", Constant(1.0)), ("bias", Constant(0.0))):
         of_width = jax.ShapeDtypeStruct((config.vision.width,), np.float32)

@@ -40,16 +40,16 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
     held = checkpoint.own
     if not needed:
         return tensors
-    shapes = {name: leaf.shape for name, leaf in needed.items()}
-    if {name: tensor.shape for name, tensor in held.items()} == shapes:
+    same_method = checkpoint.compression.partition(":")[0] == method.spec.partition(":")[0]
+    if same_method and {name: t.shape for name, t in held.items()} == {name: t.shape for name, t in needed.items()}:
         return checkpoint.tensors
     if held:
         raise UserError(
-            f"{checkpoint.folder} was trained with {described(held)}, {method.spec} asks for {described(needed)}: "
-            "parameters of one method cannot serve another"
+            f"{checkpoint.folder} was trained with {described(held)} ({checkpoint.compression}), {method.spec} asks for "
+            f"{described(needed)}: parameters of one method or size cannot serve another"
         )
     warnings.warn(
-        f"{checkpoint.folder} has no {described(needed)}: drawn from seed {seed} and untrained, so answers under "
+        f"{checkpoint.folder} lacks {described(needed)}: drawn from seed {seed} and untrained, so answers under "
         f"{method.spec} mean nothing before training",
         stacklevel=3,
     )

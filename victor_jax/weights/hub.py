@@ -53,10 +53,10 @@ def push_checkpoint(checkpoint: Checkpoint, repository: str, private: bool = Tru
         raise UserError(f"{repository} cannot be written without a token: {LOG_IN}")
     api = HfApi()
     with _one_sentence(f"{repository} cannot be written:"), tempfile.TemporaryDirectory() as scratch:
-        address = api.create_repo(repository, private=private, exist_ok=True)  # before the long work
         folder = Path(scratch) / "model"
-        write_checkpoint(checkpoint, folder, "hf")
+        write_checkpoint(checkpoint, folder, "hf")  # first: where it fails, nothing is left on the Hub
         (folder / "README.md").write_text(model_card(checkpoint, repository))
+        address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload with victor_jax")
     return str(address)
 

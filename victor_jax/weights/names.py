@@ -98,7 +98,7 @@ _CLIP_SKIPPABLE = re.compile(r"text_model\..*|(text|visual)_projection\.weight|l
 def current_name(path: str) -> str:
     """Checkpoints of version 0.1 hold the registers outside `compression/`."""
     parent, _, leaf = path.rpartition("/")
-    is_old = leaf == "registers" and not path.endswith(REGISTERS)
+    is_old = leaf == "registers" and OWN not in path
     return f"{parent}/{REGISTERS}".lstrip("/") if is_old else path
 
 
