@@ -36,8 +36,6 @@ LANGUAGE: dict[str, dict[str, Any]] = {
         "sliding_window": 7,
         "head_dim": 16,
     },
-    # Wider than what is left after the visual tokens leave, narrower than the gap that they leave.
-    "mistral_gap": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 16, "head_dim": 16},
     "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2},
     "qwen2_tied": {"model_type": "qwen2", "num_key_value_heads": 1, "tie_word_embeddings": True},
 }

@@ -3,7 +3,8 @@
 The score of a visual token is the attention that the last position of the prompt pays it in layer K, mean over heads.
 Only that one row of attention is computed beside the layers up to K, so every layer keeps its kernel. In training, and
 for `score`, the last position of the prompt is the one that predicts the first answer; the kept tokens are chosen once.
-So images of later turns, which it cannot see, leave first. Untrained or trained. Positions keep their RoPE numbers, as in the authors' code.
+So images of later turns, which it cannot see, leave first. Untrained or trained. Positions keep their RoPE numbers, as
+in the authors' code.
 """
 
 from dataclasses import dataclass

@@ -45,8 +45,8 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
         return checkpoint.tensors
     if held:
         raise UserError(
-            f"{checkpoint.folder} was trained with {described(held)} ({checkpoint.compression}), {method.spec} asks for "
-            f"{described(needed)}: parameters of one method or size cannot serve another"
+            f"{checkpoint.folder} was trained with {described(held)} ({checkpoint.compression}), {method.spec} asks "
+            f"for {described(needed)}: parameters of one method or size cannot serve another"
         )
     warnings.warn(
         f"{checkpoint.folder} lacks {described(needed)}: drawn from seed {seed} and untrained, so answers under "
