@@ -62,7 +62,6 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
-    memory.check(run, schedule.layouts)
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
         f"epoch, programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of text is padding"

@@ -26,7 +26,7 @@ from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 from victor_jax.training import command
-from victor_jax.training.memory import Capacity, advice, bytes_of, described, state_bytes
+from victor_jax.training.memory import advice, bytes_of, described, state_bytes
 from victor_jax.training.settings import read
 from victor_jax.training.setup import Run, abstract_part, make_run, mesh_of, sizes_of, step_costs
 
@@ -76,7 +76,7 @@ def plan(run: Run, name: str, shape: Shape) -> Planned:
     with jax.set_mesh(run.mesh):
         step: Any = run.step
         lowered = step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, parts))
-    arguments = state_bytes(run, is_shared=False) | {"batch": bytes_of(batch)}
+    arguments = state_bytes(run) | {"batch": bytes_of(batch)}
     start, available, found = time.perf_counter(), None, []
     try:
         program = lowered.compile()
@@ -181,7 +181,7 @@ def _does_not_fit(one: Planned) -> str:
     kinds, available = one.arguments | {"activations and gradients": one.temporaries}, one.available or 0
     return (
         f"\nthe {one.name} rows do not fit: {one.bytes / slices.GIB:.2f} GiB of {available / slices.GIB:.2f} "
-        f"({described(kinds)}); {advice(one.run, kinds, Capacity(available, is_shared=False), of_step=True)}"
+        f"({described(kinds)}); {advice(one.run, of_step=True)}"
     )
 
 
