@@ -5,7 +5,6 @@ The same command goes on where it stopped, on any number of devices, hosts and d
 
 import sys
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -67,7 +66,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         f"epoch, programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of text is padding"
     )
 
-    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", **asdict(settings.checkpoint)) as checkpoints:
+    kept = settings.checkpoint.keep_last, settings.checkpoint.keep_every
+    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", *kept) as checkpoints:
         # --- resume or begin: what is trained is read from the checkpoint or from the start, never from both ----------
         first_step = checkpoints.latest() or 0
         if first_step:
@@ -128,11 +128,11 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 if inputs.held_out and every and not leaving and (finished or done % every == 0):
                     with clock.measure("evaluation"):
                         deferred.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
-                if checkpoints.is_due(done) or finished:
+                if leaving or finished or done % settings.checkpoint.every == 0:
                     with clock.measure("checkpoint"), jax.transfer_guard("allow"):  # Orbax moves arrays as it likes
                         deferred.flush()  # a bad step must be known before what follows it is kept
                         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
-                        checkpoints.save(done, state, {**meta, "step": done, "bad_rows": bad_rows}, force=finished)
+                        checkpoints.save(done, state, {**meta, "step": done, "bad_rows": bad_rows})
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:

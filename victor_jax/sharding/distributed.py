@@ -5,11 +5,11 @@ import json
 import secrets
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
 from victor_jax.errors import UserError, join_names
@@ -122,11 +122,10 @@ def gather(value: list[Any]) -> list[list[Any]]:
     return [json.loads(one.tobytes()) for one in texts]
 
 
-def check_shared(directory: str) -> None:
+def check_shared(folder: Path) -> None:
     """That all hosts see the same folder."""
     if jax.process_count() == 1:
         return
-    folder = epath.Path(directory)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     number = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
@@ -140,6 +139,6 @@ def check_shared(directory: str) -> None:
     if not sees.all():
         blind = [str(process) for process in np.flatnonzero(~sees)]
         raise UserError(
-            f"{directory} is not one folder for all hosts: process {join_names(blind)} does not see what process 0 "
-            f"writes there; use a bucket or a shared file system"
+            f"{folder} is not one folder for all hosts: process {join_names(blind)} does not see what process 0 "
+            f"writes there; use a shared file system or a mounted bucket"
         )
