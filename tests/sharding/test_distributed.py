@@ -65,9 +65,9 @@ def test_a_host_that_does_not_come_ends_in_a_sentence_with_its_causes() -> None:
     second = process(f"localhost:{port}", 3, 1, 4)
     lost = process(f"localhost:{free_port()}", 3, 2, 1)
     sentences = [
-        (lost, "process 2 of 3 found nobody at localhost:"),
-        (second, f"process 1 of 3 waited 4 s at localhost:{port}, and not all others came: start the same command on"),
-        (first, f"process 0 of 3 waited 5 s at localhost:{port}, and not all others came"),
+        (lost, "process 2 of 3 waited 1 s for the others at localhost:"),
+        (second, f"process 1 of 3 waited 4 s for the others at localhost:{port}: start the same command on every host"),
+        (first, f"process 0 of 3 waited 5 s for the others at localhost:{port}: start the same command on every host"),
     ]
     for running, sentence in sentences:
         code, _, errors = ended(running)
