@@ -25,7 +25,7 @@ from victor_jax.sharding.mesh import make_mesh, of_parameter
 from victor_jax.training.lora import is_adapter
 from victor_jax.training.optimizer import in_float32, make_optimizer
 from victor_jax.training.settings import OptimizerSettings
-from victor_jax.training.step import State, StepSettings, make_step
+from victor_jax.training.step import State, make_step
 
 SPECS = ("full", "victor:registers=8,layer=3")
 PARAM_DTYPE = "float32"  # of what is trained
@@ -68,7 +68,7 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
     state = State(train, moments, loss)
 
     step = jax.jit(
-        make_step(module, optimizer, StepSettings(LOSS_CHUNK, spike_factor=0.0, seed=0)),
+        make_step(module, optimizer, LOSS_CHUNK),
         static_argnames="sizes",
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),

@@ -31,7 +31,7 @@ from victor_jax.sharding.mesh import BATCH, make_mesh, of_parameter
 from victor_jax.training import lora
 from victor_jax.training.optimizer import Params, in_float32, make_optimizer
 from victor_jax.training.settings import Settings
-from victor_jax.training.step import PartSizes, State, StepSettings, make_step, row_losses
+from victor_jax.training.step import PartSizes, State, make_step, row_losses
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import place, put
@@ -81,10 +81,9 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
     train, frozen = abstract_parameters(settings, module, mesh)
     optimizer = make_optimizer(settings.optimizer, train)  # type: ignore[arg-type]  # shapes do as well
     state = abstract_state(optimizer, train, mesh)
-    step_settings = StepSettings(settings.loss_chunk, settings.bad_step.spike_factor, settings.seed)
     everywhere = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
-        make_step(module, optimizer, step_settings),
+        make_step(module, optimizer, settings.loss_chunk, settings.bad_step.spike_factor, settings.seed),
         static_argnames="sizes",
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
