@@ -226,7 +226,7 @@ WRONG_WORLDS = {
     "too few devices": ({"mesh.data": 3}, "a mesh of data=3, fsdp=4, tensor=1 needs 12 devices, there are 8"),
     "no whole mesh": (
         {"mesh.data": 3, "mesh.fsdp": -1, "mesh.tensor": -1},
-        "a mesh of data=3, fsdp=-1, tensor=-1 does not fit: the sizes other than -1 must divide the number of devices",
+        "a mesh of data=3, fsdp=2, tensor=1 needs 6 devices, there are 8",
     ),
     "uneven rest": (
         {"mesh.data": 1, "mesh.fsdp": -1, "batch_size": 12},

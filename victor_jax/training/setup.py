@@ -126,18 +126,13 @@ def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tu
 def mesh_of(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of the settings, where -1 stands for as many devices as there is work for."""
     wanted, rows = settings.mesh, settings.batch_size // settings.micro_batches
-    sizes = (wanted.data, wanted.fsdp, wanted.tensor)
-    left, without = divmod(len(devices), math.prod(size for size in sizes if size != -1))
-    if without and -1 in sizes:
-        raise UserError(
-            f"a mesh of data={wanted.data}, fsdp={wanted.fsdp}, tensor={wanted.tensor} does not fit: the sizes other "
-            f"than -1 must divide the number of devices, {len(devices)}"
-        )
-    fsdp = left if wanted.fsdp == -1 else wanted.fsdp
-    if wanted.fsdp == wanted.tensor == -1:
-        fsdp = math.gcd(left, max(rows // wanted.data, 1))
-    tensor = len(devices) // wanted.data // fsdp if wanted.tensor == -1 else wanted.tensor
-    return make_mesh(wanted.data, fsdp, tensor, devices)
+    data, fsdp, tensor = wanted.data, wanted.fsdp, wanted.tensor
+    if fsdp == -1:
+        left = len(devices) // (data * max(tensor, 1)) or 1
+        fsdp = left if tensor != -1 else math.gcd(left, max(rows // data, 1))
+    if tensor == -1:
+        tensor = len(devices) // (data * fsdp) or 1
+    return make_mesh(data, fsdp, tensor, devices)
 
 
 def abstract_state(optimizer: optax.GradientTransformation, train: Abstract, mesh: Mesh) -> State:
