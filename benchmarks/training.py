@@ -19,10 +19,9 @@ from benchmarks import machine
 from benchmarks.shapes import PRESETS, Preset, batch_of, counted, random_params
 from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
-from victor_jax.models.layers import Lora
+from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.sharding.mesh import make_mesh, of_parameter
-from victor_jax.training.lora import is_adapter
 from victor_jax.training.optimizer import in_float32, make_optimizer
 from victor_jax.training.settings import OptimizerSettings
 from victor_jax.training.step import State, make_step

@@ -8,10 +8,10 @@ import small_run
 from small_run import metrics, overrides, run_here
 from soak import saved
 
-from victor_jax.models.layers import Lora
+from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.sharding.mesh import make_mesh, rows_on_mesh
 from victor_jax.training import settings
-from victor_jax.training.lora import is_adapter, merged
+from victor_jax.training.outputs import merged
 from victor_jax.training.setup import (
     frozen_params,
     make_run,

@@ -17,18 +17,18 @@ from victor_jax.data.settings import DataSettings
 from victor_jax.data.show import marked_text
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
+from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.models.sequence import Batch
 from victor_jax.ops.losses import IGNORE
 from victor_jax.prompt import Prompt
 from victor_jax.sharding.distributed import gather
 from victor_jax.sharding.mesh import fetch
-from victor_jax.training.lora import merged
 from victor_jax.training.optimizer import Params
 from victor_jax.training.settings import flat
 from victor_jax.training.setup import Run
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import layers_of
-from victor_jax.weights.tensors import Tensor
+from victor_jax.weights.tensors import Index, Tensor
 from victor_jax.weights.write import write_checkpoint
 
 # What may change between a run and its resumption: where it runs and what it says, not what it computes.
@@ -170,6 +170,25 @@ def export(
         write_checkpoint(checkpoint, destination, "orbax", lambda _: None)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("model written")
+
+
+def merged(tensors: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+    """Per-layer tensors with adapters -> without, each kernel with its addition, computed in float32 when read."""
+    plain = {name: tensor for name, tensor in tensors.items() if not is_adapter(name)}
+    for module in (name.removesuffix("/lora_a") for name in tensors if name.endswith("/lora_a")):
+        kernel, a, b = (tensors[f"{module}/{leaf}"] for leaf in ("kernel", "lora_a", "lora_b"))
+        plain[f"{module}/kernel"] = _merged_kernel(kernel, a, b, lora)
+    return plain
+
+
+def _merged_kernel(kernel: Tensor, a: Tensor, b: Tensor, lora: Lora) -> Tensor:
+    def read(index: Index) -> np.ndarray:
+        rows, columns = index
+        rank = slice(0, a.shape[1])
+        low = a.read((rows, rank)).astype(np.float32) @ b.read((rank, columns)).astype(np.float32)
+        return (kernel.read(index).astype(np.float32) + low * (lora.alpha / lora.rank)).astype(kernel.dtype)
+
+    return Tensor(kernel.shape, kernel.dtype, read)
 
 
 def prompt_taught(data: DataSettings) -> Prompt:

@@ -21,14 +21,13 @@ from victor_jax.compression.spec import parse
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.layers import Lora
+from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.models.sequence import Batch
 from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import check_implementation
 from victor_jax.sharding.mesh import BATCH, make_mesh, of_parameter
-from victor_jax.training import lora
 from victor_jax.training.optimizer import Params, in_float32, make_optimizer
 from victor_jax.training.settings import Settings
 from victor_jax.training.step import PartSizes, State, make_step, row_losses
@@ -106,7 +105,7 @@ def described(run: Run, start: Checkpoint) -> str:
 
 
 def is_trained(path: str, settings: Settings) -> bool:
-    return lora.is_adapter(path) or path.split("/")[0] in settings.trainable
+    return is_adapter(path) or path.split("/")[0] in settings.trainable
 
 
 def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tuple[Abstract, Abstract]:
@@ -162,7 +161,7 @@ def start_tensors(run: Run, start: Checkpoint) -> dict[str, Tensor]:
 def trained_params(run: Run, tensors: dict[str, Tensor]) -> Params:
     """As a run begins; one that is resumed has them from its checkpoint."""
     declared, seed = parameters(run.module), run.settings.seed
-    adapters = {path: leaf for path, leaf in run.train.items() if lora.is_adapter(path)}
+    adapters = {path: leaf for path, leaf in run.train.items() if is_adapter(path)}
     drawn = {path: fresh.drawn(path, leaf.shape, declared[path].start, seed) for path, leaf in adapters.items()}
     params = {path: put(cast(drawn[path], leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
     return params | place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
