@@ -4,7 +4,6 @@ The same command goes on where it stopped, on any number of devices, hosts and d
 """
 
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -22,7 +21,7 @@ from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
-from victor_jax.training.metrics import Clock, Metrics, Profiler, peak_memory
+from victor_jax.training.metrics import Clock, Metrics, peak_memory, traced
 from victor_jax.training.monitor import DeferredMetrics, StepMonitor
 from victor_jax.training.optimizer import Params, learning_rate
 from victor_jax.training.settings import read
@@ -88,13 +87,12 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
             Loader(
                 inputs.train, first_step, total_steps, settings.data.workers, bad_rows, settings.data.max_bad_rows
             ) as loader,
-            closing(Profiler(workdir / "profile", settings.profile.first, settings.profile.steps)) as profiler,
             jax.transfer_guard("disallow"),  # whatever is moved between host and devices in the loop says so
         ):
             monitor = StepMonitor(run, inputs.index, metrics, total_steps)
             deferred = DeferredMetrics(monitor)
-            for step in range(first_step, total_steps):
-                profiler.before(step)
+            steps = range(first_step, total_steps)
+            for step in traced(steps, workdir / "profile", settings.profile.first, settings.profile.steps):
                 with clock.measure("data"):
                     batch = next(loader)
                 if step == 0 and is_first:
@@ -120,7 +118,6 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                         jax.block_until_ready(result["loss"])
                 compiled.add(batch.layout)
                 deferred.amend(monitor.work_of(batch) | {"data_wait": clock.latest["data"]} | peak_memory())
-                profiler.after(step, state)
                 done = step + 1
                 finished = done == total_steps
                 leaving = checkpoints.reached_preemption(done) and not finished

@@ -19,8 +19,9 @@ from victor_jax.training.monitor import DeferredMetrics
 
 LOOP = """
 import sys
+from pathlib import Path
 from victor_jax.training.metrics import Metrics
-with Metrics(sys.argv[1], 5, True) as metrics:
+with Metrics(Path(sys.argv[1]), 5, True) as metrics:
     for step in range(5):
         metrics.log(step, {"loss": 2.5, "tokens_per_second": 1234.0})
     metrics.say("a line of its own")

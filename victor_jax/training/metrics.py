@@ -30,7 +30,7 @@ class Metrics(AbstractContextManager):
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: Path,
         total_steps: int,
         is_first_host: bool,
         resume_step: int = 0,
@@ -44,9 +44,9 @@ class Metrics(AbstractContextManager):
         self._is_writing = is_first_host
         if not is_first_host:
             return
-        path = Path(workdir) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cut(path, resume_step)
+        path = workdir / FILE
+        if path.exists():
+            _cut(path, resume_step)
         file = self._open.enter_context(path.open("a", encoding="utf-8", buffering=1))
         self._write.append(lambda step, values: file.write(json.dumps({"step": step} | values, allow_nan=False) + "\n"))
         if importlib.util.find_spec("tensorboardX"):
@@ -106,21 +106,12 @@ class _Lines:
         print(", ".join(said), file=sys.stderr, flush=True)
 
 
-def cut(path: Path, resume_step: int) -> None:
+def _cut(path: Path, resume_step: int) -> None:
     """Drops the lines that the run is going to write again, and what a kill left of a line; at once or not at all."""
-    if not path.exists():
-        return
     partial = path.with_name(path.name + ".partial")
     with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
-        kept.writelines(line for line in lines if _step_of(line) < resume_step)
+        kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < resume_step)
     os.replace(partial, path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _plain(value: Any) -> Any:
@@ -185,26 +176,17 @@ class Clock:
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-class Profiler:
-    """Traces some steps into a folder, for TensorBoard or Perfetto; with 0 steps it does nothing."""
-
-    def __init__(self, folder: Path, first: int, steps: int) -> None:
-        self._folder, self._traced, self._is_on = folder, range(first, first + steps), False
-
-    def before(self, step: int) -> None:
-        if step in self._traced and not self._is_on:  # a resumed run may begin in the middle of them
-            jax.profiler.start_trace(self._folder)
-            self._is_on = True
-
-    def after(self, step: int, state: Any) -> None:
-        if self._is_on and step + 1 not in self._traced:
-            jax.block_until_ready(state)  # else the trace would end while the devices still work
-            self.close()
-
-    def close(self) -> None:
-        if self._is_on:
-            jax.profiler.stop_trace()
-            self._is_on = False
+def traced(steps: range, folder: Path, first: int, count: int) -> Iterator[int]:
+    """The steps; `count` of them, from `first` on, are traced into a folder for TensorBoard or Perfetto."""
+    wanted = [step for step in steps if first <= step < first + count]  # a resumed run may begin among them
+    with ExitStack() as trace:
+        for step in steps:
+            if step in wanted[:1]:
+                trace.enter_context(jax.profiler.trace(folder))
+            yield step
+            if step in wanted[-1:]:
+                jax.block_until_ready(jax.live_arrays())  # else the trace would end while the devices still work
+                trace.close()
 
 
 def peak_memory() -> dict[str, int]:
