@@ -21,8 +21,7 @@ from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
-from victor_jax.training.metrics import Clock, Metrics, peak_memory, traced
-from victor_jax.training.monitor import DeferredMetrics, StepMonitor
+from victor_jax.training.metrics import Clock, DeferredMetrics, Metrics, StepMonitor, peak_memory, traced
 from victor_jax.training.optimizer import Params, learning_rate
 from victor_jax.training.settings import read
 from victor_jax.training.step import State

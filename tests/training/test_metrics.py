@@ -14,8 +14,7 @@ import pytest
 
 import victor_jax
 from victor_jax.errors import UserError
-from victor_jax.training.metrics import Clock, Metrics
-from victor_jax.training.monitor import DeferredMetrics
+from victor_jax.training.metrics import Clock, DeferredMetrics, Metrics
 
 LOOP = """
 import sys
