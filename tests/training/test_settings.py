@@ -77,7 +77,7 @@ WORKDIR = "--workdir=never_made"
     ("arguments", "message"),
     [
         ([], "--config=FILE[:args] is missing: configs/ holds the recipes"),
-        (["--config=configs/nothing.py"], "the config file cannot be read: [Errno 2] No such file or directory"),
+        (["--config=configs/nothing.py"], "[Errno 2] No such file or directory: 'configs/nothing.py'"),
         ([FINETUNE], "--workdir=DIR is missing"),
         ([f"{FINETUNE}:victor,vtw", WORKDIR], "'victor' and 'vtw' name two methods: name one"),
         ([f"{FINETUNE}:size=8b", WORKDIR], "config.size='8b' must be one of 7b, 13b, small"),
@@ -93,9 +93,9 @@ WORKDIR = "--workdir=never_made"
         ([FINETUNE, WORKDIR, "--config.wandb=maybe"], "config.wandb=maybe must be True or False"),
         ([FINETUNE, WORKDIR, "--config.trainable=language"], "config.trainable=language must be a list of texts"),
         ([FINETUNE, WORKDIR, "--config.seed", "3"], "--config.seed is without a value: write --config.seed=…"),
-        ([FINETUNE, WORKDIR, "--start_timeout=soon"], "--start_timeout=soon must be a whole number"),
+        ([FINETUNE, WORKDIR, "--start_timeout=soon"], "flag --start_timeout=soon: invalid literal for int()"),
         ([FINETUNE, WORKDIR, "--config.dtype=fp8"], "config.dtype='fp8' must be one of bfloat16, float32"),
-        ([FINETUNE, "--workdri=x"], "unknown flag --workdri: did you mean workdir?"),
+        ([FINETUNE, "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir ?"),
         ([FINETUNE, WORKDIR, "extra"], "unexpected argument 'extra': flags begin with --"),
     ],
 )

@@ -94,7 +94,7 @@ class Checkpoints(AbstractContextManager):
                 f"config that wrote it, or start in another folder"
             )
         items = {
-            item: ocp.args.StandardRestore(nest({path: _abstract(wanted[item][current_name(path)]) for path in tree}))
+            item: ocp.args.StandardRestore(nest({path: wanted[item][current_name(path)] for path in tree}))
             for item, tree in trees.items()
         }
         read = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
@@ -161,10 +161,6 @@ def _all_but_params(state: State) -> dict[str, Any]:
 
 def _optimizer_leaves(state: State) -> Leaves:
     return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(_all_but_params(state))}
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _name(path: Any) -> str:

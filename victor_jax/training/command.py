@@ -29,16 +29,9 @@ def parse(
         rest = given([name, *(argument for argument in arguments if argument not in overrides)])[1:]
         config = given["config"].value
         known = flat(config.to_dict()) if config else {}  # to_dict fails where the file could not be read
-    except flags.UnrecognizedFlagError as error:
-        raise UserError(f"unknown flag --{error.flagname}{nearest_key(error.flagname, list(given))}") from None
-    except flags.IllegalFlagValueError as error:
-        flag, _, why = str(error).removeprefix("flag ").partition(": ")
-        is_number = why.startswith("invalid literal for int()")
-        raise UserError(f"{flag} must be a whole number" if is_number else _last_line(error)) from None
-    except OSError as error:
-        raise UserError(f"the config file cannot be read: {_last_line(error)}") from None
     except Exception as error:  # of absl, of ml_collections, and whatever a user's recipe raises
-        raise UserError(_last_line(error)) from None
+        # Its last line; a traceback within the text brings the name of the exception along.
+        raise UserError(re.sub(r"^\w+(Error|Exception): ", "", str(error).strip().splitlines()[-1].strip())) from None
     if config is None:
         raise UserError("--config=FILE[:args] is missing: configs/ holds the recipes")
     for override in overrides:
@@ -61,8 +54,3 @@ def _apply(override: str, config: ConfigDict, known: dict[str, Any]) -> None:
     except (ValueError, KeyError, SyntaxError):
         raise UserError(f"config.{key}={text} must be {TYPES[kind]}") from None
     config.update_from_flattened_dict({key: value})
-
-
-def _last_line(error: Exception) -> str:
-    """Without the name of the exception, which a traceback within the text brings along."""
-    return re.sub(r"^\w+(Error|Exception): ", "", str(error).strip().splitlines()[-1].strip())

@@ -13,7 +13,6 @@ from PIL import Image
 
 from victor_jax.compression.plan import Kind
 from victor_jax.data.index import Bad
-from victor_jax.data.settings import DataSettings
 from victor_jax.data.show import marked_text
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
@@ -165,7 +164,10 @@ def export(
         if run.module.lora:
             tensors = merged(tensors, run.module.lora)
         spec = run.module.method.spec
-        prompt = prompt_taught(run.settings.data)
+        data = run.settings.data
+        # How the trained model is to be asked. Captions alone teach no way of asking: the default takes their place.
+        template = Prompt.template if TEMPLATES[data.template].captions else data.template
+        prompt = Prompt(template, data.aspect)
         checkpoint = replace(start, folder=companions, tensors=tensors, compression=spec, prompt=prompt)
         write_checkpoint(checkpoint, destination, "orbax", lambda _: None)
     if jax.process_count() > 1:
@@ -189,10 +191,3 @@ def _merged_kernel(kernel: Tensor, a: Tensor, b: Tensor, lora: Lora) -> Tensor:
         return (kernel.read(index).astype(np.float32) + low * (lora.alpha / lora.rank)).astype(kernel.dtype)
 
     return Tensor(kernel.shape, kernel.dtype, read)
-
-
-def prompt_taught(data: DataSettings) -> Prompt:
-    """How the trained model is to be asked. Captions alone teach no way of asking: the default takes their place."""
-    if TEMPLATES[data.template].captions:
-        return Prompt(aspect=data.aspect)
-    return Prompt(data.template, data.aspect)
