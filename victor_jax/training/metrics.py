@@ -71,7 +71,7 @@ class Metrics(AbstractContextManager):
             self._write.append(_Lines(total_steps))
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Values become plain numbers and lists; what is not finite is written as null."""
+        """Values become plain numbers; what is not finite is written as null."""
         plain = {name: _plain(value) for name, value in values.items()} if self._is_writing else {}
         for write in self._write:
             write(step, plain)
@@ -121,16 +121,12 @@ def _cut(path: Path, resume_step: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, str | bool) or value is None:
-        return value
-    value = np.asarray(value).tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    number = np.asarray(value).item()
+    return number if math.isfinite(number) else None
 
 
 def _numbers(values: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in values.items() if isinstance(value, int | float)]
+    return [(name, value) for name, value in values.items() if value is not None]
 
 
 def _said(values: dict[str, Any]) -> list[str]:
