@@ -3,6 +3,7 @@
 The same command goes on where it stopped, on any number of devices, hosts and data workers.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from victor_jax.training.metrics import Clock, DeferredMetrics, Metrics, StepMon
 from victor_jax.training.optimizer import Params, learning_rate
 from victor_jax.training.settings import read
 from victor_jax.training.step import State
+from victor_jax.weights.place import place
 
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
@@ -58,6 +60,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         shares=[hosts for hosts, _ in row_shares(mesh, settings.batch_size // settings.micro_batches)],
     )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
+    digest = schedule.digest()
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
@@ -70,16 +73,15 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         first_step = checkpoints.latest() or 0
         if first_step:
             saved = checkpoints.meta(first_step)
-            outputs.check_data(saved, schedule.digest(), workdir)
+            outputs.check_data(saved, digest, workdir)
             bad_rows = [(row, reason) for row, reason in saved["bad_rows"]]
             state = checkpoints.restore(first_step, run.state)
         else:
             state = setup.first_state(run, setup.trained_params(run, tensors))
-        frozen = setup.frozen_params(run, tensors) if first_step < total_steps else {}
+        frozen = place(run.frozen, tensors, run.module) if first_step < total_steps else {}
         say(f"step {first_step} of {total_steps}")
 
         # --- loop ---------------------------------------------------------------------------------------------------
-        meta = {"data": schedule.digest(), "compression": run.module.method.spec}
         finished, compiled = first_step >= total_steps, set()
         with (
             Metrics(workdir, total_steps, is_first, first_step, settings.wandb, config.to_dict()) as metrics,
@@ -128,12 +130,10 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                     with clock.measure("checkpoint"), jax.transfer_guard("allow"):  # Orbax moves arrays as it likes
                         deferred.flush()  # a bad step must be known before what follows it is kept
                         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
-                        checkpoints.save(done, state, {**meta, "step": done, "bad_rows": bad_rows})
+                        checkpoints.save(done, state, {"data": digest, "bad_rows": bad_rows})
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
-                    checkpoints.wait()
-                    say(f"told to stop: step {done} is saved, the same command goes on from there")
                     break
             deferred.flush()
         checkpoints.wait()
@@ -141,13 +141,16 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         # --- end ----------------------------------------------------------------------------------------------------
         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
         if is_first and bad_rows:
-            outputs.list_bad_rows(bad_rows, workdir / "bad_rows.jsonl")
+            lines = (json.dumps({"row": row, "reason": reason}) for row, reason in bad_rows)
+            (workdir / "bad_rows.jsonl").write_text("\n".join(lines) + "\n")
             say(f"{len(bad_rows)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
-        if finished and not (workdir / "model").exists():
+        if not finished:
+            say(f"told to stop: step {done} is saved, the same command goes on from there")
+            return
+        if not (workdir / "model").exists():
             outputs.export(run, state.train, start, tensors, inputs.tokenizer_folder, workdir / "model")
-        if finished:
-            spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
-            say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
+        spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
+        say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
 
 
 def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSource) -> float:

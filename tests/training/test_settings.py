@@ -93,7 +93,7 @@ WORKDIR = "--workdir=never_made"
         ([FINETUNE, WORKDIR, "--config.batch_size=abc"], "flag --config.batch_size=abc: invalid literal for int()"),
         ([FINETUNE, WORKDIR, "--config.optimizer.b1=x"], "flag --config.optimizer.b1=x: could not convert string to"),
         ([FINETUNE, WORKDIR, "--config.wandb=maybe"], "flag --config.wandb=maybe: ('Non-boolean argument to"),
-        ([FINETUNE, WORKDIR, "--config.trainable=none"], "config.trainable names 'none': known are projector"),
+        ([FINETUNE, WORKDIR, "--config.trainable=none"], "config.trainable='none' must be one of projector"),
         ([FINETUNE, WORKDIR, "--start_timeout=soon"], "flag --start_timeout=soon: invalid literal for int()"),
         ([FINETUNE, WORKDIR, "--config.dtype=fp8"], "config.dtype='fp8' must be one of bfloat16, float32"),
         ([FINETUNE, "--workdri=x"], "Unknown command line flag 'workdri'. Did you mean: workdir ?"),
@@ -124,7 +124,7 @@ def test_a_wrong_command_is_one_line(said, arguments, message):
         (
             "trainable",
             ("language", "vision"),
-            "config.trainable names 'vision': known are projector, compression, language",
+            "config.trainable='vision' must be one of projector, compression, language",
         ),
         ("micro_batches", 3, "config.batch_size=8 does not divide into 3 micro_batches"),
         ("bad_step.action", "ignore", "config.bad_step.action='ignore' must be one of stop, skip"),

@@ -72,19 +72,13 @@ def _join(coordinator: str | None, processes: int | None, process_id: int | None
             f"jax's own 8482: --coordinator=IP_OF_HOST_0:8476); --processes=1 runs this process alone"
         )
     if failed:
-        _explain(failed[0], {"--coordinator": coordinator, "--processes": processes, "--process_id": process_id})
-
-
-def _explain(error: Exception, flags: dict[str, object]) -> None:
-    missing = [flag for flag, value in flags.items() if value is None]
-    if isinstance(error, ValueError) and "coordinator_address" in str(error) and len(missing) == len(flags):
-        return  # no cluster that jax knows: alone
-    if isinstance(error, ValueError) and missing:
-        raise UserError(f"jax detects no cluster that would tell {' and '.join(missing)}: give them too") from error
-    raise UserError(
-        f"jax could not read the cluster that it detected ({error}): give --coordinator, --processes and "
-        f"--process_id, or --processes=1 to run this process alone"
-    ) from error
+        is_alone = (coordinator, processes, process_id) == (None, None, None)
+        if is_alone and isinstance(failed[0], ValueError) and "coordinator_address" in str(failed[0]):
+            return  # no cluster that jax knows
+        raise UserError(
+            f"jax could not find the processes of this run by itself ({failed[0]}): give --coordinator, --processes "
+            f"and --process_id, all three, or --processes=1 to run this process alone"
+        ) from failed[0]
 
 
 def gather(value: list[Any]) -> list[list[Any]]:

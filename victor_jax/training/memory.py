@@ -42,11 +42,10 @@ def explained(run: Run, layout: Layout) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        available, longest = capacity(run.mesh.local_devices), layout.parts[-1]
+        longest = layout.parts[-1]
         raise UserError(
-            f"too little memory for the step on rows of {longest.text} text positions and "
-            f"{longest.images} image{'s' * (longest.images != 1)}: it needs more than {described(held(run))}"
-            f"{f' of the {gib(available)} GiB' if available else ''}; {advice(run, of_step=True)}"
+            f"too little memory for the step on rows of {longest.text} text positions and {longest.images} image"
+            f"{'s' * (longest.images != 1)}: it needs more than {described(held(run))}; {advice(run, of_step=True)}"
         ) from None
 
 

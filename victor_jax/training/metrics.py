@@ -27,7 +27,6 @@ from victor_jax.errors import UserError
 from victor_jax.sharding.mesh import row_shares
 from victor_jax.training.setup import Run, step_costs
 
-FILE = "metrics.jsonl"
 PLAIN_SECONDS = 10.0  # between two lines, where the output is no terminal
 
 
@@ -47,21 +46,20 @@ class Metrics(AbstractContextManager):
         if wandb and not importlib.util.find_spec("wandb"):
             raise UserError("config.wandb is on, but wandb is not installed: pip install wandb, or turn it off")
         self._open, self._write = ExitStack(), list[Callable[[int, dict[str, Any]], Any]]()
-        self._is_writing = is_first_host
         if not is_first_host:
             return
-        path = workdir / FILE
+        path = workdir / "metrics.jsonl"
         if path.exists():
             _cut(path, resume_step)
         file = self._open.enter_context(path.open("a", encoding="utf-8", buffering=1))
         self._write.append(lambda step, values: file.write(json.dumps({"step": step} | values, allow_nan=False) + "\n"))
         if importlib.util.find_spec("tensorboardX"):
             module = importlib.import_module("tensorboardX")
-            writer = module.SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step)
+            writer = module.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step)
             self._open.callback(writer.close)
             self._write.append(lambda step, values: [writer.add_scalar(*item, step) for item in _numbers(values)])
         if wandb:
-            run = _wandb_run(path.parent, config)
+            run = _wandb_run(workdir, config)
             self._open.callback(run.finish)
             self._write.append(lambda step, values: run.log(dict(_numbers(values)), step=step))
         if sys.stderr.isatty():
@@ -72,13 +70,13 @@ class Metrics(AbstractContextManager):
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Values become plain numbers; what is not finite is written as null."""
-        plain = {name: _plain(value) for name, value in values.items()} if self._is_writing else {}
+        plain = {name: _plain(value) for name, value in values.items()}
         for write in self._write:
             write(step, plain)
 
     def say(self, text: str) -> None:
         """A line that leaves the progress bar whole."""
-        if self._is_writing:
+        if self._write:
             tqdm.write(text, file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
@@ -183,6 +181,7 @@ class StepMonitor:
     def __init__(self, run: Run, index: Index, metrics: Metrics, total_steps: int) -> None:
         self._run, self._index, self._metrics, self._last = run, index, metrics, total_steps - 1
         self._costs = functools.cache(functools.partial(step_costs, run))
+        self._peak = peak_flops(jax.devices()[0].device_kind)
         self._skipped, self._before = 0, time.perf_counter()
         shares = row_shares(run.mesh, run.settings.batch_size // run.settings.micro_batches)
         # Row i of a part, as the devices hold it, is row order[i] of the schedule.
@@ -204,7 +203,8 @@ class StepMonitor:
         # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
         self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
         values |= {"step_time": seconds, "tokens_per_second": values["tokens"] / seconds}
-        values |= share_of_peak(values["flops"] / seconds)
+        if self._peak:  # of all devices together: MFU
+            values["share_of_peak"] = values["flops"] / seconds / (self._peak * jax.device_count())
         settings = self._run.settings
         if step % settings.log_every == 0 or values["bad"] or "held_out_loss" in values or step == self._last:
             self._metrics.log(step, values)
@@ -224,12 +224,6 @@ class StepMonitor:
         self._metrics.say(f"skipped: {said}")
 
 
-def share_of_peak(flops_per_second: float) -> dict[str, float]:
-    """Of all devices together (MFU); nothing where the device's peak is not known."""
-    peak = peak_flops(jax.devices()[0].device_kind)
-    return {} if peak is None else {"share_of_peak": flops_per_second / (peak * jax.device_count())}
-
-
 # --- time and memory ------------------------------------------------------------------------------------------------
 
 
@@ -244,15 +238,13 @@ class Clock:
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.latest[name] = time.perf_counter() - start
-            self._total[name] = self._total.get(name, 0.0) + self.latest[name]
+        yield
+        self.latest[name] = time.perf_counter() - start
+        self._total[name] = self._total.get(name, 0.0) + self.latest[name]
 
     def shares(self) -> dict[str, float]:
         """Each name's share of the time since the start, largest first; `other` is what nobody measured."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        elapsed = time.perf_counter() - self._start
         shares = {name: seconds / elapsed for name, seconds in self._total.items()}
         shares["other"] = max(0.0, 1.0 - sum(shares.values()))
         return dict(sorted(shares.items(), key=lambda item: -item[1]))

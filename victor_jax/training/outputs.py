@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from PIL import Image
 
@@ -23,7 +24,6 @@ from victor_jax.prompt import Prompt
 from victor_jax.sharding.distributed import gather
 from victor_jax.sharding.mesh import fetch
 from victor_jax.training.optimizer import Params
-from victor_jax.training.settings import flat
 from victor_jax.training.setup import Run
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import layers_of
@@ -55,12 +55,12 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Pa
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}): give another") from None
-    file, now = workdir / "config.json", flat(json.loads(json.dumps(config)))
+    file, now = workdir / "config.json", flatten_dict(json.loads(json.dumps(config)), sep=".")
     has_steps = any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
     if not has_steps and (workdir / "model").exists():
         raise UserError(f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir")
     if has_steps and file.exists():
-        before = flat(json.loads(file.read_text()))
+        before = flatten_dict(json.loads(file.read_text()), sep=".")
         for key in sorted(before.keys() | now.keys()):
             if not key.startswith(FREE) and before.get(key) != now.get(key):
                 raise UserError(
@@ -70,9 +70,6 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Pa
     elif write:
         file.write_text(json.dumps(config, indent=2) + "\n")
     return workdir
-
-
-# --- at the start ---------------------------------------------------------------------------------------------------
 
 
 def list_parameters(run: Run, file: Path) -> None:
@@ -124,9 +121,6 @@ def _text(part: Batch, row: int, tokenizer: Any) -> str:
     return marked_text(tokens, supervised, tokenizer)
 
 
-# --- on the way -----------------------------------------------------------------------------------------------------
-
-
 def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
     """Refuses to go on from a checkpoint whose data had another digest."""
     if meta.get("data") != data:
@@ -139,13 +133,6 @@ def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
 def gather_bad_rows(bad: list[Bad]) -> list[Bad]:
     """The bad rows that any host met. To be called on all of them."""
     return sorted({row: reason for of_host in gather(bad) for row, reason in of_host}.items())
-
-
-# --- at the end -----------------------------------------------------------------------------------------------------
-
-
-def list_bad_rows(bad: list[Bad], file: Path) -> None:
-    file.write_text("".join(json.dumps({"row": row, "reason": reason}) + "\n" for row, reason in bad))
 
 
 def export(

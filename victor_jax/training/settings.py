@@ -145,16 +145,4 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"config.{key}={value!r} must be {TYPES[kind]}")
     value = kind(value)
-    if kind is tuple:
-        known = get_args(get_args(hint)[0])
-        if unknown := [item for item in value if item not in known]:
-            raise UserError(f"config.{key} names {unknown[0]!r}: known are {', '.join(known)}")
-    return value
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+    return tuple(_value(get_args(hint)[0], item, key) for item in value) if kind is tuple else value

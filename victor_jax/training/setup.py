@@ -167,10 +167,6 @@ def trained_params(run: Run, tensors: dict[str, Tensor]) -> Params:
     return params | place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
 
 
-def frozen_params(run: Run, tensors: dict[str, Tensor]) -> Params:
-    return place(run.frozen, tensors, run.module)
-
-
 def first_state(run: Run, train: Params) -> State:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state.optimizer)
     moments = jax.jit(lambda params: run.optimizer.init(in_float32(params)), out_shardings=shardings)(train)
