@@ -22,7 +22,7 @@ from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
-from victor_jax.training.metrics import Clock, DeferredMetrics, Metrics, StepMonitor, peak_memory, traced
+from victor_jax.training.metrics import Clock, Metrics, StepMonitor, peak_memory, traced
 from victor_jax.training.optimizer import Params, learning_rate
 from victor_jax.training.settings import read
 from victor_jax.training.step import State
@@ -91,7 +91,6 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
             jax.transfer_guard("disallow"),  # whatever is moved between host and devices in the loop says so
         ):
             monitor = StepMonitor(run, inputs.index, metrics, total_steps)
-            deferred = DeferredMetrics(monitor)
             steps = range(first_step, total_steps)
             for step in traced(steps, workdir / "profile", settings.profile.first, settings.profile.steps):
                 with clock.measure("data"):
@@ -114,28 +113,28 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                         number_on_mesh(np.float32(rate), mesh),
                         sizes=setup.sizes_of(run, batch.layout.parts),
                     )
-                    deferred.push(step, result)
+                    monitor.push(step, result | monitor.work_of(batch))
                     if is_new:
                         jax.block_until_ready(result["loss"])
                 compiled.add(batch.layout)
-                deferred.amend(monitor.work_of(batch) | {"data_wait": clock.latest["data"]} | peak_memory())
+                monitor.amend({"data_wait": clock.latest["data"]} | peak_memory())
                 done = step + 1
                 finished = done == total_steps
                 leaving = checkpoints.reached_preemption(done) and not finished
                 every = settings.evaluation.every
                 if inputs.held_out and every and not leaving and (finished or done % every == 0):
                     with clock.measure("evaluation"):
-                        deferred.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
+                        monitor.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
                 if leaving or finished or done % settings.checkpoint.every == 0:
                     with clock.measure("checkpoint"), jax.transfer_guard("allow"):  # Orbax moves arrays as it likes
-                        deferred.flush()  # a bad step must be known before what follows it is kept
+                        monitor.flush()  # a bad step must be known before what follows it is kept
                         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
                         checkpoints.save(done, state, {"data": digest, "bad_rows": bad_rows})
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
                     break
-            deferred.flush()
+            monitor.flush()
         checkpoints.wait()
 
         # --- end ----------------------------------------------------------------------------------------------------

@@ -151,38 +151,16 @@ def _wandb_run(workdir: Path, config: dict[str, Any] | None) -> Any:
 # --- of each step ---------------------------------------------------------------------------------------------------
 
 
-class DeferredMetrics:
-    """Passes a step's values on when the next step is dispatched, so that fetching them never delays a dispatch."""
-
-    def __init__(self, write: Callable[[int, dict[str, Any]], None]) -> None:
-        self._write = write
-        self._held: tuple[int, dict[str, Any]] | None = None
-
-    def push(self, step: int, values: Mapping[str, Any]) -> None:
-        """To be called when the step is dispatched; its values may be arrays on devices."""
-        self.flush()
-        self._held = step, dict(values)
-
-    def amend(self, values: Mapping[str, Any]) -> None:
-        """Adds to the step that is held back."""
-        if self._held is not None:
-            self._held[1].update(values)
-
-    def flush(self) -> None:
-        """Waits for the step that is held back and passes it on: before its checkpoint, and at the end."""
-        if self._held is not None:
-            (step, values), self._held = self._held, None
-            self._write(step, jax.device_get(values))
-
-
 class StepMonitor:
-    """Receives each step's values from DeferredMetrics: logs them, and stops the run or counts where it was bad."""
+    """Logs each step when the next one is dispatched, so that fetching never delays a dispatch; stops the run, or
+    counts, where a step was bad."""
 
     def __init__(self, run: Run, index: Index, metrics: Metrics, total_steps: int) -> None:
         self._run, self._index, self._metrics, self._last = run, index, metrics, total_steps - 1
         self._costs = functools.cache(functools.partial(step_costs, run))
         self._peak = peak_flops(jax.devices()[0].device_kind)
         self._skipped, self._before = 0, time.perf_counter()
+        self._held: tuple[int, dict[str, Any]] | None = None
         shares = row_shares(run.mesh, run.settings.batch_size // run.settings.micro_batches)
         # Row i of a part, as the devices hold it, is row order[i] of the schedule.
         self._order = np.argsort(np.concatenate([places for _, places in shares]))
@@ -198,7 +176,23 @@ class StepMonitor:
             "rows": of_loss,
         }
 
-    def __call__(self, step: int, values: dict[str, Any]) -> None:
+    def push(self, step: int, values: dict[str, Any]) -> None:
+        """To be called when the step is dispatched; its values may be arrays on devices."""
+        self.flush()
+        self._held = step, values
+
+    def amend(self, values: Mapping[str, Any]) -> None:
+        """Adds to the step that is held back."""
+        if self._held is not None:
+            self._held[1].update(values)
+
+    def flush(self) -> None:
+        """Waits for the step that is held back and logs it: before its checkpoint, and at the end."""
+        if self._held is not None:
+            (step, values), self._held = self._held, None
+            self._log(step, jax.device_get(values))
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
         rows, row_loss = values.pop("rows"), np.asarray(values.pop("row_loss"))
         # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
         self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
