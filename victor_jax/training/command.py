@@ -20,14 +20,15 @@ def parse(
     config_flags.DEFINE_config_file("config", None, "a recipe, FILE[:args]", flag_values=given, sys_argv=command)
     define(given)
     try:
-        rest = given(command)[1:]
+        rest, config = given(command)[1:], given["config"].value
+        is_given = bool(config and config.to_dict())  # which fails where the file could not be read
     except AttributeError as error:  # of a ConfigDict: the key, and the nearest one
         key = str(error).replace("\\n", ": ").replace("\\'", "").strip("'\"")
         raise UserError(f"no such config key or attribute: {key}") from None
     except Exception as error:  # of absl, of ml_collections, and whatever a user's recipe raises
         # Its last line; a traceback within the text brings the name of the exception along.
         raise UserError(re.sub(r"^\w+(Error|Exception): ", "", str(error).strip().splitlines()[-1].strip())) from None
-    if given["config"].value is None:
+    if not is_given:
         raise UserError("--config=FILE[:args] is missing: configs/ holds the recipes")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")

@@ -104,16 +104,12 @@ def described(run: Run, start: Checkpoint) -> str:
     return f"{weights}, registers drawn from seed {settings.seed}" if is_drawn else weights
 
 
-def is_trained(path: str, settings: Settings) -> bool:
-    return is_adapter(path) or path.split("/")[0] in settings.trainable
-
-
 def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tuple[Abstract, Abstract]:
     """The trained and the frozen ones."""
     train: Abstract = {}
     frozen: Abstract = {}
     for path, leaf in parameters(module).items():
-        trained = is_trained(path, settings)
+        trained = is_adapter(path) or path.split("/")[0] in settings.trainable
         dtype = jnp.dtype(settings.param_dtype if trained else settings.dtype)
         sharding = of_parameter(path, leaf.shape, leaf.spec, mesh)
         (train if trained else frozen)[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
