@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.data.batches import BatchSource
-from victor_jax.data.index import check_bad_rows
 from victor_jax.data.inputs import open_inputs, with_paths
 from victor_jax.data.loader import Loader
+from victor_jax.data.records import check_bad_rows
 from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
@@ -48,8 +48,9 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         outputs.list_parameters(run, workdir / "parameters.txt")
 
     # --- data -------------------------------------------------------------------------------------------------------
+    data = with_paths(settings.data, start.folder, workdir)
     inputs = open_inputs(
-        with_paths(settings.data, start.folder, workdir),
+        data,
         start.config,
         run.module.method,
         workdir / "index",
@@ -60,7 +61,6 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         shares=[hosts for hosts, _ in row_shares(mesh, settings.batch_size // settings.micro_batches)],
     )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
-    digest = schedule.digest()
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
@@ -73,7 +73,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         first_step = checkpoints.latest() or 0
         if first_step:
             saved = checkpoints.meta(first_step)
-            outputs.check_data(saved, digest, workdir)
+            outputs.check_data(saved, schedule.digest, workdir)
             bad_rows = [(row, reason) for row, reason in saved["bad_rows"]]
             state = checkpoints.restore(first_step, run.state)
         else:
@@ -96,7 +96,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                 with clock.measure("data"):
                     batch = next(loader)
                 if step == 0 and is_first:
-                    outputs.show_batch(batch.parts, inputs.tokenizer, workdir / "first_batch")
+                    outputs.show_batch(batch.parts, inputs.train.reader.tokenizer, workdir / "first_batch")
                 is_new = batch.layout not in compiled
                 with (
                     clock.measure("compile" if is_new else "step"),
@@ -129,7 +129,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                     with clock.measure("checkpoint"), jax.transfer_guard("allow"):  # Orbax moves arrays as it likes
                         monitor.flush()  # a bad step must be known before what follows it is kept
                         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
-                        checkpoints.save(done, state, {"data": digest, "bad_rows": bad_rows})
+                        checkpoints.save(done, state, {"data": schedule.digest, "bad_rows": bad_rows})
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
@@ -147,7 +147,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
             say(f"told to stop: step {done} is saved, the same command goes on from there")
             return
         if not (workdir / "model").exists():
-            outputs.export(run, state.train, start, tensors, inputs.tokenizer_folder, workdir / "model")
+            outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
         spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
         say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
 

@@ -32,7 +32,8 @@ def run(workers: list[int], steps: int = STEPS) -> machine.Result:
 def open_batches(folder: Path) -> tuple[Any, float]:
     """What train.py would open, and the rows per second of the pass that measures them."""
     from victor_jax.data.batches import BatchSource  # needs more than the model code
-    from victor_jax.data.index import Reader, build_index
+    from victor_jax.data.index import build_index
+    from victor_jax.data.labels import Reader
     from victor_jax.data.sample import write_sample
     from victor_jax.data.schedule import Schedule
     from victor_jax.data.sources import open_source
@@ -41,13 +42,13 @@ def open_batches(folder: Path) -> tuple[Any, float]:
 
     write_rows(folder)
     tokenizer = open_tokenizer(write_sample(folder / "sample") / "tokenizer")
-    records, images = open_source(folder / "rows.json", folder)
+    records = open_source(folder / "rows.json", folder)
     reader = Reader(records, TEMPLATES["vicuna_v1"], tokenizer, PATCHES, max_length=2048)
     began = time.perf_counter()
     index = build_index(reader, workers=0, progress=False)
     indexed = len(reader) / (time.perf_counter() - began)
     schedule = Schedule(index, BATCH, 0, REGISTERS, parts=1, rows=np.arange(len(reader)))
-    return BatchSource(reader, images, schedule, REGISTERS, image_size=SIZE, aspect="pad"), indexed
+    return BatchSource(reader, schedule, REGISTERS, image_size=SIZE, aspect="pad"), indexed
 
 
 def write_rows(folder: Path) -> None:
@@ -89,13 +90,14 @@ def tables(result: machine.Result) -> str:
     """Markdown of a result."""
     rows = []
     for record in result["records"]:
-        workers, speed = str(record["workers"] or "none, 2 threads"), record["rows_per_second"]
-        rows.append([workers, f"{speed:.0f}", f"{1000 / speed:.1f}", f"{record['first_batch_seconds']:.1f}"])
+        workers, speed = record["workers"] or "none, 2 threads", record["rows_per_second"]
+        row = {"worker processes": workers, "rows/s": speed, "ms per row": 1000 / speed}
+        rows.append(row | {"first batch s": record["first_batch_seconds"]})
     foot = (
         f"Each row: a photo of 640 x 480 and {result['text_tokens']} ids. The pass before training, which measures "
         f"text alone: {result['indexed_rows_per_second']:.0f} rows/s in one process."
     )
-    return machine.table(["worker processes", "rows/s", "ms per row", "first batch s"], rows) + f"\n\n{foot}"
+    return machine.table(rows) + f"\n\n{foot}"
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 from tokenizers_tiny import sentencepiece_tokenizer
 
-from victor_jax.data.images import ImageFolder
-from victor_jax.data.index import Reader, build_index
+from victor_jax.data.index import build_index
+from victor_jax.data.labels import Reader
 from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 
@@ -51,11 +51,11 @@ def write(folder, rows):
 
 
 def reader(folder, rows, template="vicuna_v1", max_length=400):
-    records, _ = open_source(write(folder, rows))
+    records = open_source(write(folder, rows), folder)
     return Reader(records, TEMPLATES[template], sentencepiece_tokenizer(False), TOKENS_PER_IMAGE, max_length)
 
 
 def opened(folder, rows, **changes):
-    """reader, images, index."""
+    """reader, index."""
     its = reader(folder, rows, **changes)
-    return its, ImageFolder(folder), build_index(its, 0, progress=False)
+    return its, build_index(its, 0, progress=False)

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 def checked(folder, rows, out=None, **changes):
     """What is printed, and the bad rows."""
-    reader, images, _ = opened(folder, rows)
+    reader, _ = opened(folder, rows)
     out = out or io.StringIO()
-    _, bad = check(reader, images, out, progress=False, **changes)
+    _, bad = check(reader, out, progress=False, **changes)
     return out.getvalue(), bad
 
 
@@ -59,7 +59,7 @@ def test_images_may_be_left_unread(tmp_path):
 
 def test_the_shapes_of_batches_with_their_steps_and_padding(tmp_path):
     out = io.StringIO()
-    _, _, index = opened(tmp_path, [image_row("0.png", 3)] * 16)
+    _, index = opened(tmp_path, [image_row("0.png", 3)] * 16)
     print_schedule(Schedule(index, 8, 0, 2, 2), parse("victor:registers=2,layer=1", SIZES["7b"]), out)
     assert "2 steps per epoch, 8 rows each in 2 parts; programs to compile: 1;" in out.getvalue()
     assert "of the text positions are padding" in out.getvalue()
@@ -91,7 +91,7 @@ def test_and_in_colour_on_a_terminal_that_wants_it(tmp_path, monkeypatch):
 
 
 def test_the_marked_row_is_its_whole_text(tmp_path):
-    reader, _, _ = opened(tmp_path, [{"conversations": turns("Grüße?", "naïve ☂ 雨")}])
+    reader, _ = opened(tmp_path, [{"conversations": turns("Grüße?", "naïve ☂ 雨")}])
     assert shown(reader, 0).endswith("USER: Grüße? ASSISTANT:[[ naïve ☂ 雨</s>]]")
 
 
@@ -143,15 +143,18 @@ def test_the_command_takes_parquet(command, tmp_path, capsys):
     assert "USER: <image: 7/0>\nWhat 7? ASSISTANT:[[ So.</s>]]" in out
 
 
+RANDOM, NOWHERE = ["--config.init_from=random"], ["--config.data.path=/nowhere.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--config=FILE"),
         (["--config=configs/nowhere.py"], "nowhere.py"),
-        (["--config=configs/finetune.py:registers"], "'registers' is no argument"),
+        (["--config=configs/finetune.py:registers", *RANDOM, *NOWHERE], "unknown compression 'registers'"),
         (["--config=configs/finetune.py", "--config.data.pth=x"], "pth"),
-        (["--config=configs/finetune.py"], "config.data.path is empty"),
-        (["--config=configs/finetune.py", "--config.data.path=/nowhere.json"], "/nowhere.json does not exist"),
+        (["--config=configs/finetune.py", *RANDOM], "config.data.path is empty"),
+        (["--config=configs/finetune.py", *RANDOM, *NOWHERE], "/nowhere.json does not exist"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(arguments, message, capsys):

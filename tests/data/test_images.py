@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
-from victor_jax.data.images import BACKGROUND, BadImage, ImageFolder, NoImages, preprocess
+from victor_jax.data.images import BACKGROUND, BadImage, ImageFolder, preprocess
+from victor_jax.data.sources import open_source
 from victor_jax.errors import UserError
 from victor_jax.ops.images import normalise
 
@@ -170,5 +171,6 @@ def test_a_source_goes_to_other_processes(tmp_path):
 def test_the_folder_must_exist_and_may_be_left_out(tmp_path):
     with pytest.raises(UserError, match=r"image folder .* does not exist"):
         ImageFolder(tmp_path / "nowhere")
+    (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(BadImage, match="no image folder is set"):
-        NoImages().open("x.png")
+        open_source(tmp_path / "a.jsonl").open("x.png")

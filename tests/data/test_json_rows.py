@@ -29,7 +29,7 @@ def gpt(text):
 
 
 def open_rows(path):
-    return open_source(path)[0]
+    return open_source(path)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 20])
@@ -160,7 +160,7 @@ import resource, sys, numpy
 from victor_jax.data.sources import open_source
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = used()
-records, _ = open_source(sys.argv[1])
+records = open_source(sys.argv[1])
 assert len(records) == 665_000
 assert all(records[i]["id"] == i for i in range(0, 665_000, 500))
 print((used() - before) / 1024)

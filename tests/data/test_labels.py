@@ -283,3 +283,13 @@ def test_examples_and_templates_go_to_other_processes():
     example = pickle.loads(pickle.dumps(encode(row, PLAIN, sentencepiece_tokenizer(legacy=True))))
     assert example.images == ("a",)
     assert pickle.loads(pickle.dumps(TEMPLATES)) == TEMPLATES
+
+
+def test_the_text_is_whole_with_its_spaces_and_what_is_supervised_is_marked():
+    tokenizer = sentencepiece_tokenizer(legacy=False)
+    ids = tokenizer("A red bus. Is it?", add_special_tokens=False).input_ids
+    middle = len(tokenizer("A red", add_special_tokens=False).input_ids)
+    supervised = [number >= middle for number in range(len(ids))]
+    assert labels.marked_text(ids, supervised, tokenizer) == "A red[[ bus. Is it?]]"
+    shown = labels.marked_text(["<image>", *ids, "<2 images>"], [False, *supervised, False], tokenizer, ("«", "»"))
+    assert shown == "<image>A red« bus. Is it?»<2 images>"

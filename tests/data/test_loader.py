@@ -26,13 +26,13 @@ def data(tmp_path_factory):
     rows = rows_of_every_kind(24)
     rows[6]["image"] = "nowhere.jpg"
     rows[10]["conversations"].pop()
-    reader, images, index = opened(tmp_path_factory.mktemp("data"), rows)
-    return reader, images, index, Schedule(index, 8, 0, registers=2, parts=2)
+    reader, index = opened(tmp_path_factory.mktemp("data"), rows)
+    return reader, index, Schedule(index, 8, 0, registers=2, parts=2)
 
 
 def source(data, host=0, hosts=1):
-    reader, images, _, schedule = data
-    return BatchSource(reader, images, schedule, 2, SIZE, "pad", host, hosts)
+    reader, _, schedule = data
+    return BatchSource(reader, schedule, 2, SIZE, "pad", host, hosts)
 
 
 def read(source, start=0, stop=STEPS, workers=0):
@@ -52,8 +52,8 @@ def alone(data):
 
 
 def test_the_run_reaches_into_the_second_epoch(data, alone):
-    assert data[3].steps_per_epoch < STEPS
-    assert [loaded.step for loaded in alone[0]] == list(range(STEPS))
+    assert data[2].steps_per_epoch < STEPS
+    assert [loaded.number for loaded in alone[0]] == list(range(STEPS))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -82,29 +82,29 @@ def test_a_run_goes_on_where_it_was(data, alone, start):
 
 
 def test_rows_that_the_index_left_out_are_listed_too(data):
-    with Loader(source(data), 0, STEPS, known_bad=data[2].bad) as loader:
+    with Loader(source(data), 0, STEPS, known_bad=data[1].bad) as loader:
         assert [row for row, _ in loader.bad_rows] == [10]
         list(loader)
         assert [row for row, _ in loader.bad_rows] == [6, 10]
 
 
 def test_a_row_that_is_bad_in_every_epoch_counts_once(data):
-    with Loader(source(data), 0, 3 * data[3].steps_per_epoch, known_bad=data[2].bad, max_bad_rows=2) as loader:
+    with Loader(source(data), 0, 3 * data[2].steps_per_epoch, known_bad=data[1].bad, max_bad_rows=2) as loader:
         list(loader)
         assert len(loader.bad_rows) == 2
 
 
 def test_one_bad_row_too_many_ends_the_run(data):
     with (
-        Loader(source(data), 0, STEPS, known_bad=data[2].bad, max_bad_rows=1) as loader,
+        Loader(source(data), 0, STEPS, known_bad=data[1].bad, max_bad_rows=1) as loader,
         pytest.raises(UserError, match=r"max_bad_rows=1 .*row 6 .*nowhere\.jpg.*row 10 "),
     ):
         list(loader)
 
 
 def test_an_error_in_a_worker_reaches_the_user_as_it_is(data, tmp_path):
-    reader, _, index = opened(tmp_path, rows_of_every_kind(24))
-    its = BatchSource(reader, data[1], Schedule(index, 8, 0, registers=2), 2, SIZE, "pad")
+    reader, index = opened(tmp_path, rows_of_every_kind(24))
+    its = BatchSource(reader, Schedule(index, 8, 0, registers=2), 2, SIZE, "pad")
     with (tmp_path / "data.json").open("a") as file:
         file.write(" ")
     with Loader(its, 0, 3, workers=1) as loader, pytest.raises(UserError, match="was changed while it was in use"):
@@ -122,8 +122,8 @@ from victor_jax.data.loader import Loader
 from victor_jax.data.schedule import Schedule
 
 if __name__ == "__main__":
-    reader, images, index = opened(Path({folder!r}), rows_of_every_kind(24))
-    source = BatchSource(reader, images, Schedule(index, 8, 0, registers=2), 2, SIZE, "pad")
+    reader, index = opened(Path({folder!r}), rows_of_every_kind(24))
+    source = BatchSource(reader, Schedule(index, 8, 0, registers=2), 2, SIZE, "pad")
     with Loader(source, 0, 10**9, workers=1) as loader:
         next(loader)
         print("reading", flush=True)

@@ -43,8 +43,8 @@ def pack(source, images, rows_per_shard=7):
 
 @pytest.mark.parametrize("rows_per_shard", [1, 7, 1000])
 def test_rows_and_images_are_those_of_the_files(source, rows_per_shard):
-    records, images = open_source(packed(source, rows_per_shard))
-    plain, folder = open_source(source / "rows.json", source / "images")
+    records = open_source(packed(source, rows_per_shard))
+    plain = open_source(source / "rows.json", source / "images")
     assert len(records) == len(plain) == 23
     for index in (22, *range(22)):
         raw, wanted = records[index], plain[index]
@@ -53,7 +53,7 @@ def test_rows_and_images_are_those_of_the_files(source, rows_per_shard):
             continue  # the missing image, and what is no path at all
         names = parse_record(wanted, index).images
         for ours, name in zip(parse_record(raw, index).images, names, strict=True):
-            np.testing.assert_array_equal(np.asarray(images.open(ours)), np.asarray(folder.open(name)))
+            np.testing.assert_array_equal(np.asarray(records.open(ours)), np.asarray(plain.open(name)))
     assert list(records) == [records[index] for index in range(23)]
 
 
@@ -65,25 +65,25 @@ def test_each_image_is_stored_once_and_byte_for_byte(source):
 
 
 def test_a_bad_row_and_a_missing_image_stay_bad_under_the_same_number(source):
-    records, images = open_source(packed(source))
+    records = open_source(packed(source))
     with pytest.raises(BadRow, match="row 21"):
         parse_record(records[21], 21)
     (path,) = parse_record(records[5], 5).images
     with pytest.raises(BadImage, match=r"image coco/5.jpg: it could not be read when the pack was made"):
-        images.open(path)
+        records.open(path)
 
 
 @pytest.mark.parametrize("path", ["5/coco/1.jpg", "coco/1.jpg", "-1/coco/1.jpg", ""])
 def test_a_path_that_is_none_of_the_pack_is_a_bad_image(source, path):
     with pytest.raises(BadImage, match="the pack has no such image"):
-        open_source(packed(source))[1].open(path)
+        open_source(packed(source)).open(path)
 
 
 def test_a_pack_that_was_read_goes_to_other_processes(source):
-    records, images = open_source(packed(source))
-    images.open(records[0]["image"][0])
-    records, images = pickle.loads(pickle.dumps((records, images)))
-    assert images.open(records[20]["image"][1]).size == (10, 9)
+    records = open_source(packed(source))
+    records.open(records[0]["image"][0])
+    records = pickle.loads(pickle.dumps(records))
+    assert records.open(records[20]["image"][1]).size == (10, 9)
 
 
 def test_a_pack_needs_no_image_folder_and_takes_none(source):
@@ -97,7 +97,7 @@ def test_a_shard_that_is_absent_or_cut_off_is_named(source):
     data = shard.read_bytes()
     shard.write_bytes(data[:100])
     with pytest.raises(UserError, match=r"rows-00001.array_record has 0 records and should have 7"):
-        open_source(folder)[0][7]
+        open_source(folder)[7]
     shard.unlink()
     with pytest.raises(UserError, match=r"lacks rows-00001.array_record"):
         open_source(folder)
@@ -145,14 +145,14 @@ def test_a_damaged_record_is_a_bad_row_or_image_and_ends_nothing(source):
         at = data.index(inside) if inside in data else data.index(b"\x28\xb5\x2f\xfd") + 20
         data[at] ^= 255
         shard.write_bytes(data)
-    records, images = open_source(folder)
+    records = open_source(folder)
     with pytest.raises(BadRow, match="row 0: its bytes in the pack are damaged"):
         records[0]
     (path,) = parse_record(records[2], 2).images
     with pytest.raises(BadImage, match=r"coco/2.jpg: its bytes in the pack are damaged"):
-        images.open(path)
+        records.open(path)
     (path,) = parse_record(records[1], 1).images
-    assert images.open(path).size == (9, 9)
+    assert records.open(path).size == (9, 9)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1, "rows": 3, "images": {}}'])
@@ -166,14 +166,14 @@ def test_a_damaged_pack_json_is_one_sentence(source, text):
 def test_a_pack_that_the_first_version_wrote_is_read(tmp_path):
     with tarfile.open(Path(__file__).parents[1] / "fixtures" / "pack_v1" / "pack.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
-    records, images = open_source(tmp_path / "pack")
-    rows, folder = open_source(tmp_path / "rows.json", tmp_path / "images")
+    records = open_source(tmp_path / "pack")
+    rows = open_source(tmp_path / "rows.json", tmp_path / "images")
     assert [row["id"] for row in records] == list("abcde")
     assert records[1] == rows[1]
     for index in (0, 2):
         names, paths = parse_record(rows[index], index).images, parse_record(records[index], index).images
-        assert [images.read(path) for path in paths] == [folder.read(name) for name in names]
+        assert [records.read(path) for path in paths] == [rows.read(name) for name in names]
     with pytest.raises(BadImage, match=r"gone\.png: it could not be read when the pack was made"):
-        images.open(parse_record(records[3], 3).images[0])
+        records.open(parse_record(records[3], 3).images[0])
     with pytest.raises(BadRow, match="row 4"):
         parse_record(records[4], 4)

@@ -25,9 +25,9 @@ def test_a_llava_row_a_caption_and_text_alone(tmp_path):
         "README.md": b"no row",
         "._d.jpg": b"a Mac's",
     }
-    records, images = open_source(write_tar(tmp_path / "a.tar", members))
+    records = open_source(write_tar(tmp_path / "a.tar", members))
     parsed = [parse_record(row, number) for number, row in enumerate(records)]
-    assert [[images.read(path) for path in record.images] for record in parsed] == [
+    assert [[records.read(path) for path in record.images] for record in parsed] == [
         [members["train/a.jpg"]],
         [members["train/b.png"]],
         [],
@@ -42,21 +42,21 @@ def test_a_llava_row_a_caption_and_text_alone(tmp_path):
 def test_several_images_are_in_the_order_of_their_numbers(tmp_path):
     members = {f"a.{number}.png": image_bytes(number) for number in (10, 2, 0)}
     members["a.json"] = {"conversations": turns("<image> <image> <image>?", "Red.")}
-    records, images = open_source(write_tar(tmp_path / "a.tar", members))
-    assert [images.read(path) for path in records[0]["image"]] == [image_bytes(number) for number in (0, 2, 10)]
+    records = open_source(write_tar(tmp_path / "a.tar", members))
+    assert [records.read(path) for path in records[0]["image"]] == [image_bytes(number) for number in (0, 2, 10)]
 
 
 def test_a_json_without_a_conversation_leaves_the_word_to_the_caption(tmp_path):
     members = {"a.jpg": image_bytes(0), "a.json": {"width": 7, "url": "x"}, "a.txt": b"A bus."}
-    records, _ = open_source(write_tar(tmp_path / "a.tar", members))
+    records = open_source(write_tar(tmp_path / "a.tar", members))
     assert parse_record(records[0], 0).turns[1].text == "A bus."
 
 
 def test_a_folder_of_tar_files_goes_to_other_processes(tmp_path):
     write_tar(tmp_path / "1.tar", {"c.json": LLAVA, "c.png": image_bytes(2)})
     write_tar(tmp_path / "0.tar", {"a.json": LLAVA, "a.png": image_bytes(0), "b.json": LLAVA, "b.png": image_bytes(1)})
-    records, images = pickle.loads(pickle.dumps(open_source(tmp_path)))
-    assert [images.read(path) for row in records for path in row["image"]] == [
+    records = pickle.loads(pickle.dumps(open_source(tmp_path)))
+    assert [records.read(path) for row in records for path in row["image"]] == [
         image_bytes(number) for number in range(3)
     ]
     assert records.describe(2).endswith("1.tar, row 2 (c)")
@@ -74,7 +74,7 @@ def test_a_folder_of_tar_files_goes_to_other_processes(tmp_path):
     ],
 )
 def test_a_bad_row_says_why(tmp_path, members, reason):
-    records, _ = open_source(write_tar(tmp_path / "a.tar", members))
+    records = open_source(write_tar(tmp_path / "a.tar", members))
     with pytest.raises(BadRow, match=reason):
         parse_record(records[0], 0)
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 import victor_jax
 from examples.quickstart import sight
 from examples.quickstart.digits import EMPTY, KINDS, Task, compose, conversation, main, scans, write_digits
-from victor_jax.data.index import Reader
+from victor_jax.data.labels import Reader
 from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
@@ -257,7 +257,7 @@ def test_answers_of_the_benchmark_are_one_token_each(folder, tokenizer):
 
 def test_rows_train_the_answers_and_their_ends(folder, tokenizer):
     """Our own reader takes every row; each answer is one token, and nothing else but its end is supervised."""
-    reader = Reader(open_source(folder / "train.json")[0], TEMPLATES["vicuna_v1"], tokenizer, SMALL.grid**2, 2048)
+    reader = Reader(open_source(folder / "train.json"), TEMPLATES["vicuna_v1"], tokenizer, SMALL.grid**2, 2048)
     assert len(reader) == SMALL.train
     for number in range(len(reader)):
         example = reader[number]
@@ -272,7 +272,7 @@ def test_rows_train_the_answers_and_their_ends(folder, tokenizer):
 
 
 def test_captions_train_every_digit(folder, tokenizer):
-    reader = Reader(open_source(folder / "captions.json")[0], TEMPLATES["plain"], tokenizer, SMALL.grid**2, 2048)
+    reader = Reader(open_source(folder / "captions.json"), TEMPLATES["plain"], tokenizer, SMALL.grid**2, 2048)
     for number in range(len(reader)):
         targets = reader[number].targets
         said = tokenizer.decode(targets[targets != IGNORE].tolist())

@@ -15,8 +15,8 @@ import victor_jax
 from victor_jax.compression.plan import Kind
 from victor_jax.data.batches import BatchSource
 from victor_jax.data.images import preprocess
-from victor_jax.data.index import Reader, build_index
-from victor_jax.data.labels import encode, encode_prompt
+from victor_jax.data.index import build_index
+from victor_jax.data.labels import Reader, encode, encode_prompt
 from victor_jax.data.records import Record, Turn
 from victor_jax.data.schedule import Schedule
 from victor_jax.data.sources import open_source
@@ -153,11 +153,11 @@ def training_batch(vlm, tmp_path):
         question = prompt if "<image>" in prompt else f"<image>\n{prompt}"
         rows.append({"image": names, "conversations": llava_folder.turns(question, ANSWERS[number])})
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    (records, images), asks = open_source(tmp_path / "data.json", tmp_path), vlm.prompter
+    records, asks = open_source(tmp_path / "data.json", tmp_path), vlm.prompter
     registers = vlm.method.registers
     reader = Reader(records, asks.template, asks.tokenizer, asks.tokens_per_image, max_length=400)
     schedule = Schedule(build_index(reader, 0, progress=False), len(rows), 0, registers, at_most=1)
-    source = BatchSource(reader, images, schedule, registers, 12, asks.aspect)
+    source = BatchSource(reader, schedule, registers, 12, asks.aspect)
     layout, (batch,), (order,), bad = source[0]
     assert not bad
     return batch, vlm.method.plan.sizes(layout.parts[0].counts(registers)), np.argsort(order)

@@ -16,7 +16,7 @@ import pytest
 import small_run
 
 import victor_jax
-from victor_jax.data.index import Index
+from victor_jax.data.schedule import Index
 from victor_jax.errors import UserError
 from victor_jax.training.metrics import Clock, Metrics, StepMonitor
 

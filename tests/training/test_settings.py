@@ -18,7 +18,6 @@ from tokenizers.models import WordLevel
 import train
 from victor_jax.compression.spec import parse
 from victor_jax.data.inputs import open_reader, with_paths
-from victor_jax.data.sources import open_source
 from victor_jax.errors import UserError, exit_status
 from victor_jax.training import command, settings
 from victor_jax.weights.names import REGISTERS
@@ -296,8 +295,7 @@ def test_a_model_of_ours_brings_its_tokenizer_without_a_word_of_warning(tmp_path
     its = with_paths(parsed.data, checkpoint.folder, tmp_path)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)  # it hands nothing on
-    records, _ = open_source(its.path, its.images)
-    reader = open_reader(its, records, checkpoint.config, parse(parsed.compression, checkpoint.config))
+    reader = open_reader(its, checkpoint.config, parse(parsed.compression, checkpoint.config))
     logger.removeHandler(caplog.handler)
     assert len(reader[0].images) == 1
     assert not caplog.messages

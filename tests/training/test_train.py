@@ -246,7 +246,7 @@ def loss_of_row(model, source, row):
     """Summed loss and supervised tokens, by the public interface."""
     example = source.reader[row]
     text = [[token] if token != IMAGE else [model.config.image_token] * 4 for token in example.ids]
-    image = preprocess(source.images.open(example.images[0]), small_run.IMAGE_SIZE, "pad")
+    image = preprocess(source.reader.records.open(example.images[0]), small_run.IMAGE_SIZE, "pad")
     pixels = np.asarray(normalise(image))[None]
     logits = model.logits(np.concatenate(text)[None], pixels)[0]
     wanted = example.targets[example.ids != IMAGE]

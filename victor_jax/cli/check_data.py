@@ -4,26 +4,29 @@ Counts, lengths, the shapes of batches, rows and images that cannot be used, and
 with what is supervised in colour.
 """
 
+import functools
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TextIO
 
+import grain
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from victor_jax.compression.plan import Method
 from victor_jax.compression.spec import parse
-from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.index import Bad, Index, Reader, build_index, spread
+from victor_jax.data.images import BadImage
+from victor_jax.data.index import build_index
 from victor_jax.data.inputs import open_reader, with_paths
-from victor_jax.data.records import parse_record
-from victor_jax.data.schedule import Schedule
-from victor_jax.data.show import MARKS, marked_text
-from victor_jax.data.sources import open_source
+from victor_jax.data.labels import MARKS, Reader, marked_text
+from victor_jax.data.loader import read_ahead
+from victor_jax.data.records import Bad, Records, parse_record
+from victor_jax.data.schedule import Index, Schedule
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.losses import IGNORE
 from victor_jax.training import command, settings
@@ -31,14 +34,12 @@ from victor_jax.training.setup import open_start
 
 LISTED = 200  # bad rows that are named
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
-IMAGES_AT_ONCE = 256
 FEWEST_IMAGES = 2048  # below that, worker processes take longer to start than they save
 GREEN = ("\033[32m", "\033[0m")
 
 
 def check(
     reader: Reader,
-    images: ImageSource,
     out: TextIO,
     workers: int = 0,
     examples: int = 2,  # rows shown, of each modality
@@ -47,7 +48,7 @@ def check(
 ) -> tuple[Index, list[Bad]]:
     """Prints what there is; returns also the rows that training would leave out."""
     index = build_index(reader, workers, None, progress)
-    of_images = dict(_bad_images(reader, images, index, workers, progress)) if read_images else {}
+    of_images = dict(_bad_images(reader.records, index, workers, progress)) if read_images else {}
     bad = sorted([*index.bad, *of_images.items()])
     good = np.setdiff1d(np.arange(len(reader)), [row for row, _ in bad])
     print(f"{len(reader)} rows, {len(good)} of them good", file=out)
@@ -102,36 +103,30 @@ def print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
         lengths = [plan.stage_lengths(plan.sizes(part.counts(method.registers))) for part in layout.parts]
         shown = (f"{part.text} -> {', '.join(map(str, of))}" for part, of in zip(layout.parts, lengths, strict=True))
         padding = f"{layout.padding_share(schedule.batch):.1%}"
-        print(f"{layout.batches:8}{padding:>9}{layout.parts[0].images:8}   {'; '.join(shown)}", file=out)
+        print(f"{layout.batches:8}{padding:>9}{layout.parts[-1].images:8}   {'; '.join(shown)}", file=out)
 
 
-def _bad_images(reader: Reader, images: ImageSource, index: Index, workers: int, progress: bool) -> Iterator[Bad]:
+def _bad_images(records: Records, index: Index, workers: int, progress: bool) -> Iterator[Bad]:
     """Rows with an image that cannot be read; each image is read once, however many rows show it."""
     rows_of: dict[str, list[int]] = {}
     for row in np.flatnonzero(index.image_counts).tolist():
-        for path in parse_record(reader.records[row], row).images[: index.image_counts[row]]:
+        for path in parse_record(records[row], row).images[: index.image_counts[row]]:
             rows_of.setdefault(path, []).append(row)
-    paths = list(rows_of)
-    chunks = [paths[start : start + IMAGES_AT_ONCE] for start in range(0, len(paths), IMAGES_AT_ONCE)]
-    with (
-        tqdm(total=len(paths), desc="reading images", unit=" images", disable=not progress or not paths) as bar,
-        spread(_unreadable, images, chunks, workers if len(paths) >= FEWEST_IMAGES else 0) as results,
-    ):
-        for chunk, found in zip(chunks, results, strict=True):
-            for path, reason in found:
-                yield from ((row, reason) for row in rows_of[path])
-            bar.update(len(chunk))
+    reasons = grain.MapDataset.source(list(rows_of)).map(functools.partial(_unreadable, records))
+    with closing(read_ahead(reasons, workers if len(rows_of) >= FEWEST_IMAGES else 0)) as results:
+        counted = tqdm(results, "reading images", len(rows_of), unit=" images", disable=not progress or not rows_of)
+        for rows, reason in zip(rows_of.values(), counted, strict=True):
+            if reason:
+                yield from ((row, reason) for row in rows)
 
 
-def _unreadable(images: ImageSource, paths: list[str]) -> list[tuple[str, str]]:
-    """Paths and reasons of those that cannot be read."""
-    broken = []
-    for path in paths:
-        try:
-            images.open(path)
-        except BadImage as error:
-            broken.append((path, str(error)))
-    return broken
+def _unreadable(records: Records, path: str) -> str:
+    """The reason, or nothing."""
+    try:
+        records.open(path)
+    except BadImage as error:
+        return str(error)
+    return ""
 
 
 def main(arguments: list[str]) -> int:
@@ -146,10 +141,9 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:  # of the made-up data set
         start = open_start(recipe)
         data, model = with_paths(recipe.data, start.folder, Path(folder)), start.config
-        records, images = open_source(data.path, data.images)
         method = parse(recipe.compression, model)
-        reader = open_reader(data, records, model, method)
-        index, bad = check(reader, images, sys.stdout, data.workers, given.rows, given.read_images)
+        reader = open_reader(data, model, method)
+        index, bad = check(reader, sys.stdout, data.workers, given.rows, given.read_images)
     if len(bad) == len(reader):
         print("\nerror: no row can be used", file=sys.stderr)
         return 1

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from victor_jax.compression.plan import length_of
-from victor_jax.data.images import Aspect, BadImage, ImageSource, preprocess
-from victor_jax.data.index import Bad, Reader
-from victor_jax.data.records import BadRow
+from victor_jax.data.images import Aspect, BadImage, preprocess
+from victor_jax.data.labels import Reader
+from victor_jax.data.records import Bad, BadRow, Records
 from victor_jax.data.schedule import FILLER, Schedule
 from victor_jax.data.shapes import Layout, Shape
 from victor_jax.errors import UserError
@@ -26,7 +26,7 @@ def build_batch(
     """The one way from encoded rows to a batch."""
     length = None if shape is None else length_of(shape.counts(registers))
     sequence, targets = lay_out(rows, registers, length)
-    most = max(map(_images, rows)) if shape is None else shape.images
+    most = max(len(row.image_tokens) if row else 0 for row in rows) if shape is None else shape.images
     if not most:
         return Batch(sequence, targets, None)
     dtype = next((of_row.dtype for of_row in pixels if of_row is not None), np.uint8)
@@ -37,17 +37,14 @@ def build_batch(
     return Batch(sequence, targets, images)
 
 
-def _images(row: EncodedRow | None) -> int:
-    return 0 if row is None else len(row.image_tokens)
-
-
 class Step(NamedTuple):
-    """What one host reads at one step."""
+    """The batch of one step."""
 
+    number: int
     layout: Layout
-    parts: tuple[Batch, ...]
-    rows: np.ndarray  # int64 [parts, rows of each]: this host's records, FILLER where a row holds nothing
-    bad: list[Bad]  # records that should have stood here
+    rows: np.ndarray  # int64 [parts, rows of each], over all hosts: records, FILLER where there is none
+    parts: tuple[Batch, ...]  # the rows of this host
+    bad: list[Bad]  # records of this host that cannot be read: fillers stand in their place
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,6 @@ class BatchSource:
     """Step -> this host's rows of its batch. Nothing is drawn and nothing is kept, so any step can be read again."""
 
     reader: Reader
-    images: ImageSource
     schedule: Schedule
     registers: int
     image_size: int
@@ -71,46 +67,37 @@ class BatchSource:
             )
 
     def __getitem__(self, step: int) -> Step:
-        layout, chosen = self.schedule.at(step)
-        share = chosen.shape[1] // self.hosts
-        rows = chosen[:, self.host * share : (self.host + 1) * share].copy()
+        layout, rows = self.schedule.at(step)
+        share = rows.shape[1] // self.hosts
+        here = rows[:, self.host * share : (self.host + 1) * share]
         bad: list[Bad] = []
-        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(layout.parts, rows, strict=True)]
-        return Step(layout, tuple(parts), rows, bad)
+        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(layout.parts, here.tolist(), strict=True)]
+        return Step(step, layout, rows, tuple(parts), bad)
 
-    def _part(self, shape: Shape, rows: np.ndarray, bad: list[Bad]) -> Batch:
-        """Bad rows become fillers, in `rows` too."""
-        encoded: list[EncodedRow | None] = [None] * len(rows)
-        pixels: list[np.ndarray | None] = [None] * len(rows)
-        for at, row in enumerate(rows.tolist()):
-            if row == FILLER:
-                continue
+    def _part(self, shape: Shape, rows: list[int], bad: list[Bad]) -> Batch:
+        encoded: list[EncodedRow | None] = []
+        pixels: list[np.ndarray | None] = []
+        for row in rows:
+            one, of_row = None, None
             try:
-                one = self.reader[row]
-                self._check_fits(one, shape, row)
-                pixels[at] = read_images(self.images, one.images, row, self.image_size, self.aspect)
-                encoded[at] = one
+                if row != FILLER:
+                    one = self.reader[row]
+                    of_row = read_images(self.reader.records, one.images, row, self.image_size, self.aspect)
             except BadRow as error:
                 bad.append((row, error.reason))
-                rows[at] = FILLER
+                one = None
+            encoded.append(one)
+            pixels.append(of_row)
         return build_batch(encoded, pixels, self.registers, self.image_size, shape)
 
     def __len__(self) -> int:
         return 1 << 40  # any step: what comes after an epoch is the next one
 
-    def _check_fits(self, one: EncodedRow, shape: Shape, row: int) -> None:
-        has = (one.text_length, len(one.image_tokens), sum(one.image_tokens))
-        if any(length > room for length, room in zip(has, (shape.text, shape.images, shape.visual), strict=True)):
-            raise UserError(
-                f"{self.reader.records.describe(row)} is longer than when the data was indexed: start again, "
-                "so that it is indexed anew"
-            )
 
-
-def read_images(source: ImageSource, paths: tuple[str, ...], row: int, size: int, aspect: Aspect) -> np.ndarray | None:
+def read_images(records: Records, paths: tuple[str, ...], row: int, size: int, aspect: Aspect) -> np.ndarray | None:
     """uint8 [images, 3, size, size], or None; BadRow where one cannot be read."""
     try:
-        read = [preprocess(source.open(path), size, aspect) for path in paths]
+        read = [preprocess(records.open(path), size, aspect) for path in paths]
     except BadImage as error:
         raise BadRow(row, str(error)) from None
     return np.stack(read) if read else None

@@ -1,7 +1,6 @@
 """Images as LLaVA-1.5 sees them: the CLIP processor's arithmetic bit by bit, in PIL and numpy alone."""
 
 import io
-from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -78,18 +77,7 @@ def _reason(error: Exception) -> str:
     return f"cannot be read: {str(error) or type(error).__name__}"
 
 
-class ImageSource(ABC):
-    """Image files by the names that the rows of one data source give them."""
-
-    @abstractmethod
-    def read(self, path: str) -> bytes:
-        """The file as it is; raises BadImage."""
-
-    def open(self, path: str) -> Image.Image:
-        return decode(self.read(path), path)
-
-
-class ImageFolder(ImageSource):
+class ImageFolder:
     """Image files below one folder; no path leads out of it."""
 
     def __init__(self, folder: str | Path):
@@ -108,9 +96,5 @@ class ImageFolder(ImageSource):
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             raise BadImage(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
-
-class NoImages(ImageSource):
-    """For text-only data."""
-
-    def read(self, path: str) -> bytes:
-        raise BadImage(path, "no image folder is set")
+    def open(self, path: str) -> Image.Image:
+        return decode(self.read(path), path)

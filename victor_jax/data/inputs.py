@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,11 +9,11 @@ from jax.experimental import multihost_utils
 
 from victor_jax.compression.plan import Method
 from victor_jax.data.batches import BatchSource
-from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.index import Index, Reader, open_index
-from victor_jax.data.records import Records
+from victor_jax.data.images import BadImage
+from victor_jax.data.index import open_index
+from victor_jax.data.labels import Reader
 from victor_jax.data.sample import write_sample
-from victor_jax.data.schedule import Schedule
+from victor_jax.data.schedule import Index, Schedule
 from victor_jax.data.settings import DataSettings
 from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
@@ -31,8 +30,6 @@ class Inputs:
     index: Index
     train: BatchSource
     held_out: BatchSource | None
-    tokenizer: Any
-    tokenizer_folder: Path
 
 
 def with_paths(data: DataSettings, model_folder: Path, workdir: Path) -> DataSettings:
@@ -50,9 +47,17 @@ def with_paths(data: DataSettings, model_folder: Path, workdir: Path) -> DataSet
     return replace(data, path=path, images=images, tokenizer=tokenizer)
 
 
-def open_reader(data: DataSettings, records: Records, model: VLMConfig, method: Method) -> Reader:
+def open_reader(data: DataSettings, model: VLMConfig, method: Method) -> Reader:
     """The rows as this model reads them."""
-    tokenizer = _open_tokenizer(data.tokenizer, model.language.vocabulary)
+    records = open_source(data.path, data.images)
+    if not Path(data.tokenizer).is_dir():
+        raise UserError(f"config.data.tokenizer: {data.tokenizer} is no folder; give that of the model's tokenizer")
+    tokenizer = open_tokenizer(Path(data.tokenizer))
+    if tokenizer.vocab_size > model.language.vocabulary:
+        raise UserError(
+            f"the tokenizer in {data.tokenizer} has {tokenizer.vocab_size} tokens, the model "
+            f"{model.language.vocabulary}: they do not belong together"
+        )
     return Reader(records, TEMPLATES[data.template], tokenizer, method.tokens_per_image(model), data.max_length)
 
 
@@ -69,15 +74,14 @@ def open_inputs(
     shares: list[tuple[int, ...]],  # for each share of a batch's rows, the hosts that read it
 ) -> Inputs:
     """Everything is checked and indexed here, before any weight is read."""
-    records, images = open_source(data.path, data.images)
-    reader = open_reader(data, records, model, method)
+    reader = open_reader(data, model, method)
     is_first = jax.process_index() == 0
     index = open_index(reader, data.path, index_folder, data.workers, data.max_bad_rows, is_first)
     good = np.flatnonzero(index.text_lengths)
     if not len(good):
         why = f", the first: {index.bad[0][1]}" if index.bad else ""
         raise UserError(f"none of the {len(reader)} rows of {data.path} can be used{why}")
-    _check_images(reader, images, good[index.image_counts[good] > 0])
+    _check_images(reader, good[index.image_counts[good] > 0])
     if held_out_rows >= len(good):
         raise UserError(
             f"config.evaluation.rows={held_out_rows} holds out all of the {len(good)} rows that can be used"
@@ -88,32 +92,20 @@ def open_inputs(
     def source(rows: np.ndarray) -> BatchSource:
         schedule = Schedule(index, batch_size, seed, method.registers, micro_batches, rows=rows)
         size = model.vision.image_size
-        return BatchSource(reader, images, schedule, method.registers, size, data.aspect, share, len(shares))
+        return BatchSource(reader, schedule, method.registers, size, data.aspect, share, len(shares))
 
     train = source(np.setdiff1d(good, held_out))
-    return Inputs(index, train, source(held_out) if held_out_rows else None, reader.tokenizer, Path(data.tokenizer))
+    return Inputs(index, train, source(held_out) if held_out_rows else None)
 
 
-def _check_images(reader: Reader, images: ImageSource, rows: np.ndarray) -> None:
+def _check_images(reader: Reader, rows: np.ndarray) -> None:
     """Where not one of the first images is there, the folder is another one."""
     failed: list[BadImage] = []
     for row in rows[:TRIED].tolist():
         try:
-            images.open(reader[row].images[0])
+            reader.records.open(reader[row].images[0])
             return
         except BadImage as error:
             failed.append(error)
     if failed:
         raise UserError(f"config.data.images is not the folder of these rows: of the first, {failed[0]}")
-
-
-def _open_tokenizer(folder: str, vocabulary: int) -> Any:
-    if not Path(folder).is_dir():
-        raise UserError(f"config.data.tokenizer: {folder} is no folder; give the folder of the model's tokenizer")
-    tokenizer = open_tokenizer(Path(folder))
-    if tokenizer.vocab_size > vocabulary:
-        raise UserError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model {vocabulary}: they do not belong "
-            "together"
-        )
-    return tokenizer

@@ -1,18 +1,51 @@
 """A conversation as token ids with the answers supervised: what LLaVA trains on, without the rows that it loses."""
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from victor_jax.data.records import BadRow, Record, Turn
+from victor_jax.data.records import BadRow, Record, Records, Turn, parse_record
 from victor_jax.data.templates import Span, Template
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.ops.losses import IGNORE
 
 IMAGE_TEXT = "<image>"
+MARKS = ("[[", "]]")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Record number -> encoded row, cut at the length limit. Picklable."""
+
+    records: Records
+    template: Template
+    tokenizer: Any
+    tokens_per_image: int
+    max_length: int  # of text and visual tokens; registers never cost a row its text
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: int) -> EncodedRow:
+        """Raises BadRow where nothing is supervised."""
+        record = parse_record(self.records[row], row)
+        encoded = truncate(encode(record, self.template, self.tokenizer, self.tokens_per_image), self.max_length)
+        if not (encoded.targets[1:] != IGNORE).any():  # nothing comes before the first, to predict it
+            raise BadRow(row, f"nothing within max_length={self.max_length} is supervised")
+        return encoded
+
+
+def truncate(row: EncodedRow, max_length: int) -> EncodedRow:
+    """The longest beginning of at most `max_length` text and visual tokens that holds its images whole."""
+    is_image = row.ids == IMAGE
+    positions = np.ones(len(is_image), np.int64)
+    positions[is_image] = row.image_tokens
+    kept = int((np.cumsum(positions) <= max_length).sum())
+    images = int(is_image[:kept].sum())
+    return EncodedRow(row.ids[:kept], row.targets[:kept], row.image_tokens[:images], row.images[:images])
 
 
 def encode(record: Record, template: Template, tokenizer: Any, tokens_per_image: int) -> EncodedRow:
@@ -37,16 +70,12 @@ def encode(record: Record, template: Template, tokenizer: Any, tokens_per_image:
     if not record.images:
         turns = [replace(turn, text=_as_words(turn.text, tokenizer)) for turn in turns]
     ids, supervised = _tokenise(template.render(turns), bool(record.images), tokenizer)
-    if not supervised.any():
-        raise BadRow(record.index, "nothing in it is supervised")
     targets = np.where(supervised, ids, IGNORE).astype(np.int32)
     return EncodedRow(ids, targets, (tokens_per_image,) * len(record.images), record.images)
 
 
 def encode_prompt(record: Record, template: Template, tokenizer: Any, tokens_per_image: int) -> EncodedRow:
     """A conversation that ends with a question: what training sees before the answer."""
-    if template.captions:
-        raise ValueError(f"{template.name} has no open prompt: it throws the words of the question away")
     answered = replace(record, turns=(*record.turns, Turn("assistant", "x")))
     row = encode(answered, template, tokenizer, tokens_per_image)
     supervised = row.targets != IGNORE
@@ -86,29 +115,18 @@ def _as_words(text: str, tokenizer: Any) -> str:
 
 def _tokenise(spans: Iterable[Span], with_images: bool, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Spans -> ids int32 [T] and whether each is supervised, bool [T]."""
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
-    if tokenizer.bos_token_id is not None:
-        parts.append(_one(tokenizer.bos_token_id))
-    piece: list[Span] = []
-
-    def flush() -> None:
-        if piece:
-            parts.append(_tokenise_piece(piece, tokenizer))
-            piece.clear()
-
+    parts = [] if tokenizer.bos_token_id is None else [_one(tokenizer.bos_token_id)]
+    piece: list[Span] = []  # since the last image
     for span in spans:
-        if span.fresh:
-            flush()
-        if not with_images or span.markup or IMAGE_TEXT not in span.text:
-            piece.append(span)
-            continue
-        before, *after = span.text.split(IMAGE_TEXT)
-        piece.append(Span(before, span.supervised))
-        for text in after:
-            flush()
-            parts.append(_one(IMAGE))
+        texts = span.text.split(IMAGE_TEXT) if with_images and not span.markup else [span.text]
+        for number, text in enumerate(texts):
+            if number or span.fresh:
+                parts.append(_tokenise_piece(piece, tokenizer))
+                piece = []
+            if number:
+                parts.append(_one(IMAGE))
             piece.append(Span(text, span.supervised))
-    flush()
+    parts.append(_tokenise_piece(piece, tokenizer))
     return np.concatenate([ids for ids, _ in parts]), np.concatenate([supervised for _, supervised in parts])
 
 
@@ -129,3 +147,28 @@ def _tokenise_piece(piece: list[Span], tokenizer: Any) -> tuple[np.ndarray, np.n
     start, end = np.array(encoding["offset_mapping"], np.int32).reshape(-1, 2).T
     last = np.minimum(np.maximum(start, end - 1), len(text) - 1)
     return np.array(encoding["input_ids"], np.int32), characters[last]
+
+
+def marked_text(
+    tokens: Sequence[int | str],  # a str stands for what is no token, such as an image
+    supervised: Sequence[bool],  # of each token: the loss counts it
+    tokenizer: Any,
+    marks: tuple[str, str] = MARKS,
+) -> str:
+    """A row as text for human eyes, with what is supervised marked."""
+    shown: list[str] = []
+    piece: list[int] = []  # tokens since the last image
+    before = ""  # their text so far; decoded alone, a later run would lose its leading space
+    for number, token in enumerate(tokens):
+        if isinstance(token, str):
+            shown.append(token)
+            piece, before = [], ""
+            continue
+        piece.append(token)
+        after = number + 1
+        if after == len(tokens) or isinstance(tokens[after], str) or supervised[after] != supervised[number]:
+            text = tokenizer.decode(piece, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            start, end = marks if supervised[number] else ("", "")
+            shown.append(f"{start}{text[len(before) :]}{end}")
+            before = text
+    return "".join(shown)

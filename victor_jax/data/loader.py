@@ -1,39 +1,37 @@
-"""Batches in the order of their steps, read ahead by threads or worker processes."""
+"""Batches and other work ahead of its use, in threads or worker processes."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from types import TracebackType
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
 
 from victor_jax.data.batches import BatchSource, Step
-from victor_jax.data.index import Bad, check_bad_rows
-from victor_jax.data.shapes import Layout
-from victor_jax.models.sequence import Batch
+from victor_jax.data.records import Bad, check_bad_rows
 
-AHEAD = 2  # batches held ready; grain's own default is 500
+AHEAD = 2  # results held ready; grain's own default is 500
 
 
-class Loaded(NamedTuple):
-    """The batch of one step."""
+def read_ahead(source: grain.MapDataset, workers: int) -> Any:
+    """Iterates over `source` in its order. To be closed: worker processes end there."""
+    if not workers:
+        return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)))
+    if not flags.FLAGS.is_parsed():  # outside of absl's app.run: grain reads flags of its own
+        flags.FLAGS.mark_as_parsed()
+    ahead = source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    # Through pipes: a container's /dev/shm is often smaller than two batches of images.
+    pipes = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
+    ahead = grain.experimental.WithOptionsIterDataset(ahead, pipes)
+    return iter(ahead.mp_prefetch(grain.MultiprocessingOptions(workers), _begin_worker))
 
-    step: int
-    layout: Layout
-    rows: np.ndarray  # int64 [parts, rows of each], over all hosts: records, FILLER where there is none
-    parts: tuple[Batch, ...]  # the rows of this host
 
-
-class Loader:
-    """Iterates over the batches from start_step up to stop_step.
-
-    The same whatever the number of workers. Use it in a `with`, or call close(): worker processes end there.
-    """
+class Loader(AbstractContextManager):
+    """Iterates over the batches from start_step up to stop_step; the same whatever the number of workers."""
 
     def __init__(
         self,
@@ -44,50 +42,27 @@ class Loader:
         known_bad: list[Bad] | None = None,  # rows that the index has left out
         max_bad_rows: int | None = None,
     ):
-        self._source = source
+        self._records, self._most = source.reader.records, max_bad_rows
         self._bad = dict(known_bad or [])
-        self._most = max_bad_rows
-        self._next = start_step
-        steps = grain.MapDataset.source(source)[start_step:stop_step]
-        if workers:
-            if not flags.FLAGS.is_parsed():  # outside of absl's app.run: grain reads flags of its own
-                flags.FLAGS.mark_as_parsed()
-            ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-            # Through pipes: a container's /dev/shm is often smaller than two batches of images.
-            pipes = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
-            ahead = grain.experimental.WithOptionsIterDataset(ahead, pipes)
-            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(workers), _begin_worker)
-        else:
-            ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD))
-        self._steps: Iterator[Step] = iter(ahead)
+        self._steps = read_ahead(grain.MapDataset.source(source)[start_step:stop_step], workers)
 
     @property
     def bad_rows(self) -> list[Bad]:
         """Rows that were left out so far, with the reason: those of the index, and those whose image failed here."""
         return sorted(self._bad.items())
 
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Iterator[Step]:
         return self
 
-    def __next__(self) -> Loaded:
-        _, parts, _, bad = next(self._steps)
-        self._bad |= dict(bad)
-        if bad:
-            check_bad_rows(self.bad_rows, self._most, self._source.reader.records)
-        loaded = Loaded(self._next, *self._source.schedule.at(self._next), parts)
-        self._next += 1
-        return loaded
+    def __next__(self) -> Step:
+        step = next(self._steps)
+        if step.bad:
+            self._bad |= dict(step.bad)
+            check_bad_rows(self.bad_rows, self._most, self._records)
+        return step
 
-    def close(self) -> None:
-        self._steps.close()  # type: ignore[attr-defined]
-
-    def __enter__(self) -> "Loader":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        self._steps.close()
 
 
 def _begin_worker(worker: int, workers: int) -> None:

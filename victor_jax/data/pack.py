@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.packed import ARGUMENTS, MISSING, PACK, RANDOM_ACCESS, VERSION, ShardReader
+from victor_jax.data.images import BadImage
+from victor_jax.data.packed import ARGUMENTS, MISSING, PACK, VERSION, ShardReader
 from victor_jax.data.records import BadRow, Records, image_paths
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
-from victor_jax.files import check_free, new_folder, partial_of
+from victor_jax.files import check_free, new_folder
 
 ROWS_PER_SHARD = 8192
 TRIED = 64  # images of a source of which one must be there
@@ -43,19 +43,16 @@ def write_pack(
     if rows_per_shard < 1:
         raise UserError(f"rows per shard must be at least 1, not {rows_per_shard}")
     check_free(destination)
-    opened = [(path, *open_source(path, images if needs_image_folder(path) else None)) for path, _ in sources]
+    opened = [open_source(path, images if needs_image_folder(path) else None) for path, _ in sources]
     chosen = [
         chosen_rows(len(records), weight, (seed, number))
-        for number, ((_, records, _), (_, weight)) in enumerate(zip(opened, sources, strict=True))
+        for number, (records, (_, weight)) in enumerate(zip(opened, sources, strict=True))
     ]
     order = np.stack([np.repeat(np.arange(len(chosen)), [*map(len, chosen)]), np.concatenate(chosen)], axis=1)
     stamped = [[path, weight, stamps(Path(path))] for path, weight in sources]
-    _begin(
-        partial_of(destination),
-        {"sources": stamped, "images": images, "rows_per_shard": rows_per_shard, "seed": seed},
-    )
     with new_folder(destination, resumable=True) as partial:
-        writer = _Writer(partial, opened)
+        _begin(partial, {"sources": stamped, "images": images, "rows_per_shard": rows_per_shard, "seed": seed})
+        writer = _Writer(partial, [path for path, _ in sources], opened)
         for start in range(0, len(order), rows_per_shard):
             shard = writer.write_shard(start // rows_per_shard, order[start : start + rows_per_shard])
             for done, _ in enumerate(shard, start + 1):
@@ -81,26 +78,20 @@ def chosen_rows(count: int, weight: float, seed: tuple[int, int]) -> np.ndarray:
 
 def _begin(partial: Path, arguments: dict[str, Any]) -> None:
     """Notes what is written here; what an ended process has left must be the beginning of the same."""
-    text = json.dumps(arguments, indent=2) + "\n"
-    try:
-        before = json.loads((partial / ARGUMENTS).read_text())
-    except (OSError, ValueError):
-        shutil.rmtree(partial, ignore_errors=True)  # the process had not begun
-        partial.mkdir(parents=True)
-        (partial / ARGUMENTS).write_text(text)
-        return
-    if other := [key for key, value in json.loads(text).items() if before[key] != value]:
+    file, text = partial / ARGUMENTS, json.dumps(arguments, indent=2) + "\n"
+    if file.exists() and file.read_text() != text:
         raise UserError(
-            f"{partial} is the beginning of a pack with other {' and '.join(other)}: give the same arguments to go on "
-            "with it, or remove it"
+            f"{partial} is the beginning of a pack with other arguments, or its files have changed: give the same "
+            "arguments to go on with it, or remove it"
         )
+    file.write_text(text)
 
 
 class _Writer:
     """Shard n of the rows, with shard n of the images: those that its rows are the first to show."""
 
-    def __init__(self, folder: Path, sources: list[tuple[str, Records, ImageSource]]):
-        self.folder, self.sources = folder, sources
+    def __init__(self, folder: Path, names: list[str], sources: list[Records]):
+        self.folder, self.names, self.sources = folder, names, sources
         self.numbers: list[dict[str, int | str]] = [{} for _ in sources]  # of images, by name; MISSING
         self.images = 0
         self.unread: list[str] = []
@@ -110,10 +101,10 @@ class _Writer:
         """order: int64 [rows, 2], source and row. Yields after each of them."""
         files = {kind: self.folder / f"{kind}-{shard:05d}.array_record" for kind in OPTIONS}
         first = self.images
-        kept = _whole(files["rows"], len(order))
-        if kept is not None:
-            for (source, index), record in zip(order.tolist(), kept, strict=True):
-                self._know(source, index, json.loads(record))
+        if files["rows"].exists():  # an ended process has written it
+            kept = ShardReader(self.folder, {files["rows"].name: len(order)})
+            for at, (source, index) in enumerate(order.tolist()):
+                self._know(source, index, json.loads(kept[at]))
                 yield
         else:
             # Closed in reverse: with whole rows, the images are whole too.
@@ -132,12 +123,12 @@ class _Writer:
         if set(self.numbers[source].values()) == {MISSING}:
             shutil.rmtree(self.folder)  # only other arguments can help, and they would not go on with it
             raise UserError(
-                f"none of the images of {self.sources[source][0]} can be read (is --images=DIR their folder?), the "
+                f"none of the images of {self.names[source]} can be read (is --images=DIR their folder?), the "
                 f"last: {self.unread[-1]}"
             )
 
     def _record(self, source: int, index: int, images: Any) -> bytes:
-        _, records, image_source = self.sources[source]
+        records = self.sources[source]
         try:
             row = records[index]
         except BadRow as error:
@@ -148,7 +139,7 @@ class _Writer:
             if path in numbers:
                 continue
             try:
-                images.write(image_source.read(path))
+                images.write(records.read(path))
                 numbers[path], self.images = self.images, self.images + 1
             except BadImage as error:
                 numbers[path] = MISSING
@@ -174,16 +165,6 @@ def _paths(row: dict[str, Any], index: int) -> tuple[str, ...]:
         return image_paths(row, index)
     except BadRow:
         return ()  # the row is kept as it is: its reader finds out again
-
-
-def _whole(file: Path, count: int) -> Iterator[bytes] | None:
-    """The records of a shard that an ended process left."""
-    if not file.exists():
-        return None
-    reader = array_record_module.ArrayRecordReader(str(file), RANDOM_ACCESS)
-    if reader.num_records() != count:
-        return None
-    return (reader.read(at, at + 1)[0] for at in range(count))
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.records import BadRow
+from victor_jax.data.images import BadImage
+from victor_jax.data.records import BadRow, Records, image_paths
 from victor_jax.errors import UserError, join_names
 
 PACK = "pack.json"
@@ -28,7 +28,7 @@ MISSING = "missing"  # instead of a number: the image could not be read when the
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-class Pack(ImageSource):
+class Pack(Records):
     """The rows of a pack, and its images by the names that the rows give them."""
 
     def __init__(self, folder: Path):
@@ -51,17 +51,14 @@ class Pack(ImageSource):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._folder} has {len(self)} rows, not {index}")
+    def row(self, index: int) -> dict[str, Any]:
         try:
             packed = json.loads(self._rows[index])
         except (RuntimeError, json.JSONDecodeError):
             raise BadRow(index, "its bytes in the pack are damaged: copy the pack again") from None
         row, numbers = packed["row"], packed["images"]
         if numbers:
-            paths = [row["image"]] if isinstance(row["image"], str) else row["image"]
-            row["image"] = [f"{number}/{path}" for number, path in zip(numbers, paths, strict=True)]
+            row["image"] = [f"{number}/{path}" for number, path in zip(numbers, image_paths(row, index), strict=True)]
         return row
 
     def describe(self, index: int) -> str:

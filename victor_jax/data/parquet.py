@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.records import BadRow
+from victor_jax.data.images import BadImage
+from victor_jax.data.records import BadRow, Records
 from victor_jax.errors import UserError
 
 
@@ -30,7 +30,7 @@ class _Group(NamedTuple):
     images: tuple[str, ...]  # columns of image bytes
 
 
-class ParquetFiles(ImageSource):
+class ParquetFiles(Records):
     """Rows, and their images by name: `5/1` is the second image of row 5."""
 
     def __init__(self, files: list[Path]):
@@ -50,9 +50,7 @@ class ParquetFiles(ImageSource):
     def __len__(self) -> int:
         return self._rows
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._groups[0].file} has {len(self)} rows, not {index}")
+    def row(self, index: int) -> dict[str, Any]:
         group = self._group(index)
         try:
             row = _read(group, group.text).slice(index - group.first, 1).to_pylist()[0]

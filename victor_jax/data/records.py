@@ -1,10 +1,19 @@
 """A row of LLaVA's format, whatever file it comes from: {"conversations": [{"from", "value"} …], "image": path(s)}."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+from PIL import Image
+
+from victor_jax.data.images import decode
+from victor_jax.errors import UserError
 
 Speaker = Literal["human", "assistant"]
+SHOWN = 5  # bad rows named in an error
 SPEAKERS: dict[str, Speaker] = {"human": "human", "gpt": "assistant"}
+
+Bad = tuple[int, str]  # row, reason
 
 
 class BadRow(Exception):
@@ -31,21 +40,45 @@ class Record:
     turns: tuple[Turn, ...]  # human and assistant alternate, the human first
 
 
-class Records(Protocol):
-    """Rows by number, as dicts of LLaVA's format; any of them can also be iterated over, as every sequence can.
+class Records(ABC):
+    """Rows by number, as dicts of LLaVA's format, and their images by the names that the rows give them.
 
     Pickled for other processes, it carries offsets, never rows.
     """
 
-    def __len__(self) -> int: ...
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises BadRow where the row is damaged."""
-        ...
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} rows, and none is {index}")
+        return self.row(index)
 
+    def open(self, image: str) -> Image.Image:
+        """Raises BadImage."""
+        return decode(self.read(image), image)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, index: int) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def read(self, image: str) -> bytes:
+        """The file as it is; raises BadImage."""
+
+    @abstractmethod
     def describe(self, index: int) -> str:
         """File and row, for messages."""
-        ...
+
+
+def check_bad_rows(bad: list[Bad], most: int | None, source: Records) -> None:
+    """Too many are an error that names the first few."""
+    if most is not None and len(bad) > most:
+        named = "; ".join(f"{source.describe(row)}: {reason}" for row, reason in bad[:SHOWN])
+        raise UserError(
+            f"more than data.max_bad_rows={most} rows cannot be used, the first are {named}. Mend the data "
+            "(victor-jax check-data lists them) or allow more"
+        )
 
 
 def parse_record(raw: dict[str, Any], index: int) -> Record:
@@ -61,7 +94,12 @@ def parse_record(raw: dict[str, Any], index: int) -> Record:
             raise BadRow(index, f"two turns of the {turn.speaker} follow each other: they must alternate")
     if len(parsed) < 2:
         raise BadRow(index, "it has no answer: expected a turn of 'human' and then one of 'gpt'")
-    return Record(index, image_paths(raw, index), tuple(parsed))
+    images = image_paths(raw, index)
+    try:
+        "".join([*images, *(turn.text for turn in parsed)]).encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no tokenizer and no file system takes
+        raise BadRow(index, "it holds half a character (a lone surrogate)") from None
+    return Record(index, images, tuple(parsed))
 
 
 def image_paths(raw: dict[str, Any], index: int) -> tuple[str, ...]:
@@ -72,8 +110,6 @@ def image_paths(raw: dict[str, Any], index: int) -> tuple[str, ...]:
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise BadRow(index, "its 'image' is neither a path nor a list of paths")
-    if not all(map(_is_unicode, paths)):
-        raise BadRow(index, "its 'image' holds half a character (a lone surrogate)")
     return tuple(paths)
 
 
@@ -85,15 +121,4 @@ def _turn(turn: Any, number: int, index: int) -> Turn:
         raise BadRow(index, f"turn {number} is from {speaker!r}: expected 'human' or 'gpt'")
     if not isinstance(text, str):
         raise BadRow(index, f"turn {number} has no text in 'value'")
-    if not _is_unicode(text):
-        raise BadRow(index, f"turn {number} holds half a character (a lone surrogate)")
     return Turn(SPEAKERS[speaker], text)
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can spell half of a surrogate pair, which no tokenizer and no file system takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from victor_jax.data.images import ImageFolder, ImageSource, NoImages
 from victor_jax.data.json_rows import JsonRecords
 from victor_jax.data.packed import PACK, Pack
 from victor_jax.data.parquet import ParquetFiles
@@ -19,8 +18,8 @@ def needs_image_folder(path: str | Path) -> bool:
     return not Path(path).is_dir() and Path(path).suffix not in SELF_CONTAINED
 
 
-def open_source(path: str | Path, images: str | Path | None = None) -> tuple[Records, ImageSource]:
-    """The rows of a JSON list, a JSONL file, a pack, parquet or tar files, and where their images are read.
+def open_source(path: str | Path, images: str | Path | None = None) -> Records:
+    """The rows of a JSON list, a JSONL file, a pack, parquet or tar files, and their images.
 
     `images` is the folder of the images that a JSON file names.
     """
@@ -31,14 +30,9 @@ def open_source(path: str | Path, images: str | Path | None = None) -> tuple[Rec
             "victor-jax pack-data has written"
         )
     if needs_image_folder(path):
-        return JsonRecords(path), ImageFolder(images) if images else NoImages()
+        return JsonRecords(path, Path(images) if images else None)
     if images:
         raise UserError(f"{path} holds its images: give no image folder ({images})")
-    source = _self_contained(path)
-    return source, source
-
-
-def _self_contained(path: Path) -> Pack | ParquetFiles | TarFiles:
     if not path.is_dir():
         return SELF_CONTAINED[path.suffix]([path])
     if not (path / PACK).exists():

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from victor_jax.data.images import BadImage, ImageSource
-from victor_jax.data.records import BadRow
+from victor_jax.data.images import BadImage
+from victor_jax.data.records import BadRow, Records
 from victor_jax.errors import UserError
 
 # In the order of their use.
@@ -30,7 +30,7 @@ KINDS = {".json": JSON, ".txt": TXT, ".jpg": IMAGE, ".jpeg": IMAGE, ".png": IMAG
 Member = tuple[int, int, int, int]  # kind, and the offsets of its header, data and end
 
 
-class TarFiles(ImageSource):
+class TarFiles(Records):
     """Rows, and their images by name: `5/1` is the second image of row 5."""
 
     def __init__(self, files: list[Path]):
@@ -51,9 +51,7 @@ class TarFiles(ImageSource):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self._files[0]} has {len(self)} rows, not {index}")
+    def row(self, index: int) -> dict[str, Any]:
         members = self._of_row(index)
         images = sum(kind == IMAGE for kind, *_ in members)
         row: Any = {}

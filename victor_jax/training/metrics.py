@@ -20,9 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from victor_jax.analysis.topology import peak_flops
-from victor_jax.data.index import Index
-from victor_jax.data.loader import Loaded
-from victor_jax.data.schedule import FILLER
+from victor_jax.data.batches import Step
+from victor_jax.data.schedule import FILLER, Index
 from victor_jax.errors import UserError
 from victor_jax.sharding.mesh import row_shares
 from victor_jax.training.setup import Run, step_costs
@@ -165,7 +164,7 @@ class StepMonitor:
         # Row i of a part, as the devices hold it, is row order[i] of the schedule.
         self._order = np.argsort(np.concatenate([places for _, places in shares]))
 
-    def work_of(self, batch: Loaded) -> dict[str, Any]:
+    def work_of(self, batch: Step) -> dict[str, Any]:
         """What the host knows of a step: positions that are no padding, FLOPs of the model, records of the rows."""
         rows, index, registers = batch.rows[batch.rows != FILLER], self._index, self._run.module.method.registers
         tokens = (index.text_lengths[rows] + index.visual_lengths[rows] + index.image_counts[rows] * registers).sum()

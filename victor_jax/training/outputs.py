@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 from PIL import Image
 
 from victor_jax.compression.plan import Kind
-from victor_jax.data.index import Bad
-from victor_jax.data.show import marked_text
+from victor_jax.data.labels import marked_text
+from victor_jax.data.records import Bad
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.models.layers import Lora, is_adapter
