@@ -118,8 +118,8 @@ def report(planned: Sequence[Planned], topology: slices.Topology) -> str:
     if any(one.fits for one in planned):
         lines.append(_assumed(topology.chip))
     lines += [
-        f"\nthe {one.name} rows do not fit: {one.bytes / slices.GIB:.2f} GiB of {topology.chip.usable / slices.GIB:.2f} "
-        f"({described(one.kinds)}); {advice(one.run, of_step=True)}"
+        f"\nthe {one.name} rows do not fit: {one.bytes / slices.GIB:.2f} GiB of "
+        f"{topology.chip.usable / slices.GIB:.2f} ({described(one.kinds)}); {advice(one.run, of_step=True)}"
         for one in planned
         if not one.fits
     ]
