@@ -3,9 +3,8 @@
 The same command goes on where it stopped, on any number of devices, hosts and data workers.
 """
 
+import json
 import sys
-from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -23,11 +22,11 @@ from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
-from victor_jax.training.metrics import Clock, Metrics, Profiler, peak_memory
-from victor_jax.training.monitor import DeferredMetrics, StepMonitor
+from victor_jax.training.metrics import Clock, Metrics, StepMonitor, peak_memory, traced
 from victor_jax.training.optimizer import Params, learning_rate
 from victor_jax.training.settings import read
 from victor_jax.training.step import State
+from victor_jax.weights.place import place
 
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
@@ -63,13 +62,13 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
-    memory.check(run, schedule.layouts)
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
         f"epoch, programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of text is padding"
     )
 
-    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", **asdict(settings.checkpoint)) as checkpoints:
+    kept = settings.checkpoint.keep_last, settings.checkpoint.keep_every
+    with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", *kept) as checkpoints:
         # --- resume or begin: what is trained is read from the checkpoint or from the start, never from both ----------
         first_step = checkpoints.latest() or 0
         if first_step:
@@ -79,24 +78,21 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
             state = checkpoints.restore(first_step, run.state)
         else:
             state = setup.first_state(run, setup.trained_params(run, tensors))
-        frozen = setup.frozen_params(run, tensors) if first_step < total_steps else {}
+        frozen = place(run.frozen, tensors, run.module) if first_step < total_steps else {}
         say(f"step {first_step} of {total_steps}")
 
         # --- loop ---------------------------------------------------------------------------------------------------
-        meta = {"data": schedule.digest, "compression": run.module.method.spec}
         finished, compiled = first_step >= total_steps, set()
         with (
             Metrics(workdir, total_steps, is_first, first_step, settings.wandb, config.to_dict()) as metrics,
             Loader(
                 inputs.train, first_step, total_steps, settings.data.workers, bad_rows, settings.data.max_bad_rows
             ) as loader,
-            closing(Profiler(workdir / "profile", settings.profile.first, settings.profile.steps)) as profiler,
             jax.transfer_guard("disallow"),  # whatever is moved between host and devices in the loop says so
         ):
             monitor = StepMonitor(run, inputs.index, metrics, total_steps)
-            deferred = DeferredMetrics(monitor)
-            for step in range(first_step, total_steps):
-                profiler.before(step)
+            steps = range(first_step, total_steps)
+            for step in traced(steps, workdir / "profile", settings.profile.first, settings.profile.steps):
                 with clock.measure("data"):
                     batch = next(loader)
                 if step == 0 and is_first:
@@ -117,43 +113,43 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                         number_on_mesh(np.float32(rate), mesh),
                         sizes=setup.sizes_of(run, batch.layout.parts),
                     )
-                    deferred.push(step, result)
+                    monitor.push(step, result | monitor.work_of(batch))
                     if is_new:
                         jax.block_until_ready(result["loss"])
                 compiled.add(batch.layout)
-                deferred.amend(monitor.work_of(batch) | {"data_wait": clock.latest["data"]} | peak_memory())
-                profiler.after(step, state)
+                monitor.amend({"data_wait": clock.latest["data"]} | peak_memory())
                 done = step + 1
                 finished = done == total_steps
                 leaving = checkpoints.reached_preemption(done) and not finished
                 every = settings.evaluation.every
                 if inputs.held_out and every and not leaving and (finished or done % every == 0):
                     with clock.measure("evaluation"):
-                        deferred.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
-                if checkpoints.is_due(done) or finished:
+                        monitor.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
+                if leaving or finished or done % settings.checkpoint.every == 0:
                     with clock.measure("checkpoint"), jax.transfer_guard("allow"):  # Orbax moves arrays as it likes
-                        deferred.flush()  # a bad step must be known before what follows it is kept
+                        monitor.flush()  # a bad step must be known before what follows it is kept
                         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
-                        checkpoints.save(done, state, {**meta, "step": done, "bad_rows": bad_rows}, force=finished)
+                        checkpoints.save(done, state, {"data": schedule.digest, "bad_rows": bad_rows})
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
-                    checkpoints.wait()
-                    say(f"told to stop: step {done} is saved, the same command goes on from there")
                     break
-            deferred.flush()
+            monitor.flush()
         checkpoints.wait()
 
         # --- end ----------------------------------------------------------------------------------------------------
         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
         if is_first and bad_rows:
-            outputs.list_bad_rows(bad_rows, workdir / "bad_rows.jsonl")
+            lines = (json.dumps({"row": row, "reason": reason}) for row, reason in bad_rows)
+            (workdir / "bad_rows.jsonl").write_text("\n".join(lines) + "\n")
             say(f"{len(bad_rows)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
-        if finished and not (workdir / "model").exists():
+        if not finished:
+            say(f"told to stop: step {done} is saved, the same command goes on from there")
+            return
+        if not (workdir / "model").exists():
             outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
-        if finished:
-            spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
-            say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
+        spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
+        say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
 
 
 def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSource) -> float:

@@ -20,13 +20,12 @@ from benchmarks.shapes import PRESETS, Preset, batch_of, counted, random_params
 from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
 from victor_jax.models.language import Remat
-from victor_jax.models.layers import Lora
+from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.models.vlm import VLMModule
 from victor_jax.sharding.mesh import make_mesh
-from victor_jax.training.lora import is_adapter
 from victor_jax.training.optimizer import in_float32, make_optimizer
 from victor_jax.training.settings import OptimizerSettings
-from victor_jax.training.step import State, StepSettings, make_step
+from victor_jax.training.step import State, make_step
 
 SPECS = ("full", "victor:registers=8,layer=3")
 PARAM_DTYPE = "float32"  # of what is trained
@@ -67,7 +66,7 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
     state, parts, numbers = jax.device_put((State(train, moments, jnp.float32(0)), (batch,), numbers), whole)
 
     step = jax.jit(
-        make_step(module, optimizer, StepSettings(LOSS_CHUNK, spike_factor=0.0, seed=0)),
+        make_step(module, optimizer, LOSS_CHUNK),
         static_argnames="sizes",
         donate_argnums=0,
         out_shardings=whole,

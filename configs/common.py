@@ -21,9 +21,7 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
     given = dict(word.split("=", 1) for word in words if "=" in word)
     config = ConfigDict()
     config.recipe, config.size = given.pop("recipe", "llava"), given.pop("size", "7b")
-    config.init_from = ""
-    config.vision_from = ""
-    config.projector_from = ""
+    config.init_from = config.vision_from = config.projector_from = ""
     method, *more = [word for word in words if "=" not in word and word != "runlocal"] or ["victor"]
     if more:
         raise ValueError(f"{method!r} and {more[0]!r} name two methods: name one")

@@ -91,12 +91,12 @@ def assert_same(found: State, expected: State) -> None:
 def test_a_state_comes_back_bit_by_bit_on_other_meshes(tmp_path: Path, dtype: str) -> None:
     eight, one = make_mesh(data=1, fsdp=8), make_mesh(devices=jax.devices()[:1])
     expected = advance_on(eight, begin(params_of(dtype)))
-    with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
         checkpoints.save(1, expected, {})
-    with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
         alone = checkpoints.restore(1, on(one, expected))
         checkpoints.save(2, alone, {})
-    with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
         mesh = make_mesh(fsdp=2, tensor=4)
         found = checkpoints.restore(2, on(mesh, expected))
     assert_same(alone, expected)
@@ -111,7 +111,7 @@ def test_what_is_saved_is_the_state_at_the_call_though_the_next_step_takes_its_b
     mesh = make_mesh(fsdp=8)
     state = jax.device_put(begin(params_of()), shardings(mesh, begin(params_of())))
     step = jax.jit(advance, donate_argnums=0, out_shardings=shardings(mesh, state))
-    with Checkpoints(tmp_path, every=1, keep_last=9) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=9) as checkpoints:
         expected = {}
         for number in range(1, 4):
             state = step(state)
@@ -126,20 +126,18 @@ def test_what_is_saved_is_the_state_at_the_call_though_the_next_step_takes_its_b
 
 def test_meta_comes_back(tmp_path: Path) -> None:
     meta = {"compression": "victor:registers=8,layer=3", "step": 3, "versions": {"jax": jax.__version__}}
-    with Checkpoints(tmp_path, every=0, keep_last=1) as checkpoints:
-        checkpoints.save(3, begin(params_of()), meta, force=True)
-    with Checkpoints(tmp_path, every=0, keep_last=1) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(3, begin(params_of()), meta)
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         assert checkpoints.meta(3) == meta
 
 
 def test_the_last_ones_and_every_so_manyth_are_kept(tmp_path: Path) -> None:
     state = begin({"compression/registers": jnp.ones((2, 2))})
-    with Checkpoints(tmp_path, every=2, keep_last=2, keep_every=8) as checkpoints:
-        written = [step for step in range(1, 24) if checkpoints.save(step, state, {})]
-        assert checkpoints.save(23, state, {}, force=True)
-        assert not checkpoints.save(23, state, {}, force=True)
-    assert written == list(range(2, 24, 2))
-    with Checkpoints(tmp_path, every=2, keep_last=2, keep_every=8) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=2, keep_every=8) as checkpoints:
+        for step in [*range(2, 24, 2), 23]:
+            checkpoints.save(step, state, {})
+    with Checkpoints(tmp_path, keep_last=2, keep_every=8) as checkpoints:
         assert sorted(int(folder.name) for folder in tmp_path.iterdir()) == [8, 16, 22, 23]
         assert checkpoints.latest() == 23
 
@@ -150,7 +148,7 @@ def test_a_state_that_does_not_fit_is_one_sentence_with_every_difference(tmp_pat
     other["projector/linear_2/kernel"] = other.pop("projector/linear_1/kernel")
     other["compression/registers"] = jnp.zeros((4, 16))
     other["language/stages_0/attention/q/bias"] = jnp.zeros((2, 8), jnp.bfloat16)
-    with Checkpoints(tmp_path, every=1, keep_last=1) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         checkpoints.save(1, state, {})
         with pytest.raises(UserError) as error:
             checkpoints.restore(1, begin(other))
@@ -165,11 +163,11 @@ def test_a_state_that_does_not_fit_is_one_sentence_with_every_difference(tmp_pat
 
 def test_a_damaged_step_says_which_folder_to_delete(tmp_path: Path) -> None:
     state = begin({"compression/registers": jnp.ones((8, 16))})  # one leaf: Orbax leaves other reads dangling
-    with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.save(2, state, {})
     shutil.rmtree(tmp_path / "1" / "optimizer")
-    with Checkpoints(tmp_path, every=1, keep_last=2) as checkpoints:
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
         with pytest.raises(UserError, match=r"optimizer is missing.*delete the folder 1 to go on from the one before"):
             checkpoints.restore(1, state)
         for file in (tmp_path / "2" / "params" / "d").iterdir():
@@ -291,17 +289,19 @@ def main(folder: str, total: int, every: int, process: int | None = None, port: 
     places = shardings(mesh, state)
     state = jax.jit(lambda: state, out_shardings=places)()
     step_of = jax.jit(advance, donate_argnums=0, out_shardings=places)
-    with Checkpoints(Path(folder) / "steps", every, keep_last=2) as checkpoints:
+    with Checkpoints(Path(folder) / "steps", keep_last=2) as checkpoints:
         done = checkpoints.latest() or 0
         if done:
             state = checkpoints.restore(done, on(mesh, state))
         print(f"resumed {done}", flush=True)
         for step in range(done + 1, total + 1):
             state = step_of(state)
-            checkpoints.save(step, state, {"step": step}, force=step == total)
+            leaving = checkpoints.reached_preemption(step)
+            if leaving or step == total or (every and step % every == 0):
+                checkpoints.save(step, state, {"step": step})
             print(f"step {step}", flush=True)
             time.sleep(0.01)
-            if checkpoints.reached_preemption(step):
+            if leaving:
                 print(f"left after {step}", flush=True)
                 break
     whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(state)

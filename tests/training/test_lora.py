@@ -8,12 +8,11 @@ import small_run
 from small_run import metrics, overrides, run_here
 from soak import saved
 
-from victor_jax.models.layers import Lora
+from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.sharding.mesh import make_mesh, rows_on_mesh
 from victor_jax.training import settings
-from victor_jax.training.lora import is_adapter, merged
+from victor_jax.training.outputs import merged
 from victor_jax.training.setup import (
-    frozen_params,
     make_run,
     open_start,
     sizes_of,
@@ -22,7 +21,7 @@ from victor_jax.training.setup import (
 )
 from victor_jax.training.step import row_losses
 from victor_jax.weights.checkpoint import Checkpoint
-from victor_jax.weights.place import layers_of
+from victor_jax.weights.place import layers_of, place
 from victor_jax.weights.read import open_checkpoint
 
 STEPS = 3
@@ -67,7 +66,7 @@ def losses_of(changes, workdir, params, key=None, step=1):
     mesh = make_mesh(fsdp=8)
     run = make_run(parsed, begin.config, mesh)
     tensors = start_tensors(run, begin)
-    train, frozen = trained_params(run, tensors), frozen_params(run, tensors)
+    train, frozen = trained_params(run, tensors), place(run.frozen, tensors, run.module)
     inputs = small_run.open_inputs(parsed, begin, run.module.method, mesh, workdir)
     layout, _ = inputs.train.schedule.at(step)
     (part,), (sizes,) = rows_on_mesh(inputs.train[step].parts, mesh), sizes_of(run, layout.parts)

@@ -5,22 +5,26 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_run
 
 import victor_jax
+from victor_jax.data.schedule import Index
 from victor_jax.errors import UserError
-from victor_jax.training.metrics import Clock, Metrics
-from victor_jax.training.monitor import DeferredMetrics
+from victor_jax.training.metrics import Clock, Metrics, StepMonitor
 
 LOOP = """
 import sys
+from pathlib import Path
 from victor_jax.training.metrics import Metrics
-with Metrics(sys.argv[1], 5, True) as metrics:
+with Metrics(Path(sys.argv[1]), 5, True) as metrics:
     for step in range(5):
         metrics.log(step, {"loss": 2.5, "tokens_per_second": 1234.0})
     metrics.say("a line of its own")
@@ -67,8 +71,8 @@ def test_other_hosts_write_nothing(tmp_path: Path) -> None:
 
 def test_arrays_become_numbers_and_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     with Metrics(tmp_path, 1, True) as metrics:
-        metrics.log(0, {"loss": np.float32("nan"), "bad": np.bool_(True), "rows": jnp.asarray([1.5, jnp.inf])})
-    assert lines_of(tmp_path) == [{"step": 0, "loss": None, "bad": True, "rows": [1.5, None]}]
+        metrics.log(0, {"loss": np.float32("nan"), "bad": np.bool_(True), "grad_norm": jnp.float32(1.5)})
+    assert lines_of(tmp_path) == [{"step": 0, "loss": None, "bad": True, "grad_norm": 1.5}]
 
 
 def test_without_a_terminal_progress_is_plain_lines(tmp_path: Path) -> None:
@@ -91,30 +95,40 @@ def test_wandb_that_is_not_there_is_said_before_the_run(tmp_path: Path) -> None:
         Metrics(tmp_path, 1, True, wandb=True)
 
 
-def test_a_step_is_fetched_when_the_next_one_is_pushed(tmp_path: Path) -> None:
-    written: list[tuple[int, dict]] = []
-    late = DeferredMetrics(lambda step, values: written.append((step, values)))
-    late.push(0, {"loss": jnp.asarray(0.5)})
-    assert written == []
+@pytest.fixture
+def late(tmp_path: Path) -> Iterator[StepMonitor]:
+    """Of a run of two steps that writes to this folder."""
+    run, index = small_run.small_run(), Index(*(np.zeros(1, np.int32),) * 3, [])
+    with Metrics(tmp_path, 2, True) as metrics:
+        yield StepMonitor(run, index, metrics, total_steps=2)
+
+
+def step_of(loss: jax.Array) -> dict[str, Any]:
+    """What is known of a step of one row."""
+    return {"loss": loss, "bad": False, "tokens": 8, "flops": 1.0, "rows": np.zeros(1), "row_loss": np.zeros(1)}
+
+
+def test_a_step_is_fetched_when_the_next_one_is_pushed(tmp_path: Path, late: StepMonitor) -> None:
+    late.push(0, step_of(jnp.asarray(0.5)))
+    assert lines_of(tmp_path) == []
     late.amend({"data_wait": 0.25})
-    late.push(1, {"loss": jnp.asarray(1.5)})
-    assert written == [(0, {"loss": 0.5, "data_wait": 0.25})]
-    assert not isinstance(written[0][1]["loss"], jax.Array)
+    late.push(1, step_of(jnp.asarray(1.5)))
+    (line,) = lines_of(tmp_path)
+    assert (line["step"], line["loss"], line["data_wait"]) == (0, 0.5, 0.25)
     late.flush()
     late.flush()
-    assert [step for step, _ in written] == [0, 1]
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 1]
 
 
-def test_logging_does_not_wait_for_the_step_at_hand() -> None:
+def test_logging_does_not_wait_for_the_step_at_hand(late: StepMonitor) -> None:
     def slow(x: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, 60, lambda _, y: jnp.tanh(y @ y), x)
 
     compiled = jax.jit(slow).lower(jax.ShapeDtypeStruct((500, 500), jnp.float32)).compile()
     x = jax.block_until_ready(jnp.full((500, 500), 0.01))
-    late = DeferredMetrics(lambda step, values: None)
-    late.push(0, {"loss": jax.block_until_ready(compiled(x))})
+    late.push(0, step_of(jax.block_until_ready(compiled(x)[0, 0])))
     result = compiled(x)
-    late.push(1, {"loss": result})
+    late.push(1, step_of(result[0, 0]))
     assert not result.is_ready()
     late.flush()
     assert result.is_ready()

@@ -17,6 +17,7 @@ from victor_jax.ops.losses import IGNORE
 from victor_jax.training import setup
 from victor_jax.training.step import gradients
 from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.place import place
 
 ROWS, TEXT, VISUAL, REGISTERS = 8, 12, 4, 2
 IMAGE = small_run.CONFIG.image_token
@@ -53,7 +54,7 @@ def tensors(tmp_path_factory):
 
 def params(run, checkpoint: Checkpoint):
     tensors = setup.start_tensors(run, checkpoint)
-    return setup.trained_params(run, tensors), setup.frozen_params(run, tensors)
+    return setup.trained_params(run, tensors), place(run.frozen, tensors, run.module)
 
 
 def grads_of(run, checkpoint, whole, parts=1, chunk=64):

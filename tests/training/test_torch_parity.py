@@ -20,6 +20,7 @@ from victor_jax.ops.losses import IGNORE  # noqa: E402
 from victor_jax.sharding.mesh import make_mesh, rows_on_mesh  # noqa: E402
 from victor_jax.training import settings, setup  # noqa: E402
 from victor_jax.training.optimizer import learning_rate  # noqa: E402
+from victor_jax.weights.place import place  # noqa: E402
 
 STEPS, ROWS, RATE = 20, 4, 3e-3
 WARMUP, DECAY = 0.17, 0.5  # 3.4 steps, rounded up; enough decay to be seen in the loss
@@ -64,7 +65,7 @@ def our_losses(folder, recipe, compression):
     start = setup.open_start(run_settings)
     run = setup.make_run(run_settings, start.config, make_mesh(devices=jax.devices()[:1]))
     tensors = setup.start_tensors(run, start)
-    train, frozen = setup.trained_params(run, tensors), setup.frozen_params(run, tensors)
+    train, frozen = setup.trained_params(run, tensors), place(run.frozen, tensors, run.module)
     registers = np.asarray(train["compression/registers"]) if "compression/registers" in train else None
     state, losses = setup.first_state(run, train), []
     with jax.set_mesh(run.mesh):

@@ -57,7 +57,7 @@ def test_a_run_of_version_1_goes_on_from_its_checkpoint(tmp_path):
     train = {path: jnp.zeros_like(leaf) for path, leaf in params.items()}
     blank = State(train, make_optimizer(settings, train).init(train), jnp.zeros((), jnp.float32))
     shutil.copytree(V1 / "run", tmp_path / "run")  # opening a folder of checkpoints writes to it
-    with Checkpoints(tmp_path / "run", every=4, keep_last=1) as checkpoints:
+    with Checkpoints(tmp_path / "run", keep_last=1) as checkpoints:
         assert checkpoints.meta(4)["compression"] == "victor:registers=2,layer=1"
         state = checkpoints.restore(4, blank)
     leaves = jax.tree.leaves_with_path({"optimizer": state.optimizer, "loss_average": state.loss_average})

@@ -26,7 +26,7 @@ from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 from victor_jax.training import command
-from victor_jax.training.memory import Capacity, advice, bytes_of, described, state_bytes
+from victor_jax.training.memory import advice, bytes_of, described, state_bytes
 from victor_jax.training.settings import read
 from victor_jax.training.setup import Run, abstract_part, make_run, mesh_of, sizes_of, step_costs
 
@@ -72,7 +72,7 @@ def plan(run: Run, name: str, shape: Shape) -> Planned:
     with jax.set_mesh(run.mesh):
         step: Any = run.step
         lowered = step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, parts))
-    arguments = state_bytes(run, is_shared=False) | {"batch": bytes_of(batch)}
+    arguments = state_bytes(run) | {"batch": bytes_of(batch)}
     start, found = time.perf_counter(), None
     try:
         program = lowered.compile()
@@ -117,10 +117,9 @@ def report(planned: Sequence[Planned], topology: slices.Topology) -> str:
         lines.append(row.ljust(40 + row.startswith("\n")) + cells)
     if any(one.fits for one in planned):
         lines.append(_assumed(topology.chip))
-    available = Capacity(int(topology.chip.usable), is_shared=False)
     lines += [
-        f"\nthe {one.name} rows do not fit: {one.bytes / slices.GIB:.2f} GiB of {available.bytes / slices.GIB:.2f} "
-        f"({described(one.kinds)}); {advice(one.run, one.kinds, available, of_step=True)}"
+        f"\nthe {one.name} rows do not fit: {one.bytes / slices.GIB:.2f} GiB of "
+        f"{topology.chip.usable / slices.GIB:.2f} ({described(one.kinds)}); {advice(one.run, of_step=True)}"
         for one in planned
         if not one.fits
     ]

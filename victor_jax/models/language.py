@@ -16,7 +16,7 @@ from victor_jax.models.layers import Dense, Lora, RMSNorm
 from victor_jax.models.parameters import Normal, declare
 from victor_jax.ops.attention import Implementation, attend_cache, attention
 from victor_jax.ops.rope import inverse_frequencies, rotate, rotation
-from victor_jax.sharding.activations import over_rows
+from victor_jax.sharding.mesh import over_rows
 
 Remat = Literal["none", "full", "dots"]
 # What the backward pass finds stored, per layer: nothing but the layer's input, or its matrix products too.

@@ -19,6 +19,10 @@ class Lora:
     dropout: float = 0.0  # of the input of a, in training only: where a dropout key is given
 
 
+def is_adapter(path: str) -> bool:
+    return path.endswith(("/lora_a", "/lora_b"))
+
+
 class Dense(nn.Module):
     """x @ kernel [in, out] (+ bias [out]) (+ its low-rank addition), in `dtype`."""
 

@@ -11,7 +11,7 @@ from victor_jax.models.config import Activation, VisionConfig
 from victor_jax.models.layers import Dense, LayerNorm
 from victor_jax.models.parameters import Normal, declare
 from victor_jax.ops.attention import Implementation, attention
-from victor_jax.sharding.activations import over_rows
+from victor_jax.sharding.mesh import over_rows
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),

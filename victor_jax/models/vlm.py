@@ -25,7 +25,7 @@ from victor_jax.models.vision import VisionTower
 from victor_jax.ops.attention import Implementation
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE, cross_entropy
-from victor_jax.sharding.activations import over_rows
+from victor_jax.sharding.mesh import over_rows
 
 REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own embedding scale
 

@@ -5,11 +5,11 @@ import json
 import secrets
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
 from victor_jax.errors import UserError, join_names
@@ -35,20 +35,15 @@ def start(
 def _check_flags(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
     if process_id is not None and processes is not None and not 0 <= process_id < processes:
         raise UserError(f"--process_id={process_id} is none of --processes={processes}: they count from 0")
-    if coordinator is not None:
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit():
-            raise UserError(f"--coordinator={coordinator} needs the form HOST:PORT, with the host of process 0")
-        if process_id == 0:
-            _check_port(int(port))
-
-
-def _check_port(port: int) -> None:
-    """jax dies of a signal where the port is taken."""
-    with socket.socket() as probe:
+    host, _, port = (coordinator or "").rpartition(":")
+    if coordinator is not None and not (host and port.isdigit()):
+        raise UserError(f"--coordinator={coordinator} needs the form HOST:PORT, with the host of process 0")
+    if coordinator is None or process_id != 0:
+        return
+    with socket.socket() as probe:  # jax dies of a signal where the port is taken
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
+            probe.bind(("", int(port)))
         except OSError as error:
             raise UserError(f"process 0 cannot listen on port {port} ({error.strerror}): choose another") from error
 
@@ -69,47 +64,21 @@ def _join(coordinator: str | None, processes: int | None, process_id: int | None
     joining.start()
     joining.join(timeout)
     if joining.is_alive():
-        raise UserError(_timed_out(coordinator, processes, process_id, timeout))
+        who = "this process" if None in (processes, process_id) else f"process {process_id} of {processes}"
+        where = f"at {coordinator}" if coordinator else "in the cluster that jax detected"
+        raise UserError(
+            f"{who} waited {timeout} s for the others {where}: start the same command on every host, with the same "
+            f"number of processes, and open the coordinator's port between them (TPU pods where the firewall closes "
+            f"jax's own 8482: --coordinator=IP_OF_HOST_0:8476); --processes=1 runs this process alone"
+        )
     if failed:
-        _explain(failed[0], {"--coordinator": coordinator, "--processes": processes, "--process_id": process_id})
-
-
-def _explain(error: Exception, flags: dict[str, object]) -> None:
-    missing = [flag for flag, value in flags.items() if value is None]
-    if isinstance(error, ValueError) and "coordinator_address" in str(error) and len(missing) == len(flags):
-        return  # no cluster that jax knows: alone
-    if isinstance(error, RuntimeError) and "before any JAX calls" in str(error):
-        raise error
-    if isinstance(error, ValueError) and missing:
-        raise UserError(f"jax detects no cluster that would tell {' and '.join(missing)}: give them too") from error
-    raise UserError(
-        f"jax could not read the cluster that it detected ({error}): give --coordinator, --processes and "
-        f"--process_id, or --processes=1 to run this process alone"
-    ) from error
-
-
-def _timed_out(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int) -> str:
-    who = "this process" if None in (processes, process_id) else f"process {process_id} of {processes}"
-    if coordinator is None:
-        waited = f"waited {timeout} s for the other processes of the cluster that jax detected"
-    elif process_id != 0 and not _answers(coordinator):
-        waited = f"found nobody at {coordinator} for {timeout} s"
-    else:
-        waited = f"waited {timeout} s at {coordinator}, and not all others came"
-    return (
-        f"{who} {waited}: start the same command on every host, with the same number of processes, and open the "
-        f"coordinator's port between them (TPU pods where the firewall closes jax's own 8482: "
-        f"--coordinator=IP_OF_HOST_0:8476); --processes=1 runs this process alone"
-    )
-
-
-def _answers(coordinator: str) -> bool:
-    host, _, port = coordinator.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
-    except OSError:
-        return False
-    return True
+        is_alone = (coordinator, processes, process_id) == (None, None, None)
+        if is_alone and isinstance(failed[0], ValueError) and "coordinator_address" in str(failed[0]):
+            return  # no cluster that jax knows
+        raise UserError(
+            f"jax could not find the processes of this run by itself ({failed[0]}): give --coordinator, --processes "
+            f"and --process_id, all three, or --processes=1 to run this process alone"
+        ) from failed[0]
 
 
 def gather(value: list[Any]) -> list[list[Any]]:
@@ -122,11 +91,10 @@ def gather(value: list[Any]) -> list[list[Any]]:
     return [json.loads(one.tobytes()) for one in texts]
 
 
-def check_shared(directory: str) -> None:
+def check_shared(folder: Path) -> None:
     """That all hosts see the same folder."""
     if jax.process_count() == 1:
         return
-    folder = epath.Path(directory)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     number = multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32)))
@@ -140,6 +108,6 @@ def check_shared(directory: str) -> None:
     if not sees.all():
         blind = [str(process) for process in np.flatnonzero(~sees)]
         raise UserError(
-            f"{directory} is not one folder for all hosts: process {join_names(blind)} does not see what process 0 "
-            f"writes there; use a bucket or a shared file system"
+            f"{folder} is not one folder for all hosts: process {join_names(blind)} does not see what process 0 "
+            f"writes there; use a shared file system or a mounted bucket"
         )

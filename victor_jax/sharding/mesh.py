@@ -16,14 +16,13 @@ BATCH = ("data", "fsdp")
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    at_hand = len(devices if devices is not None else jax.devices())
-    if data * fsdp * tensor != at_hand:
+    """The mesh of this size over the devices (all, where none are given)."""
+    here, shape, kinds = list(devices or jax.devices()), (data, fsdp, tensor), (AxisType.Auto,) * 3
+    if math.prod(shape) != len(here):
         raise UserError(
-            f"a mesh of data={data}, fsdp={fsdp}, tensor={tensor} needs {data * fsdp * tensor} devices, "
-            f"there are {at_hand}"
+            f"a mesh of data={data}, fsdp={fsdp}, tensor={tensor} needs {math.prod(shape)} devices, "
+            f"there are {len(here)}"
         )
-    shape, kinds = (data, fsdp, tensor), (AxisType.Auto,) * 3
-    here = list(devices if devices is not None else jax.devices())
     if here[0].platform == "tpu":  # an axis of ours may be a part of a torus axis, which jax.make_mesh refuses on some
         grid = mesh_utils.create_device_mesh(shape, here, allow_split_physical_axes=True)
         return Mesh(grid, AXES, axis_types=kinds)
@@ -50,6 +49,15 @@ def rows(mesh: Mesh, count: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH) if count % parts == 0 else PartitionSpec())
 
 
+def over_rows(x: jax.Array) -> jax.Array:
+    """x [B, …] with its rows cut over the batch axes of the mesh in use; as it is without one, or where they do not
+    divide. Without these hints the compiler may gather a whole batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(BATCH) <= set(mesh.axis_names) or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH))
+
+
 def row_shares(mesh: Mesh, rows: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Which hosts hold which of `rows`: each share once. A tensor axis over several hosts gives them one share."""
     held: dict[int, set[int]] = {}
@@ -69,9 +77,9 @@ def row_shares(mesh: Mesh, rows: int) -> list[tuple[tuple[int, ...], tuple[int, 
 
 def rows_on_mesh(batch: Any, mesh: Mesh) -> Any:
     """This host's rows of a global batch -> global arrays, cut over the batch axes."""
-    over_rows = NamedSharding(mesh, PartitionSpec(BATCH))
+    places = NamedSharding(mesh, PartitionSpec(BATCH))
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.tree.map(lambda part: jax.make_array_from_process_local_data(over_rows, np.asarray(part)), batch)
+        return jax.tree.map(lambda part: jax.make_array_from_process_local_data(places, np.asarray(part)), batch)
 
 
 def number_on_mesh(number: np.generic, mesh: Mesh) -> jax.Array:

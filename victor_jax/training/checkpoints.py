@@ -5,14 +5,11 @@ number is the count of steps done. Names of leaves are paths, whatever types the
 """
 
 import functools
-import os
 import signal
 import textwrap
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -37,13 +34,9 @@ nest = functools.partial(unflatten_dict, sep="/")
 class Checkpoints(AbstractContextManager):
     """Every process makes one on the same folder and calls the same methods with the same steps."""
 
-    def __init__(self, directory: str | Path, every: int, keep_last: int, keep_every: int = 0) -> None:
-        """Saves each step that `every` divides; keeps the last `keep_last` and those that `keep_every` divides.
-
-        0 stands for never, as `every` and `keep_every`, and for all, as `keep_last`.
-        """
-        self.directory = str(directory) if "://" in str(directory) else os.path.abspath(directory)
-        self._every = every
+    def __init__(self, directory: str | Path, keep_last: int, keep_every: int = 0) -> None:
+        """Keeps the last `keep_last` (0: all) and the steps that `keep_every` divides (0: none)."""
+        self.directory = Path(directory).absolute()
         check_shared(self.directory)  # Orbax hangs or saves halves where each host has a folder of its own
         kept: list[Any] = [checkpoint_managers.LatestN(keep_last or None)]
         if keep_every:
@@ -62,41 +55,38 @@ class Checkpoints(AbstractContextManager):
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
-        self._preemption = _Preemption()
+        self._is_told_to_leave, self._handler = False, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+        # Among several processes jax's own notifier catches the signal and finds a step that none has passed.
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._leave)
 
     def latest(self) -> int | None:
         """The newest step, one that is still being written included."""
         return self._manager.latest_step()
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the processes agreed to leave after this step. To be asked at every step; the answer stays."""
-        return self._preemption.reached(step)
+        """Whether SIGTERM came, and all processes leave after this step. To be asked once after every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._is_told_to_leave
 
-    def is_due(self, step: int) -> bool:
-        """Whether `save` will write this step by itself."""
-        return self.reached_preemption(step) or bool(self._every and step % self._every == 0)
-
-    def save(self, step: int, state: State, meta: dict[str, Any], force: bool = False) -> bool:
-        """Begins to write the step where it is due; returns whether it did. The state may be donated afterwards."""
-        if not (force or self.is_due(step)) or step in self._manager.all_steps():
-            return False
+    def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
+        """Begins to write the step. The state may be donated afterwards."""
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(nest(state.train)),
             optimizer=ocp.args.StandardSave(nest(_optimizer_leaves(state))),
             meta=ocp.args.JsonSave(meta),
         )
         self._written(lambda: self._manager.save(step, args=items, force=True))
-        return True
 
     def restore(self, step: int, abstract: State) -> State:
         """The state, placed as `abstract` says: arrays, or ShapeDtypeStructs with a sharding on every leaf."""
         wanted = {"params": dict(abstract.train), "optimizer": _optimizer_leaves(abstract)}
-        stored = dict(self._checked(step, lambda: self._manager.item_metadata(step)).items())
-        trees = {item: flatten(stored[item].tree) for item in wanted if stored.get(item) is not None}
-        written = {item: {current_name(path): path for path in tree} for item, tree in trees.items()}
-        have = {item: {name: trees[item][path] for name, path in paths.items()} for item, paths in written.items()}
-        if have.keys() != wanted.keys():
-            raise self._unreadable(step, f"{join_names(sorted(wanted.keys() - have.keys()))} is missing")
+        stored = self._checked(step, lambda: self._manager.item_metadata(step))
+        if missing := [item for item in wanted if stored.get(item) is None]:
+            raise self._unreadable(step, f"{join_names(missing)} is missing")
+        trees = {item: flatten(stored[item].tree) for item in wanted}
+        have = {item: {current_name(path): leaf for path, leaf in tree.items()} for item, tree in trees.items()}
         problems = [line for item in wanted for line in _differences(wanted[item], have[item])]
         if problems:
             raise UserError(
@@ -104,8 +94,8 @@ class Checkpoints(AbstractContextManager):
                 f"config that wrote it, or start in another folder"
             )
         items = {
-            item: ocp.args.StandardRestore(nest({written[item][name]: _abstract(leaf) for name, leaf in tree.items()}))
-            for item, tree in wanted.items()
+            item: ocp.args.StandardRestore(nest({path: wanted[item][current_name(path)] for path in tree}))
+            for item, tree in trees.items()
         }
         read = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
         found = {item: {current_name(path): leaf for path, leaf in flatten(read[item]).items()} for item in wanted}
@@ -122,12 +112,14 @@ class Checkpoints(AbstractContextManager):
         """Until the last save is on disk; an error of it comes up here."""
         self._written(self._manager.wait_until_finished)
 
-    def close(self) -> None:
-        self._preemption.close()
+    def __exit__(self, *_: object) -> None:
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._handler)
         self._written(self._manager.close)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _leave(self, *_: object) -> None:
+        self._is_told_to_leave = True
+        signal.signal(signal.SIGTERM, self._handler)  # a second signal does what it did before us
 
     def _checked(self, step: int, read: Callable[[], Any]) -> Any:
         self.wait()  # a step that is being written is none yet
@@ -163,44 +155,12 @@ class _Manager(ocp.CheckpointManager):
         super().close()
 
 
-class _Preemption:
-    """SIGTERM, as a question asked at every step."""
-
-    def __init__(self) -> None:
-        self._is_asked = self._answer = False
-        self._asked_at: int | None = None
-        self._before: Any = None
-        # Among several processes jax's own notifier catches the signal and finds a step that none has passed.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
-
-    def _note(self, *_: int | FrameType | None) -> None:
-        self._is_asked = True
-        self.close()  # a second signal does what it did before us
-
-    def close(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
-
-    def reached(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        if step != self._asked_at:  # else a signal between two calls would leave without a save
-            self._asked_at, self._answer = step, self._is_asked
-        return self._answer
-
-
 def _all_but_params(state: State) -> dict[str, Any]:
     return {"optimizer": state.optimizer, "loss_average": state.loss_average}
 
 
 def _optimizer_leaves(state: State) -> Leaves:
     return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(_all_but_params(state))}
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _name(path: Any) -> str:

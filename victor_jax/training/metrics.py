@@ -1,4 +1,4 @@
-"""Instruments of a run: metrics.jsonl with each step once, TensorBoard, Weights & Biases, progress, time, traces."""
+"""Instruments of a run: what each step did, known one step late, and where it is written; time, traces, memory."""
 
 import functools
 import importlib
@@ -19,9 +19,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from victor_jax.analysis.topology import peak_flops
+from victor_jax.data.batches import Step
+from victor_jax.data.schedule import FILLER, Index
 from victor_jax.errors import UserError
+from victor_jax.sharding.mesh import row_shares
+from victor_jax.training.setup import Run, step_costs
 
-FILE = "metrics.jsonl"
 PLAIN_SECONDS = 10.0  # between two lines, where the output is no terminal
 
 
@@ -30,7 +34,7 @@ class Metrics(AbstractContextManager):
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: Path,
         total_steps: int,
         is_first_host: bool,
         resume_step: int = 0,
@@ -41,21 +45,20 @@ class Metrics(AbstractContextManager):
         if wandb and not importlib.util.find_spec("wandb"):
             raise UserError("config.wandb is on, but wandb is not installed: pip install wandb, or turn it off")
         self._open, self._write = ExitStack(), list[Callable[[int, dict[str, Any]], Any]]()
-        self._is_writing = is_first_host
         if not is_first_host:
             return
-        path = Path(workdir) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cut(path, resume_step)
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            _cut(path, resume_step)
         file = self._open.enter_context(path.open("a", encoding="utf-8", buffering=1))
         self._write.append(lambda step, values: file.write(json.dumps({"step": step} | values, allow_nan=False) + "\n"))
         if importlib.util.find_spec("tensorboardX"):
             module = importlib.import_module("tensorboardX")
-            writer = module.SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step)
+            writer = module.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step)
             self._open.callback(writer.close)
             self._write.append(lambda step, values: [writer.add_scalar(*item, step) for item in _numbers(values)])
         if wandb:
-            run = _wandb_run(path.parent, config)
+            run = _wandb_run(workdir, config)
             self._open.callback(run.finish)
             self._write.append(lambda step, values: run.log(dict(_numbers(values)), step=step))
         if sys.stderr.isatty():
@@ -65,14 +68,14 @@ class Metrics(AbstractContextManager):
             self._write.append(_Lines(total_steps))
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Values become plain numbers and lists; what is not finite is written as null."""
-        plain = {name: _plain(value) for name, value in values.items()} if self._is_writing else {}
+        """Values become plain numbers; what is not finite is written as null."""
+        plain = {name: _plain(value) for name, value in values.items()}
         for write in self._write:
             write(step, plain)
 
     def say(self, text: str) -> None:
         """A line that leaves the progress bar whole."""
-        if self._is_writing:
+        if self._write:
             tqdm.write(text, file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
@@ -106,34 +109,21 @@ class _Lines:
         print(", ".join(said), file=sys.stderr, flush=True)
 
 
-def cut(path: Path, resume_step: int) -> None:
+def _cut(path: Path, resume_step: int) -> None:
     """Drops the lines that the run is going to write again, and what a kill left of a line; at once or not at all."""
-    if not path.exists():
-        return
     partial = path.with_name(path.name + ".partial")
     with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
-        kept.writelines(line for line in lines if _step_of(line) < resume_step)
+        kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < resume_step)
     os.replace(partial, path)
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
 def _plain(value: Any) -> Any:
-    if isinstance(value, str | bool) or value is None:
-        return value
-    value = np.asarray(value).tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    number = np.asarray(value).item()
+    return number if math.isfinite(number) else None
 
 
 def _numbers(values: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in values.items() if isinstance(value, int | float)]
+    return [(name, value) for name, value in values.items() if value is not None]
 
 
 def _said(values: dict[str, Any]) -> list[str]:
@@ -157,6 +147,76 @@ def _wandb_run(workdir: Path, config: dict[str, Any] | None) -> Any:
     )
 
 
+# --- of each step ---------------------------------------------------------------------------------------------------
+
+
+class StepMonitor:
+    """Logs each step when the next one is dispatched, so that fetching never delays a dispatch; stops the run, or
+    counts, where a step was bad."""
+
+    def __init__(self, run: Run, index: Index, metrics: Metrics, total_steps: int) -> None:
+        self._run, self._index, self._metrics, self._last = run, index, metrics, total_steps - 1
+        self._costs = functools.cache(functools.partial(step_costs, run))
+        self._peak = peak_flops(jax.devices()[0].device_kind)
+        self._skipped, self._before = 0, time.perf_counter()
+        self._held: tuple[int, dict[str, Any]] | None = None
+        shares = row_shares(run.mesh, run.settings.batch_size // run.settings.micro_batches)
+        # Row i of a part, as the devices hold it, is row order[i] of the schedule.
+        self._order = np.argsort(np.concatenate([places for _, places in shares]))
+
+    def work_of(self, batch: Step) -> dict[str, Any]:
+        """What the host knows of a step: positions that are no padding, FLOPs of the model, records of the rows."""
+        rows, index, registers = batch.rows[batch.rows != FILLER], self._index, self._run.module.method.registers
+        tokens = (index.text_lengths[rows] + index.visual_lengths[rows] + index.image_counts[rows] * registers).sum()
+        of_loss = batch.rows[:, self._order].reshape(-1)
+        return {
+            "tokens": int(tokens),
+            "flops": sum(cost.model_flops for cost in self._costs(batch.layout.parts)),
+            "rows": of_loss,
+        }
+
+    def push(self, step: int, values: dict[str, Any]) -> None:
+        """To be called when the step is dispatched; its values may be arrays on devices."""
+        self.flush()
+        self._held = step, values
+
+    def amend(self, values: Mapping[str, Any]) -> None:
+        """Adds to the step that is held back."""
+        if self._held is not None:
+            self._held[1].update(values)
+
+    def flush(self) -> None:
+        """Waits for the step that is held back and logs it: before its checkpoint, and at the end."""
+        if self._held is not None:
+            (step, values), self._held = self._held, None
+            self._log(step, jax.device_get(values))
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
+        rows, row_loss = values.pop("rows"), np.asarray(values.pop("row_loss"))
+        # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
+        self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
+        values |= {"step_time": seconds, "tokens_per_second": values["tokens"] / seconds}
+        if self._peak:  # of all devices together: MFU
+            values["share_of_peak"] = values["flops"] / seconds / (self._peak * jax.device_count())
+        settings = self._run.settings
+        if step % settings.log_every == 0 or values["bad"] or "held_out_loss" in values or step == self._last:
+            self._metrics.log(step, values)
+        if not values["bad"]:
+            return
+        self._skipped += 1
+        worst = np.argsort(-np.where(np.isfinite(row_loss), row_loss, np.inf))[:8]
+        said = (
+            f"step {step} is bad (loss {values['loss']}, gradient norm {values['grad_norm']}); its rows of highest "
+            f"loss are {', '.join(f'{rows[at]} ({row_loss[at]:.3g})' for at in worst if rows[at] != FILLER)}"
+        )
+        if settings.bad_step.action == "stop" or self._skipped > settings.bad_step.most:
+            raise UserError(
+                f"{said}; go on without such steps by config.bad_step.action=skip, or start anew in another --workdir, "
+                "with the data mended or a lower learning rate"
+            )
+        self._metrics.say(f"skipped: {said}")
+
+
 # --- time and memory ------------------------------------------------------------------------------------------------
 
 
@@ -171,40 +231,29 @@ class Clock:
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.latest[name] = time.perf_counter() - start
-            self._total[name] = self._total.get(name, 0.0) + self.latest[name]
+        yield
+        self.latest[name] = time.perf_counter() - start
+        self._total[name] = self._total.get(name, 0.0) + self.latest[name]
 
     def shares(self) -> dict[str, float]:
         """Each name's share of the time since the start, largest first; `other` is what nobody measured."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        elapsed = time.perf_counter() - self._start
         shares = {name: seconds / elapsed for name, seconds in self._total.items()}
         shares["other"] = max(0.0, 1.0 - sum(shares.values()))
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-class Profiler:
-    """Traces some steps into a folder, for TensorBoard or Perfetto; with 0 steps it does nothing."""
-
-    def __init__(self, folder: Path, first: int, steps: int) -> None:
-        self._folder, self._traced, self._is_on = folder, range(first, first + steps), False
-
-    def before(self, step: int) -> None:
-        if step in self._traced and not self._is_on:  # a resumed run may begin in the middle of them
-            jax.profiler.start_trace(self._folder)
-            self._is_on = True
-
-    def after(self, step: int, state: Any) -> None:
-        if self._is_on and step + 1 not in self._traced:
-            jax.block_until_ready(state)  # else the trace would end while the devices still work
-            self.close()
-
-    def close(self) -> None:
-        if self._is_on:
-            jax.profiler.stop_trace()
-            self._is_on = False
+def traced(steps: range, folder: Path, first: int, count: int) -> Iterator[int]:
+    """The steps; `count` of them, from `first` on, are traced into a folder for TensorBoard or Perfetto."""
+    wanted = [step for step in steps if first <= step < first + count]  # a resumed run may begin among them
+    with ExitStack() as trace:
+        for step in steps:
+            if step in wanted[:1]:
+                trace.enter_context(jax.profiler.trace(folder))
+            yield step
+            if step in wanted[-1:]:
+                jax.block_until_ready(jax.live_arrays())  # else the trace would end while the devices still work
+                trace.close()
 
 
 def peak_memory() -> dict[str, int]:

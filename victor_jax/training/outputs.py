@@ -8,27 +8,26 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from PIL import Image
 
 from victor_jax.compression.plan import Kind
 from victor_jax.data.labels import marked_text
 from victor_jax.data.records import Bad
-from victor_jax.data.settings import DataSettings
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
+from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.models.sequence import Batch
 from victor_jax.ops.losses import IGNORE
 from victor_jax.prompt import Prompt
 from victor_jax.sharding.distributed import gather
 from victor_jax.sharding.mesh import fetch
-from victor_jax.training.lora import merged
 from victor_jax.training.optimizer import Params
-from victor_jax.training.settings import flat
 from victor_jax.training.setup import Run
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import layers_of
-from victor_jax.weights.tensors import Tensor
+from victor_jax.weights.tensors import Index, Tensor
 from victor_jax.weights.write import write_checkpoint
 
 # What may change between a run and its resumption: where it runs and what it says, not what it computes.
@@ -56,12 +55,12 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Pa
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}): give another") from None
-    file, now = workdir / "config.json", flat(json.loads(json.dumps(config)))
+    file, now = workdir / "config.json", flatten_dict(json.loads(json.dumps(config)), sep=".")
     has_steps = any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
     if not has_steps and (workdir / "model").exists():
         raise UserError(f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir")
     if has_steps and file.exists():
-        before = flat(json.loads(file.read_text()))
+        before = flatten_dict(json.loads(file.read_text()), sep=".")
         for key in sorted(before.keys() | now.keys()):
             if not key.startswith(FREE) and before.get(key) != now.get(key):
                 raise UserError(
@@ -71,9 +70,6 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Pa
     elif write:
         file.write_text(json.dumps(config, indent=2) + "\n")
     return workdir
-
-
-# --- at the start ---------------------------------------------------------------------------------------------------
 
 
 def list_parameters(run: Run, file: Path) -> None:
@@ -125,9 +121,6 @@ def _text(part: Batch, row: int, tokenizer: Any) -> str:
     return marked_text(tokens, supervised, tokenizer)
 
 
-# --- on the way -----------------------------------------------------------------------------------------------------
-
-
 def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
     """Refuses to go on from a checkpoint whose data had another digest."""
     if meta.get("data") != data:
@@ -140,13 +133,6 @@ def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
 def gather_bad_rows(bad: list[Bad]) -> list[Bad]:
     """The bad rows that any host met. To be called on all of them."""
     return sorted({row: reason for of_host in gather(bad) for row, reason in of_host}.items())
-
-
-# --- at the end -----------------------------------------------------------------------------------------------------
-
-
-def list_bad_rows(bad: list[Bad], file: Path) -> None:
-    file.write_text("".join(json.dumps({"row": row, "reason": reason}) + "\n" for row, reason in bad))
 
 
 def export(
@@ -165,15 +151,30 @@ def export(
         if run.module.lora:
             tensors = merged(tensors, run.module.lora)
         spec = run.module.method.spec
-        prompt = prompt_taught(run.settings.data)
+        data = run.settings.data
+        # How the trained model is to be asked. Captions alone teach no way of asking: the default takes their place.
+        template = Prompt.template if TEMPLATES[data.template].captions else data.template
+        prompt = Prompt(template, data.aspect)
         checkpoint = replace(start, folder=companions, tensors=tensors, compression=spec, prompt=prompt)
         write_checkpoint(checkpoint, destination, "orbax", lambda _: None)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("model written")
 
 
-def prompt_taught(data: DataSettings) -> Prompt:
-    """How the trained model is to be asked. Captions alone teach no way of asking: the default takes their place."""
-    if TEMPLATES[data.template].captions:
-        return Prompt(aspect=data.aspect)
-    return Prompt(data.template, data.aspect)
+def merged(tensors: dict[str, Tensor], lora: Lora) -> dict[str, Tensor]:
+    """Per-layer tensors with adapters -> without, each kernel with its addition, computed in float32 when read."""
+    plain = {name: tensor for name, tensor in tensors.items() if not is_adapter(name)}
+    for module in (name.removesuffix("/lora_a") for name in tensors if name.endswith("/lora_a")):
+        kernel, a, b = (tensors[f"{module}/{leaf}"] for leaf in ("kernel", "lora_a", "lora_b"))
+        plain[f"{module}/kernel"] = _merged_kernel(kernel, a, b, lora)
+    return plain
+
+
+def _merged_kernel(kernel: Tensor, a: Tensor, b: Tensor, lora: Lora) -> Tensor:
+    def read(index: Index) -> np.ndarray:
+        rows, columns = index
+        rank = slice(0, a.shape[1])
+        low = a.read((rows, rank)).astype(np.float32) @ b.read((rank, columns)).astype(np.float32)
+        return (kernel.read(index).astype(np.float32) + low * (lora.alpha / lora.rank)).astype(kernel.dtype)
+
+    return Tensor(kernel.shape, kernel.dtype, read)

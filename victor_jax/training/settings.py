@@ -112,20 +112,13 @@ def read(config: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def nearest_key(key: str, known: list[str]) -> str:
-    """`: did you mean …` for a misspelt key, or the beginning of the list of known ones."""
-    close = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
-        key.rsplit(".", 1)[-1], known, n=1, cutoff=0.4
-    )
-    return f": did you mean {close[0]}?" if close else f": known are {', '.join(known)}"
-
-
 def _section(kind: Any, config: Any, prefix: str) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     known = [field.name for field in fields(kind)]
     for key in config:
         if key not in known:
-            raise UserError(f"unknown config key config.{prefix}{key}{nearest_key(key, known)}")
+            nearest = difflib.get_close_matches(key, known, n=1) or known
+            raise UserError(f"unknown config key config.{prefix}{key}: did you mean {' or '.join(nearest)}?")
     values = {}
     for name, hint in hints.items():
         if name not in config:
@@ -152,16 +145,4 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"config.{key}={value!r} must be {TYPES[kind]}")
     value = kind(value)
-    if kind is tuple:
-        known = get_args(get_args(hint)[0])
-        if unknown := [item for item in value if item not in known]:
-            raise UserError(f"config.{key} names {unknown[0]!r}: known are {', '.join(known)}")
-    return value
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+    return tuple(_value(get_args(hint)[0], item, key) for item in value) if kind is tuple else value

@@ -21,17 +21,16 @@ from victor_jax.compression.spec import parse
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.layers import Lora
+from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.models.sequence import Batch
 from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import check_implementation
 from victor_jax.sharding.mesh import BATCH, make_mesh, of_parameter
-from victor_jax.training import lora
 from victor_jax.training.optimizer import Params, in_float32, make_optimizer
 from victor_jax.training.settings import Settings
-from victor_jax.training.step import PartSizes, State, StepSettings, make_step, row_losses
+from victor_jax.training.step import PartSizes, State, make_step, row_losses
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.place import place, put
@@ -81,10 +80,9 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
     train, frozen = abstract_parameters(settings, module, mesh)
     optimizer = make_optimizer(settings.optimizer, train)  # type: ignore[arg-type]  # shapes do as well
     state = abstract_state(optimizer, train, mesh)
-    step_settings = StepSettings(settings.loss_chunk, settings.bad_step.spike_factor, settings.seed)
     everywhere = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(
-        make_step(module, optimizer, step_settings),
+        make_step(module, optimizer, settings.loss_chunk, settings.bad_step.spike_factor, settings.seed),
         static_argnames="sizes",
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
@@ -106,16 +104,12 @@ def described(run: Run, start: Checkpoint) -> str:
     return f"{weights}, registers drawn from seed {settings.seed}" if is_drawn else weights
 
 
-def is_trained(path: str, settings: Settings) -> bool:
-    return lora.is_adapter(path) or path.split("/")[0] in settings.trainable
-
-
 def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tuple[Abstract, Abstract]:
     """The trained and the frozen ones."""
     train: Abstract = {}
     frozen: Abstract = {}
     for path, leaf in parameters(module).items():
-        trained = is_trained(path, settings)
+        trained = is_adapter(path) or path.split("/")[0] in settings.trainable
         dtype = jnp.dtype(settings.param_dtype if trained else settings.dtype)
         sharding = of_parameter(path, leaf.shape, leaf.spec, mesh)
         (train if trained else frozen)[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
@@ -127,18 +121,13 @@ def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tu
 def mesh_of(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of the settings, where -1 stands for as many devices as there is work for."""
     wanted, rows = settings.mesh, settings.batch_size // settings.micro_batches
-    sizes = (wanted.data, wanted.fsdp, wanted.tensor)
-    left, without = divmod(len(devices), math.prod(size for size in sizes if size != -1))
-    if without and -1 in sizes:
-        raise UserError(
-            f"a mesh of data={wanted.data}, fsdp={wanted.fsdp}, tensor={wanted.tensor} does not fit: the sizes other "
-            f"than -1 must divide the number of devices, {len(devices)}"
-        )
-    fsdp = left if wanted.fsdp == -1 else wanted.fsdp
-    if wanted.fsdp == wanted.tensor == -1:
-        fsdp = math.gcd(left, max(rows // wanted.data, 1))
-    tensor = len(devices) // wanted.data // fsdp if wanted.tensor == -1 else wanted.tensor
-    return make_mesh(wanted.data, fsdp, tensor, devices)
+    data, fsdp, tensor = wanted.data, wanted.fsdp, wanted.tensor
+    if fsdp == -1:
+        left = len(devices) // (data * max(tensor, 1)) or 1
+        fsdp = left if tensor != -1 else math.gcd(left, max(rows // data, 1))
+    if tensor == -1:
+        tensor = len(devices) // (data * fsdp) or 1
+    return make_mesh(data, fsdp, tensor, devices)
 
 
 def abstract_state(optimizer: optax.GradientTransformation, train: Abstract, mesh: Mesh) -> State:
@@ -168,14 +157,10 @@ def start_tensors(run: Run, start: Checkpoint) -> dict[str, Tensor]:
 def trained_params(run: Run, tensors: dict[str, Tensor]) -> Params:
     """As a run begins; one that is resumed has them from its checkpoint."""
     declared, seed = parameters(run.module), run.settings.seed
-    adapters = {path: leaf for path, leaf in run.train.items() if lora.is_adapter(path)}
+    adapters = {path: leaf for path, leaf in run.train.items() if is_adapter(path)}
     drawn = {path: fresh.drawn(path, leaf.shape, declared[path].start, seed) for path, leaf in adapters.items()}
     params = {path: put(cast(drawn[path], leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
     return params | place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
-
-
-def frozen_params(run: Run, tensors: dict[str, Tensor]) -> Params:
-    return place(run.frozen, tensors, run.module)
 
 
 def first_state(run: Run, train: Params) -> State:

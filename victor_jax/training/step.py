@@ -1,7 +1,6 @@
 """One training step: loss on supervised positions, gradients of the trainable tree only, AdamW."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import flax.struct
@@ -30,15 +29,12 @@ class State:
 PartSizes = tuple[tuple[Size, ...], ...]  # of each part: the static lengths of the plan
 
 
-@dataclass(frozen=True)
-class StepSettings:
-    loss_chunk: int  # positions whose logits live at a time
-    spike_factor: float  # a loss above this many times the recent average is a bad step; 0: never
-    seed: int  # of dropout
-
-
 def make_step(
-    module: VLMModule, optimizer: optax.GradientTransformation, settings: StepSettings
+    module: VLMModule,
+    optimizer: optax.GradientTransformation,
+    loss_chunk: int,  # positions whose logits live at a time
+    spike_factor: float = 0.0,  # a loss above this many times the recent average is a bad step; 0: never
+    seed: int = 0,  # of dropout
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """step(state, frozen, parts, number, rate, sizes=…) -> the next state and its metrics; to be compiled.
 
@@ -52,13 +48,13 @@ def make_step(
     def step(
         state: State, frozen: Params, parts: tuple[Batch, ...], number: jax.Array, rate: jax.Array, *, sizes: PartSizes
     ) -> tuple[State, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        grads, row_loss, row_count = gradients(module, state.train, frozen, parts, key, sizes, settings.loss_chunk)
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        grads, row_loss, row_count = gradients(module, state.train, frozen, parts, key, sizes, loss_chunk)
         count = jnp.maximum(row_count.sum(), 1)
         grads = {path: grad / count.astype(grad.dtype) for path, grad in grads.items()}
         loss, norm = row_loss.sum() / count, optax.tree.norm(grads)
         average = state.loss_average
-        spike = (settings.spike_factor > 0) & (average > 0) & (loss > settings.spike_factor * average)
+        spike = (spike_factor > 0) & (average > 0) & (loss > spike_factor * average)
         bad = ~jnp.isfinite(loss) | ~jnp.isfinite(norm) | spike
         train, moments = update(optimizer, grads, state.optimizer, state.train, rate)
         recent = jnp.where(average > 0, AVERAGE_DECAY * average + (1 - AVERAGE_DECAY) * loss, loss)
