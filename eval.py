@@ -7,7 +7,6 @@ with the settings that it was measured under.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import victor_jax
 from victor_jax.compile_cache import use_compile_cache
@@ -16,7 +15,7 @@ from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.runner import open_task, report, run
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def main(arguments: Sequence[str] | None = None) -> None:
     given = parse(arguments)
     task = open_task(
         BENCHMARKS[given.benchmark],
@@ -29,13 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     use_compile_cache()
     print(f"{len(task.questions)} questions; reading {given.model}", flush=True)
     vlm = victor_jax.load(given.model, given.compression, given.dtype, attention=given.attention)
-    result = run(vlm, task, given.out, model=given.model)
-    print(report(result))
+    print(report(run(vlm, task, given.out, model=given.model)))
     print(f"answers and settings are in {given.out}")
-    return result
 
 
-def parse(arguments: Sequence[str] | None) -> Any:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python eval.py",
         description=__doc__,
@@ -58,12 +55,8 @@ def parse(arguments: Sequence[str] | None) -> Any:
 
 def command_line() -> int:
     """The exit status: a user's mistake is one line on stderr, and 2."""
-
-    def command() -> None:
-        main()
-
     try:
-        return exit_status(command)
+        return exit_status(main)
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130

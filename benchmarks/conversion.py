@@ -35,9 +35,9 @@ def tables(result: machine.Result) -> str:
     """Markdown of a result."""
     rows = []
     for name, size, seconds, peak in map(dict.values, result["records"]):
-        cells = f"{size / 1e9:.2f} {seconds:.0f} {size / 1e9 / seconds:.2f} {peak / 1e9:.2f} {peak / size:.2f}"
-        rows.append([name, *cells.split()])
-    return machine.table(["", "checkpoint GB", "seconds", "GB/s", "peak resident GB", "of the checkpoint"], rows)
+        read = {"": name, "checkpoint GB": size / 1e9, "seconds": seconds, "GB/s": size / 1e9 / seconds}
+        rows.append(read | {"peak resident GB": peak / 1e9, "of the checkpoint": peak / size})
+    return machine.table(rows)
 
 
 if __name__ == "__main__":

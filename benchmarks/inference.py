@@ -17,10 +17,8 @@ from flax.traverse_util import unflatten_dict
 from benchmarks import machine
 from benchmarks.shapes import PRESETS, Params, Preset, batch_of, counted, prompts, random_params
 from victor_jax.analysis import flops
-from victor_jax.compression.plan import Size
 from victor_jax.compression.spec import parse
 from victor_jax.inference.programs import decode, prefill
-from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
 
 TEXT = 64  # text tokens of a prompt
@@ -47,54 +45,40 @@ def prepare(preset: Preset, spec: str, rows: int, have: Params) -> tuple[Params,
     params = random_params(module, have)
     batch, sizes = batch_of(module, rows, TEXT, supervised=False)
     tree, batch = unflatten_dict(params, sep="/"), jax.device_put(batch)
-    programs = compiled(module, tree, batch, sizes, preset.new_tokens)
+    chance = jnp.float32(0), jax.random.key(0)  # a temperature and a key: not read by greedy answers
+
+    see = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels, method=VLMModule.visual_tokens))
+    lowered = {"vision": see.lower(tree, batch.pixels)}
+    for room in preset.new_tokens:
+        fixed: dict[str, Any] = {"module": module, "sizes": sizes, "room": room}
+        lowered[f"prefill {room}"] = prefill.lower(tree, batch, **fixed)
+        logits, caches = jax.eval_shape(partial(prefill, **fixed), tree, batch)
+        # No end token: every row decodes to the end.
+        fixed = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0, "greedy": True}
+        lowered[f"decode {room}"] = decode.lower(tree, caches, logits, *chance, **fixed)
+    with ThreadPoolExecutor() as pool:
+        programs = dict(zip(lowered, pool.map(jax.stages.Lowered.compile, lowered.values()), strict=True))
 
     def answer(room: int) -> Any:
         logits, caches = programs[f"prefill {room}"](tree, batch)
-        return programs[f"decode {room}"](tree, caches, logits, jnp.float32(0), jax.random.key(0))[0]
+        return programs[f"decode {room}"](tree, caches, logits, *chance)[0]
 
     timed: Programs = {
         "vision": lambda: programs["vision"](tree, batch.pixels),
         "prefill": lambda: programs[f"prefill {short}"](tree, batch),
         **{f"answer {room}": partial(answer, room) for room in preset.new_tokens},
     }
-    most, lengths = max(map(machine.memory, programs.values())), module.method.plan.stage_lengths(sizes)
-    return params, timed, {"lengths": lengths, "memory": most, **on_paper(preset, module, rows, lengths)}
-
-
-def compiled(
-    module: VLMModule, tree: dict, batch: Batch, sizes: tuple[Size, ...], new_tokens: tuple[int, ...]
-) -> dict[str, jax.stages.Compiled]:
-    """The vision tower alone, and prefill and decode for each length of answer."""
-
-    def see(params: dict, pixels: jax.Array) -> Any:
-        return module.apply({"params": params}, pixels, method=VLMModule.visual_tokens)
-
-    def lower_decode(room: int) -> jax.stages.Lowered:
-        logits, caches = jax.eval_shape(partial(prefill, module=module, sizes=sizes, room=room), tree, batch)
-        # No end token: every row decodes to the end.
-        static = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0, "greedy": True}
-        return decode.lower(tree, caches, logits, jnp.float32(0), jax.random.key(0), **static)
-
-    lower: dict[str, Callable[[], jax.stages.Lowered]] = {"vision": lambda: jax.jit(see).lower(tree, batch.pixels)}
-    for room in new_tokens:
-        lower[f"prefill {room}"] = partial(prefill.lower, tree, batch, module=module, sizes=sizes, room=room)
-        lower[f"decode {room}"] = partial(lower_decode, room)
-    with ThreadPoolExecutor() as pool:  # XLA compiles on the cores that tracing leaves idle
-        return dict(zip(lower, pool.map(lambda lower: lower().compile(), lower.values()), strict=True))
-
-
-def on_paper(preset: Preset, module: VLMModule, rows: int, lengths: tuple[int, ...]) -> dict[str, Any]:
-    """FLOPs of the first token, vision included; bytes of one decoded token, in the middle of the long answer."""
-    kept, middle = flops.Bytes(module.dtype.itemsize), tuple(n + preset.new_tokens[-1] // 2 for n in lengths)
+    lengths, middle = module.method.plan.stage_lengths(sizes), preset.new_tokens[-1] // 2
     work = flops.Work(rows, lengths, images=rows, head=1)
-    first = flops.prefill(module, work, causal=counted(module.implementation), kept=kept).total
-    cached = zip(module.method.plan.stages, lengths, strict=True)
-    return {
-        "flops": {"prefill": first.flops},
-        "decode_bytes_per_token": flops.decode(module, rows, middle, kept=kept).total.bytes,
-        "cache_bytes_per_image": sum(flops.cache_bytes(module.config, layers, 1, n, kept) for layers, n in cached),
+    known = {
+        "lengths": lengths,
+        "memory": max(map(machine.memory, programs.values())),
+        "flops": {"prefill": flops.forward(module, work, counted(module.implementation))},  # vision included
+        # In the middle of the long answer.
+        "decode_bytes_per_token": flops.decode_bytes(module, rows, tuple(n + middle for n in lengths)),
+        "cache_bytes_per_image": flops.cache_bytes(module, 1, lengths),
     }
+    return params, timed, known
 
 
 def measure(preset: Preset, specs: tuple[str, ...], batch: int, against: str | None) -> list[dict[str, Any]]:
@@ -122,29 +106,26 @@ def tables(result: machine.Result) -> str:
     (short, long), first, answers = result["new_tokens"], [], []
     for record in result["records"]:
         seconds, batch, base = record["seconds"], record["batch"], full[record["batch"]]
-        is_ours = "flops" in record
-        paper = record if is_ours else base  # a peer computes what `full` does
+        paper = record if "flops" in record else base  # a peer computes what `full` does
         gained = base["seconds"]["prefill"] / seconds["prefill"]
         allowed = base["flops"]["prefill"] / paper["flops"]["prefill"]
-        share = paper["flops"]["prefill"] / seconds["prefill"] / result["peak"]
-        vision = f"{1000 * seconds['vision']:.1f}" if is_ours else ""
-        line = [record["name"], str(batch), vision, f"{1000 * seconds['prefill']:.1f}", f"{share:.0%}", f"{gained:.2f}"]
-        first.append([*line, *([f"{allowed:.2f}", f"{gained / allowed:.0%}"] if is_ours else ["", ""])])
+        peak = paper["flops"]["prefill"] / seconds["prefill"] / result["peak"]
+        row = {"": record["name"], "batch": batch}
+        times = {"first token ms": 1000 * seconds["prefill"], "of matrix peak": peak, "speed-up": gained}
+        times |= {"FLOPs allow": allowed, "reached": gained / allowed}
         token = (seconds[f"answer {long}"] - seconds[f"answer {short}"]) / (long - short)
-        share = paper["decode_bytes_per_token"] / token / result["bandwidth"]
-        line = [record["name"], str(batch), f"{1000 * token:.2f}", f"{batch / token:.0f}", f"{share:.0%}"]
-        for part in (f"answer {short}", f"answer {long}"):
-            line += [f"{batch / seconds[part]:.2f}", f"{base['seconds'][part] / seconds[part]:.2f}"]
-        sizes = ["", ""]
-        if is_ours:
-            sizes = [f"{record['cache_bytes_per_image'] / 2**20:.1f}", f"{record['memory'] / 2**30:.2f}"]
-        answers.append([*line, *sizes])
-    columns = ["", "batch", "vision ms", "first token ms", "of matrix peak", "speed-up", "FLOPs allow", "reached"]
-    decoding = ["", "batch", "decode ms/token", "tokens/s", "of bandwidth"]
-    for room in (short, long):
-        decoding += [f"images/s, {room} tokens", "speed-up"]
-    tables = machine.table(columns, first), machine.table([*decoding, "cache MiB/image", "memory GiB"], answers)
-    return f"First token (vision and prefill):\n\n{tables[0]}\n\nAnswers:\n\n{tables[1]}"
+        bandwidth = paper["decode_bytes_per_token"] / token / result["bandwidth"]
+        rates = {"decode ms/token": 1000 * token, "tokens/s": batch / token, "of bandwidth": bandwidth}
+        for room, part in ((room, f"answer {room}") for room in (short, long)):
+            rates[f"images/s, {room} tokens"] = batch / seconds[part]
+            rates[f"speed-up, {room} tokens"] = base["seconds"][part] / seconds[part]
+        if paper is record:
+            times["vision ms"] = 1000 * seconds["vision"]
+            rates["cache MiB/image"] = record["cache_bytes_per_image"] / 2**20
+            rates["memory GiB"] = record["memory"] / 2**30
+        first.append(row | times)
+        answers.append(row | rates)
+    return f"First token (vision and prefill):\n\n{machine.table(first)}\n\nAnswers:\n\n{machine.table(answers)}"
 
 
 def run(name: str, preset: Preset, cases: dict[int, tuple[str, ...]], against: str | None = None) -> machine.Result:

@@ -90,13 +90,14 @@ def tables(result: machine.Result) -> str:
     """Markdown of a result."""
     rows = []
     for record in result["records"]:
-        workers, speed = str(record["workers"] or "none, 2 threads"), record["rows_per_second"]
-        rows.append([workers, f"{speed:.0f}", f"{1000 / speed:.1f}", f"{record['first_batch_seconds']:.1f}"])
+        workers, speed = record["workers"] or "none, 2 threads", record["rows_per_second"]
+        row = {"worker processes": workers, "rows/s": speed, "ms per row": 1000 / speed}
+        rows.append(row | {"first batch s": record["first_batch_seconds"]})
     foot = (
         f"Each row: a photo of 640 x 480 and {result['text_tokens']} ids. The pass before training, which measures "
         f"text alone: {result['indexed_rows_per_second']:.0f} rows/s in one process."
     )
-    return machine.table(["worker processes", "rows/s", "ms per row", "first batch s"], rows) + f"\n\n{foot}"
+    return machine.table(rows) + f"\n\n{foot}"
 
 
 if __name__ == "__main__":

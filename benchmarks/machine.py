@@ -42,12 +42,6 @@ def result(benchmark: str, records: list[dict[str, Any]], **more: Any) -> Result
     return {"benchmark": benchmark, "machine": describe(), **more, "records": records}
 
 
-def measured(name: str, preset: Any) -> dict[str, Any]:
-    """What a result says of its preset, and what the device reaches in its type of number."""
-    settings = {"preset": name, "dtype": preset.dtype, "attention": preset.attention}
-    return settings | limits(jnp.dtype(preset.dtype), *preset.sizes)
-
-
 def describe() -> dict[str, Any]:
     device, info = jax.devices()[0], Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -94,19 +88,22 @@ def alternate(programs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any,
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def limits(dtype: Any, matmul_size: int, vector_size: int) -> dict[str, float]:
-    """What this device reaches, not what its data sheet says: FLOP/s of one large matrix product, and bytes per second
-    of products of one large matrix with a vector. The latter must be much larger than the caches."""
-    a = jnp.ones((matmul_size, matmul_size), dtype)
-    square = jax.jit(lambda a: a @ a)
-    b, x = jnp.ones((vector_size, vector_size), dtype) / vector_size, jnp.ones((vector_size,), dtype)
-    times = 8  # in one program: a single product is over on a GPU before the next is launched
+def measured(name: str, preset: Any) -> dict[str, Any]:
+    """What a result says of its preset, and what this device reaches, not what its data sheet says: FLOP/s of one large
+    matrix product, and bytes per second of products of one matrix, much larger than the caches, with a vector."""
+    matmul_size, vector_size = preset.sizes
+    a = jnp.ones((matmul_size, matmul_size), preset.dtype)
+    b, x = (jnp.full(shape, 1 / vector_size, preset.dtype) for shape in ((vector_size, vector_size), (vector_size,)))
+    square, times = jax.jit(lambda a: a @ a), 8  # a single product is over on a GPU before the next is launched
     products = jax.jit(lambda b, x: jax.lax.fori_loop(0, times, lambda _, x: b @ x, x))
 
     def fastest(program: Callable[[], Any]) -> float:
         return min(alternate({"once": program}, repeats=1)["once"] for _ in range(5))
 
     return {
+        "preset": name,
+        "dtype": preset.dtype,
+        "attention": preset.attention,
         "peak": 2 * matmul_size**3 / fastest(lambda: square(a)),
         "bandwidth": times * b.nbytes / fastest(lambda: products(b, x)),
     }
@@ -120,7 +117,13 @@ def memory(program: jax.stages.Compiled) -> int:
     return taken.argument_size_in_bytes + outputs + taken.temp_size_in_bytes
 
 
-def table(columns: list[str], rows: list[list[str]]) -> str:
-    """Markdown, numbers to the right."""
-    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a row for each dict of column -> cell, which may be missing; three digits of a number, to the right."""
+
+    def written(cell: Any) -> str:
+        return f"{round(float(f'{cell:.3g}'), 3):g}" if isinstance(cell, float) else str(cell)
+
+    columns = list(rows[0])
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[written(row.get(name, "")) for name in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -50,14 +50,14 @@ def _in_a_fresh_process(path: Path) -> dict[str, Any]:
 
 def tables(result: machine.Result) -> str:
     """Markdown of a result."""
-    columns = ["compile cache", "start to first answer s", "import s", "load s", "first answer s", "second answer s"]
-    rows = [
-        [record["cache"], f"{record['waited']:.1f}"]
-        + [f"{record['seconds'][part]:.2f}" for part in ("import", "load", "first", "second")]
-        + [str(record["programs"][call]) for call in ("first", "second")]
-        for record in result["records"]
-    ]
-    return machine.table([*columns, "programs compiled or fetched, first call", "second call"], rows)
+    rows = []
+    for record in result["records"]:
+        row = {"compile cache": record["cache"], "start to first answer s": record["waited"]}
+        row |= {f"{part} s": record["seconds"][part] for part in ("import", "load")}
+        row |= {f"{call} answer s": record["seconds"][call] for call in ("first", "second")}
+        row |= {f"programs of the {call} answer": record["programs"][call] for call in ("first", "second")}
+        rows.append(row)
+    return machine.table(rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """python -m benchmarks.training --preset={cpu,7b,7b-lora} [--out=FILE]: speed and memory of the training step.
 
-The step that train.py compiles, AdamW, shardings and all, on rows of one image each: stage 1 (projector and registers
-learn) and stage 2 (the language tower, too, or adapters in it), full and Victor, beside what the closed-form count of
-FLOPs says is possible.
+The step that train.py compiles, AdamW and all, on one device and on rows of one image each: stage 1 (projector and
+registers learn) and stage 2 (the language tower, too, or adapters in it), full and Victor, beside what the closed-form
+count of FLOPs says is possible.
 """
 
 import time
@@ -19,9 +19,10 @@ from benchmarks import machine
 from benchmarks.shapes import PRESETS, Preset, batch_of, counted, random_params
 from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
+from victor_jax.models.language import Remat
 from victor_jax.models.layers import Lora
-from victor_jax.models.vlm import VLMModule, parameters
-from victor_jax.sharding.mesh import make_mesh, of_parameter
+from victor_jax.models.vlm import VLMModule
+from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training.lora import is_adapter
 from victor_jax.training.optimizer import in_float32, make_optimizer
 from victor_jax.training.settings import OptimizerSettings
@@ -29,7 +30,7 @@ from victor_jax.training.step import State, StepSettings, make_step
 
 SPECS = ("full", "victor:registers=8,layer=3")
 PARAM_DTYPE = "float32"  # of what is trained
-REMAT: flops.Remat = "full"
+REMAT: Remat = "full"
 LOSS_CHUNK = 512
 # The recipes' values; none of them changes how long a step takes.
 OPTIMIZER = OptimizerSettings(2e-5, 0.0, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0)
@@ -53,57 +54,47 @@ STAGES = {"cpu": SMALL, "7b": tuple(replace(stage, rows=16) for stage in SMALL),
 def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Array], dict[str, Any]]:
     """Runs one compiled step after the other on random weights; and what is known before they run."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = NamedSharding(mesh, PartitionSpec())  # on one device no axis cuts anything
     method = parse(spec, preset.config)
     module = VLMModule(preset.config, method, jnp.dtype(preset.dtype), preset.attention, REMAT, stage.lora)
-    places = {path: of_parameter(path, leaf.shape, leaf.spec, mesh) for path, leaf in parameters(module).items()}
-    frozen = jax.device_put(random_params(module, {}), places)
+    frozen = jax.device_put(random_params(module, {}), whole)
     learning = [path for path in frozen if is_adapter(path) or path.split("/")[0] in stage.trained]
     train = {path: frozen.pop(path).astype(PARAM_DTYPE) for path in learning}
     optimizer = make_optimizer(OPTIMIZER, train)
     moments = jax.jit(lambda params: optimizer.init(in_float32(params)))(train)
     batch, sizes = batch_of(module, stage.rows, stage.text, supervised=True)
     numbers = np.int32(0), np.float32(OPTIMIZER.learning_rate)
-    loss, parts, (number, rate) = jax.device_put((np.float32(0), (batch,), numbers), whole)
-    state = State(train, moments, loss)
+    state, parts, numbers = jax.device_put((State(train, moments, jnp.float32(0)), (batch,), numbers), whole)
 
     step = jax.jit(
         make_step(module, optimizer, StepSettings(LOSS_CHUNK, spike_factor=0.0, seed=0)),
         static_argnames="sizes",
         donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
+        out_shardings=whole,
     )
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = step.lower(state, frozen, parts, number, rate, sizes=(sizes,)).compile()
+        compiled = step.lower(state, frozen, parts, *numbers, sizes=(sizes,)).compile()
     compile_seconds = time.perf_counter() - began
 
     lengths = method.plan.stage_lengths(sizes)
     cost = flops.training_step(
         module,
         flops.Work.of_loss(stage.rows, lengths, images=stage.rows, chunk=LOSS_CHUNK),
-        flops.Training(stage.trained, REMAT, stage.lora.rank if stage.lora else 0),
-        causal=counted(preset.attention),
+        stage.trained,
+        counted(preset.attention),
     )
     kinds = {"trained": train, "frozen": frozen, "optimizer": moments, "batch": parts}
     memory = {kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
     analysis: Any = compiled.memory_analysis()
     memory["temporaries"] = analysis.temp_size_in_bytes
-    record = {
-        "stage": stage.name,
-        "name": spec,
-        "rows": stage.rows,
-        "text": stage.text,
-        "lengths": lengths,
-        "flops": cost.parts.total.flops,
-        "model_flops": cost.model_flops,
-        "memory": memory,
-        "compile_seconds": compile_seconds,
-    }
+    record = {"stage": stage.name, "name": spec, "rows": stage.rows, "text": stage.text, "lengths": lengths}
+    record |= {"flops": cost.flops, "model_flops": cost.model_flops}
+    record |= {"memory": memory, "compile_seconds": compile_seconds}
 
     def run_step() -> jax.Array:
         nonlocal state
-        state, metrics = compiled(state, frozen, parts, number, rate)
+        state, metrics = compiled(state, frozen, parts, *numbers)
         return metrics["loss"]
 
     return run_step, record
@@ -129,16 +120,16 @@ def tables(result: machine.Result) -> str:
         gained, allowed = base["seconds"] / seconds, base["flops"] / record["flops"]
         # Tokens are those of the data, text and visual: registers and padding are no gain.
         tokens = record["rows"] * (record["text"] + result["tokens_per_image"])
-        name = f"{record['stage']}, {record['name']}"
-        row = [name, str(record["rows"]), str(record["text"]), f"{1000 * seconds:.0f}", f"{tokens / seconds:.0f}"]
-        row += [f"{record[count] / seconds / result['peak']:.0%}" for count in ("model_flops", "flops")]
-        times.append([*row, f"{gained:.2f}", f"{allowed:.2f}", f"{gained / allowed:.0%}"])
-        gib = [f"{held[kind] / 2**30:.2f}" for kind in ("trained", "optimizer", "frozen", "temporaries")]
-        memory.append([name, *gib, f"{sum(held.values()) / 2**30:.2f}", f"{record['compile_seconds']:.1f}"])
-    columns = ["", "rows", "text", "step ms", "tokens/s", "of matrix peak", "with recomputation"]
-    kinds = ["trained GiB", "optimizer GiB", "frozen GiB", "activations and gradients GiB", "together GiB", "compile s"]
-    compared = ["speed-up", "FLOPs allow", "reached"]
-    return f"{machine.table([*columns, *compared], times)}\n\n{machine.table(['', *kinds], memory)}"
+        name = {"": f"{record['stage']}, {record['name']}"}
+        speed = {key: record[key] for key in ("rows", "text")}
+        speed |= {"step ms": 1000 * seconds, "tokens/s": tokens / seconds}
+        for column, count in (("of matrix peak", "model_flops"), ("with recomputation", "flops")):
+            speed[column] = record[count] / seconds / result["peak"]
+        times.append(name | speed | {"speed-up": gained, "FLOPs allow": allowed, "reached": gained / allowed})
+        kinds = held | {"together": sum(held.values())}
+        gib = {f"{kind} GiB": size / 2**30 for kind, size in kinds.items()}
+        memory.append(name | gib | {"compile s": record["compile_seconds"]})
+    return f"{machine.table(times)}\n\n{machine.table(memory)}"
 
 
 def run(name: str, preset: Preset, stages: tuple[Stage, ...]) -> machine.Result:

@@ -85,7 +85,7 @@ def question_flops(config: VLMConfig, method: Method) -> int:
     starts = np.cumsum([0, *method.plan.stages[:-1]])
     lengths = tuple(per_layer[start] + PROMPT for start in starts)
     work = flops.Work(rows=1, lengths=lengths, images=1, head=1)
-    return flops.prefill(VLMModule(config, method), work).total.flops
+    return flops.forward(VLMModule(config, method), work)
 
 
 # --- to look at -----------------------------------------------------------------------------------------------------

@@ -73,8 +73,11 @@ def test_a_step_is_bound_by_its_slowest_resource(planned):
     slow_links = replace(SLICE, chip=replace(SLICE.chip, links=links / 1e6))
     assert plan_pod.times(planned, slow_links)["links"] == 1e6
     assert "all at once".ljust(40) + "1000000.000".rjust(17) in plan_pod.report([planned], slow_links).splitlines()
-    flops = sum(one.parts.total.flops for one in step_costs(planned.run, planned.parts))
+    flops = sum(one.flops for one in step_costs(planned.run, planned.parts))
     assert plan_pod.times(planned, SLICE)["arithmetic"] == pytest.approx(flops / 8 / 197e12)
+    # Collectives are written and read; so are the gradient, the parameter and two moments of each number that learns.
+    moved = 2 * sum(one.bytes * one.times for one in planned.collectives) + 8 * planned.arguments["trained parameters"]
+    assert plan_pod.times(planned, SLICE)["memory"] == pytest.approx(moved / 819e9, rel=0.001)
 
 
 def test_parts_of_a_batch_do_the_work_of_the_whole(planned):
@@ -92,9 +95,9 @@ def test_the_report_says_whether_it_fits_and_what_it_assumes(planned):
 
 def failed(planned, **changes):
     """The same program on a chip that it does not fit."""
-    needed, available = plan_pod.exhausted(EXHAUSTED)
+    needed = plan_pod.exhausted(EXHAUSTED)
     run = replace(planned.run, settings=replace(planned.run.settings, **changes))
-    return replace(planned, run=run, bytes=needed, available=available, collectives=[])
+    return replace(planned, run=run, bytes=needed, fits=False, collectives=[])
 
 
 def test_a_program_that_does_not_fit_says_what_takes_the_memory_and_what_to_change(planned):
@@ -119,7 +122,7 @@ def test_advice_leaves_out_what_is_done_already(planned):
 
 
 def test_other_failures_of_the_compiler_are_not_taken_for_lack_of_memory():
-    assert plan_pod.exhausted("INTERNAL: something else (20.50G)") is None
+    assert plan_pod.exhausted("INTERNAL: something else (20.50G)") == 0
 
 
 def test_rows_of_images_alone_are_refused():

@@ -231,7 +231,8 @@ def test_the_command_answers_blind_and_prints_its_settings(data, tmp_path, capsy
     flags = {"model": folder / "model", "questions": tmp_path / "questions.jsonl", "out": tmp_path / "out"}
     command = [f"--{name}={value}" for name, value in flags.items()]
     command += ["--benchmark=digits", "--blind", "--dtype=float32", "--max-new-tokens=4", "--compression=vtw:layer=1"]
-    result = eval_script.main(command)
+    eval_script.main(command)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
     printed = capsys.readouterr().out
     assert "digits, 3 questions" in printed
     assert "vtw:layer=1, without images; vicuna_v1, pad, float32, greedy, at most 4 tokens" in printed

@@ -12,7 +12,14 @@ import transformers
 from victor_jax.errors import UserError
 from victor_jax.models.config import LanguageConfig, VisionConfig
 from victor_jax.ops.rope import LinearScaling, Llama3Scaling, Rope
-from victor_jax.weights.hf_config import CLIP_DEFAULTS, LANGUAGE_DEFAULTS, hf_dict, language_config, vlm_config
+from victor_jax.weights.hf_config import (
+    CLIP_DEFAULT,
+    LANGUAGE_DEFAULTS,
+    hf_dict,
+    language_config,
+    vision_dict,
+    vlm_config,
+)
 
 # What llava-hf writes for the 7B model: nearly everything is left to the defaults of the classes.
 LLAVA_7B = {
@@ -73,7 +80,8 @@ def test_defaults_are_those_of_the_configuration_class(model_type):
 
 def test_vision_defaults_are_those_of_the_configuration_class():
     theirs = transformers.CLIPVisionConfig()
-    assert {key: getattr(theirs, key) for key in CLIP_DEFAULTS} == CLIP_DEFAULTS
+    ours = vision_dict(CLIP_DEFAULT)
+    assert {key: getattr(theirs, key) for key in ours} == ours
 
 
 @pytest.mark.parametrize("model_type", LANGUAGE_DEFAULTS)

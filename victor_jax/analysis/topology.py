@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,14 +75,12 @@ def parse(text: str) -> Topology:
     if name not in CHIPS:
         raise UserError(f"topology {text!r}: unknown TPU {name!r}, known are {', '.join(CHIPS)}; write v5e:8x8")
     chip = CHIPS[name]
-    if not shape:
-        return Topology(chip, chip.default)
-    axes, example = len(chip.default), "x".join(map(str, chip.default))
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != axes:
-        raise UserError(f"topology {text!r}: {name} has {axes} axes, write for example {name}:{example}")
-    sizes = tuple(int(size) for size in shape.split("x"))
-    if max(sizes) > chip.longest:
-        raise UserError(f"topology {text!r}: the longest axis of {name} has {chip.longest} chips")
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in shape.split("x")) if shape else chip.default
+    if len(sizes) != len(chip.default) or not all(0 < size <= chip.longest for size in sizes):
+        example = "x".join(map(str, chip.default))
+        raise UserError(
+            f"topology {text!r}: {name} has {len(chip.default)} axes of up to {chip.longest} chips, {name}:{example}"
+        )
     return Topology(chip, sizes)
 
 

@@ -13,20 +13,15 @@ from typing import Any
 from tqdm import tqdm
 
 
-def convert(
-    source: str | Path,
-    destination: str | Path,
-    to: str,
-    *,
-    vision: str | Path | None = None,
-    projector: str | Path | None = None,
-    seed: int = 0,
-) -> None:
-    """Every tensor bit by bit, whatever the formats; prints what was recognised and what was skipped."""
+def convert(source: str | Path, destination: str | Path, to: str, **parts: Any) -> None:
+    """Every tensor bit by bit, whatever the formats; prints what was recognised and what was skipped.
+
+    `parts`: a vision tower, a projector or a seed for one, as `open_checkpoint` takes them.
+    """
     from victor_jax.weights.read import open_checkpoint
     from victor_jax.weights.write import write_checkpoint
 
-    checkpoint = open_checkpoint(source, vision, projector, seed)
+    checkpoint = open_checkpoint(source, **parts)
     print(
         f"{checkpoint.folder}: {checkpoint.format} layout, {checkpoint.config.language.family}, "
         f"{len(checkpoint.tensors)} tensors, {checkpoint.nbytes / 1e9:.2f} GB {checkpoint.dtype}, "
@@ -47,8 +42,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--vision", help="a CLIP folder or its org/name, where SRC holds no vision tower")
     parser.add_argument("--projector", help="a mm_projector.bin, where SRC holds no projector")
     parser.add_argument("--seed", type=int, default=0, help="draws the projector where none is given")
-    given: Any = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     # A polite end is an end with cleaning up: nothing half-written stays.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of an error that we print
-    convert(given.source, given.destination, given.to, vision=given.vision, projector=given.projector, seed=given.seed)
+    convert(**vars(given))

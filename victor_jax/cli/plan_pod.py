@@ -33,7 +33,7 @@ from victor_jax.training.setup import Run, abstract_part, make_run, mesh_of, siz
 QUICK = -1.0  # of jax_exec_time_optimization_effort: compiles several times faster, temporaries within a tenth
 TEXT = 512  # of a usual row: above the mean of LLaVA's mix665k
 # libtpu's words for a program that does not fit; they name temporaries and count everything.
-EXHAUSTED = re.compile(r"RESOURCE_EXHAUSTED.*\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", re.S)
+EXHAUSTED = re.compile(r"RESOURCE_EXHAUSTED.*\(([\d.]+)([KMGT]?)\) exceeds available HBM", re.S)
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -46,18 +46,14 @@ class Planned:
     parts: tuple[Shape, ...]  # of the batch
     arguments: dict[str, int]  # bytes by kind: in memory throughout, updated in place
     bytes: int  # at the peak
-    available: int | None  # bytes, where the program did not fit
+    fits: bool
     collectives: list[Collective]  # none where it did not fit
     seconds: float  # to compile
 
     @property
-    def fits(self) -> bool:
-        return self.available is None
-
-    @property
-    def temporaries(self) -> int:
-        """Activations, gradients, gathered weights: what the step makes and drops."""
-        return self.bytes - sum(self.arguments.values())
+    def kinds(self) -> dict[str, int]:
+        """Bytes at the peak; the last kind is what the step makes and drops, gathered weights too."""
+        return self.arguments | {"activations and gradients": self.bytes - sum(self.arguments.values())}
 
 
 def shapes_of(run: Run, text: int, images: int) -> dict[str, Shape]:
@@ -77,34 +73,35 @@ def plan(run: Run, name: str, shape: Shape) -> Planned:
         step: Any = run.step
         lowered = step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, parts))
     arguments = state_bytes(run, is_shared=False) | {"batch": bytes_of(batch)}
-    start, available, found = time.perf_counter(), None, []
+    start, found = time.perf_counter(), None
     try:
         program = lowered.compile()
         # Below arguments + temporaries: donated arguments are reused for outputs.
         needed = program.memory_analysis().peak_memory_in_bytes
         found = collectives(program.as_text() or "")
     except Exception as error:  # its class differs between versions of jax
-        if not (sizes := exhausted(str(error))):
+        if not (needed := exhausted(str(error))):
             raise
-        needed, available = sizes
     seconds = time.perf_counter() - start
     peak = max(needed, sum(arguments.values()))
-    return Planned(name, run, parts, arguments, peak, available, found, seconds)
+    return Planned(name, run, parts, arguments, peak, found is not None, found or [], seconds)
 
 
-def exhausted(message: str) -> tuple[int, int] | None:
-    """Bytes needed and available, of a compiler's message; None where it is about something else."""
+def exhausted(message: str) -> int:
+    """Bytes that a program needs, of a compiler's message; 0 where it is about something else."""
     found = EXHAUSTED.search(message)
-    return found and (int(float(found[1]) * UNITS[found[2]]), int(float(found[3]) * UNITS[found[4]]))
+    return int(float(found[1]) * UNITS[found[2]]) if found else 0
 
 
 def times(planned: Planned, topology: slices.Topology) -> dict[str, float]:
     """Seconds of one step at the chip's peak rates, by resource."""
     chip, chips, parts = topology.chip, topology.chips, step_costs(planned.run, planned.parts)
+    # Gradients, parameters and both moments are read and written.
+    update = 2 * (2 * planned.arguments["trained parameters"] + planned.arguments["optimizer"])
     delivered = sum(one.bytes * one.times for one in planned.collectives)
     return {
-        "arithmetic": sum(part.parts.total.flops for part in parts) / chips / chip.flops,
-        "memory": (2 * delivered + parts[0].parts.update.bytes / chips) / chip.bandwidth,
+        "arithmetic": sum(part.flops for part in parts) / chips / chip.flops,
+        "memory": (2 * delivered + update) / chip.bandwidth,
         "links": sum(one.wire_bytes for one in planned.collectives) / chip.links,
     }
 
@@ -120,7 +117,13 @@ def report(planned: Sequence[Planned], topology: slices.Topology) -> str:
         lines.append(row.ljust(40 + row.startswith("\n")) + cells)
     if any(one.fits for one in planned):
         lines.append(_assumed(topology.chip))
-    lines += [_does_not_fit(one) for one in planned if not one.fits]
+    available = Capacity(int(topology.chip.usable), is_shared=False)
+    lines += [
+        f"\nthe {one.name} rows do not fit: {one.bytes / slices.GIB:.2f} GiB of {available.bytes / slices.GIB:.2f} "
+        f"({described(one.kinds)}); {advice(one.run, one.kinds, available, of_step=True)}"
+        for one in planned
+        if not one.fits
+    ]
     return "\n".join(lines)
 
 
@@ -138,23 +141,19 @@ def _heading(planned: Sequence[Planned], topology: slices.Topology) -> list[str]
     for one in planned:
         part, steps = one.parts[0], run.module.method.plan
         stages = zip(steps.stages, steps.stage_lengths(sizes_of(run, one.parts)[0]), strict=True)
-        lines.append(
-            f"  {one.name} rows: {part.text} text positions, {part.images} image{'s' * (part.images != 1)}: "
-            + ", ".join(f"{layers} layer{'s' * (layers != 1)} on {length}" for layers, length in stages)
-            + f" (compiled in {one.seconds:.0f} s)"
-        )
+        on = ", ".join(f"{layers} layer{'s' * (layers != 1)} on {length}" for layers, length in stages)
+        images = f"{part.images} image{'s' * (part.images != 1)}"
+        lines.append(f"  {one.name} rows: {part.text} text positions, {images}: {on} (compiled in {one.seconds:.0f} s)")
     return lines
 
 
 def _column(one: Planned, topology: slices.Topology) -> dict[str, str]:
     """Row -> cell. The title of each table is a row, too, that names the program."""
-    usable = one.available or topology.chip.usable
-    sizes = {"activations, gradients": one.temporaries, "in all": one.bytes, "usable": usable}
-    cells = {"\nGiB on each chip": one.name}
-    cells |= {kind: f"{size / slices.GIB:.2f}" for kind, size in (one.arguments | sizes).items()}
+    sizes = one.kinds | {"in all": one.bytes, "usable": topology.chip.usable}
+    cells = {"\nGiB on each chip": one.name} | {kind: f"{size / slices.GIB:.2f}" for kind, size in sizes.items()}
     cells |= {"fits": "yes" if one.fits else "no", "\nwork": one.name}
     costs = step_costs(one.run, one.parts)
-    cells["PFLOP of a step"] = f"{sum(part.parts.total.flops for part in costs) / 1e15:.2f}"
+    cells["PFLOP of a step"] = f"{sum(part.flops for part in costs) / 1e15:.2f}"
     cells["  of them computed again"] = f"{sum(part.recomputed for part in costs) / 1e15:.2f}"
     if not one.fits:
         return cells
@@ -175,14 +174,6 @@ def _assumed(chip: slices.Chip) -> str:
 sheet's peaks; causal attention counted in full; HBM carries what collectives deliver (written, then
 read) and the optimizer's update, nothing else; data is always there. No step is faster than 'all at
 once'; none reaches the peaks."""
-
-
-def _does_not_fit(one: Planned) -> str:
-    kinds, available = one.arguments | {"activations and gradients": one.temporaries}, one.available or 0
-    return (
-        f"\nthe {one.name} rows do not fit: {one.bytes / slices.GIB:.2f} GiB of {available / slices.GIB:.2f} "
-        f"({described(kinds)}); {advice(one.run, kinds, Capacity(available, is_shared=False), of_step=True)}"
-    )
 
 
 # --- command line ---------------------------------------------------------------------------------------------------

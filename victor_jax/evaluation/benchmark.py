@@ -1,13 +1,19 @@
 """What a benchmark is, and what several of them share."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from victor_jax.errors import UserError
+
+FIELDS: dict[str, tuple[Any, str]] = {
+    "question_id": (int | str, "a number or a text"),
+    "image": (str | None, "the name of one file"),
+    **dict.fromkeys(("text", "category", "answer"), (str, "a text")),
+}
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,9 @@ def read_questions(file: Path) -> list[Question]:
     questions = [_question(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not questions:
         raise UserError(f"{file} holds no questions")
-    seen: set[int | str] = set()
-    for question in questions:
-        if question.id in seen:
-            raise UserError(f"{file} has two questions with question_id {question.id!r}: each needs its own")
-        seen.add(question.id)
+    often = Counter(question.id for question in questions)
+    if twice := [name for name, times in often.items() if times > 1]:
+        raise UserError(f"{file} has two questions with question_id {twice[0]!r}: each needs its own")
     return questions
 
 
@@ -60,15 +64,10 @@ def _question(line: str, where: str) -> Question:
         raise UserError(f"{where} is not JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f"{where} holds a {type(row).__name__}, expected a JSON object")
-    if not isinstance(row.get("question_id"), (int, str)):
-        raise UserError(f"{where} has question_id={row.get('question_id')!r}: expected a number or a text")
-    for key in ("text", "category", "answer"):
-        if not isinstance(row.get(key), str):
-            raise UserError(f"{where} has {key}={row.get(key)!r}: expected a text")
-    image = row.get("image")
-    if image is not None and not isinstance(image, str):
-        raise UserError(f"{where} has image={image!r}: expected the name of one file")
-    return Question(row["question_id"], image, row["text"], row["category"], row["answer"])
+    for key, (kind, expected) in FIELDS.items():
+        if not isinstance(row.get(key), kind):
+            raise UserError(f"{where} has {key}={row.get(key)!r}: expected {expected}")
+    return Question(row["question_id"], row.get("image"), row["text"], row["category"], row["answer"])
 
 
 def accuracy(judged: Sequence[Judged]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Digits on a canvas, the task of the quickstart: questions with one-word answers, and the exact word is right."""
 
-from victor_jax.evaluation.benchmark import Benchmark, Question, accuracy, read_questions
+from victor_jax.evaluation.benchmark import Benchmark, accuracy, read_questions
 
 
 def normalised(text: str) -> str:
@@ -8,15 +8,11 @@ def normalised(text: str) -> str:
     return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
-def _judge(question: Question, text: str) -> bool:
-    return normalised(text) == normalised(question.answer)
-
-
 DIGITS = Benchmark(
     name="digits",
     max_new_tokens=8,
     read=read_questions,
     prompt=lambda question: question.text,
-    judge=_judge,
+    judge=lambda question, text: normalised(text) == normalised(question.answer),
     summarise=accuracy,
 )

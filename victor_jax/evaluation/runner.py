@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
 from PIL import Image
 from tqdm import tqdm
 
@@ -70,20 +71,19 @@ def open_task(
 
 def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any]:
     """Answers what is not answered yet, and returns what result.json holds. `model`: its name in the report."""
-    out = Path(out)
-    settings = describe(vlm, task, model)
-    _keep_settings(settings, out)
-    answers = _Answers(out / "answers.jsonl", task.questions)
-    before = len(answers.judged)
-    seconds = _answer(vlm, task, answers)
-    timing = _timing(seconds, len(task.questions) - before, task, out)
+    settings, answers, finished = describe(vlm, task, model), Path(out) / "answers.jsonl", Path(out) / "result.json"
+    _keep_settings(settings, Path(out))
+    judged = _read_answers(answers, task.questions)
+    if finished.exists() and len(judged) == len(task.questions):
+        return json.loads(finished.read_text())
+    timing = _answer(vlm, task, judged, answers)
     result = {
         "benchmark": task.benchmark.name,
-        **task.benchmark.summarise(answers.judged),
+        **task.benchmark.summarise(judged),
         "questions": len(task.questions),
         "settings": settings | {"batch_size": task.batch_size} | timing,
     }
-    _write_json(out / "result.json", result)
+    _write_json(finished, result)
     return result
 
 
@@ -124,72 +124,63 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class _Answers:
-    """answers.jsonl: those that were there, and those that come. A line that was cut short is taken off."""
-
-    def __init__(self, file: Path, questions: Sequence[Question]):
-        self._file = file
-        self.judged: list[Judged] = []
-        if not file.exists():
-            return
-        written = file.read_bytes()
-        whole = written[: written.rfind(b"\n") + 1]
-        if whole != written:
-            with open(file, "r+b") as handle:
-                handle.truncate(len(whole))
-        lines = whole.splitlines()
-        for number, (line, question) in enumerate(zip(lines, questions, strict=False), 1):
-            try:
-                row = json.loads(line)
-                if row["question_id"] != question.id:
-                    raise ValueError
-                self.judged.append(Judged(question, row["text"], row["correct"]))
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{file}, line {number}, is not the answer to question {question.id}: give another --out"
-                ) from None
-        if len(lines) > len(questions):
-            raise UserError(f"{file} has {len(lines)} answers to {len(questions)} questions: give another --out")
-
-    def add(self, judged: Sequence[Judged], benchmark: Benchmark) -> None:
-        rows = [
-            {
-                "question_id": one.question.id,
-                "prompt": benchmark.prompt(one.question),
-                "text": one.text,
-                "answer": one.question.answer,
-                "correct": one.correct,
-                "category": one.question.category,
-            }
-            for one in judged
-        ]
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        self.judged += judged
+def _read_answers(file: Path, questions: Sequence[Question]) -> list[Judged]:
+    """Those that were given before. A line that was cut short is taken off."""
+    written = file.read_bytes() if file.exists() else b""
+    whole = written[: written.rfind(b"\n") + 1]
+    if whole != written:
+        os.truncate(file, len(whole))
+    lines, judged = whole.splitlines(), []
+    if len(lines) > len(questions):
+        raise UserError(f"{file} has {len(lines)} answers to {len(questions)} questions: give another --out")
+    for number, (line, question) in enumerate(zip(lines, questions, strict=False), 1):
+        try:
+            row = json.loads(line)
+            if row["question_id"] != question.id:
+                raise ValueError
+            judged.append(Judged(question, row["text"], row["correct"]))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{file}, line {number}, is not the answer to question {question.id}: give another --out"
+            ) from None
+    return judged
 
 
-def _answer(vlm: VLM, task: Task, answers: _Answers) -> list[float]:
-    """Seconds of each batch. Batches begin at the same questions whenever the run was stopped."""
-    benchmark, total, size = task.benchmark, len(task.questions), task.batch_size
-    done, seconds = len(answers.judged), []
-    if done == total:
-        return []
-    starts = range(done // size * size, total, size)
+def _answer(vlm: VLM, task: Task, judged: list[Judged], file: Path) -> dict[str, Any]:
+    """Adds what is not in `judged` yet, there and to the file, and says how long that took. Batches begin at the same
+    questions whenever the run was stopped."""
+    benchmark, total, size, done = task.benchmark, len(task.questions), task.batch_size, len(judged)
+    starts = range(done // size * size if done < total else total, total, size)
     texts_of = vlm.generate_batches((_asked(task, start) for start in starts), task.max_new_tokens)
+    ended = [time.perf_counter()]
     with tqdm(total=total, initial=done, desc=benchmark.name, unit="question", mininterval=0.5) as bar:
         bar.set_postfix_str("compiling")
-        began = time.perf_counter()
         for start, texts in zip(starts, texts_of, strict=True):
             known, questions = max(done - start, 0), task.questions[start : start + size]
-            new = list(zip(questions, texts, strict=False))[known:]
-            answers.add([Judged(question, text, benchmark.judge(question, text)) for question, text in new], benchmark)
-            bar.set_postfix_str(
-                f"{sum(one.correct for one in answers.judged) / len(answers.judged):.1%} right", refresh=False
-            )
+            answers = list(zip(questions, texts, strict=False))[known:]  # without fillers
+            new = [Judged(question, text, benchmark.judge(question, text)) for question, text in answers]
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(_row(benchmark, one), ensure_ascii=False) + "\n" for one in new)
+            judged += new
+            right = sum(one.correct for one in judged) / len(judged)
+            bar.set_postfix_str(f"{right:.1%} right", refresh=False)
             bar.update(len(new))
-            seconds.append(time.perf_counter() - began)
-            began = time.perf_counter()
-    return seconds
+            ended.append(time.perf_counter())
+    steady = np.diff(ended)[1:]  # the first batch compiles
+    rate = round(min(size, total) / float(np.median(steady)), 3) if steady.size else None
+    return {"seconds": round(ended[-1] - ended[0], 3), "answered": total - done, "images_per_second": rate}
+
+
+def _row(benchmark: Benchmark, judged: Judged) -> dict[str, Any]:
+    question = judged.question
+    return {
+        "question_id": question.id,
+        "prompt": benchmark.prompt(question),
+        "text": judged.text,
+        "answer": question.answer,
+        "correct": judged.correct,
+        "category": question.category,
+    }
 
 
 def _asked(task: Task, start: int) -> tuple[list[str], list[Image.Image | None]]:
@@ -209,44 +200,26 @@ def _open(images: ImageFolder | None, question: Question) -> Image.Image | None:
         raise UserError(f"question {question.id}: {error}") from None
 
 
-def _timing(seconds: list[float], answered: int, task: Task, out: Path) -> dict[str, Any]:
-    """Of the answers of this call; where there were none, what was measured before."""
-    before = out / "result.json"
-    if not seconds and before.exists():
-        settings = json.loads(before.read_text())["settings"]
-        return {key: settings[key] for key in ("seconds", "answered", "images_per_second")}
-    steady = seconds[1:]  # the first batch compiles
-    rate = min(task.batch_size, len(task.questions)) / statistics.median(steady) if steady else None
-    return {"seconds": round(sum(seconds), 3), "answered": answered, "images_per_second": rate and round(rate, 3)}
-
-
 def _keep_settings(settings: dict[str, Any], out: Path) -> None:
     """Written by the first call, and the same in all that go on with it."""
     file = out / "settings.json"
-    if not file.exists():
-        if (out / "answers.jsonl").exists():
-            raise UserError(f"{out} holds answers without the settings that gave them: give another --out")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            _write_json(file, settings)
-        except OSError as error:
-            raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    if file.exists():
+        old, new = (flatten_dict(one, sep=".") for one in (json.loads(file.read_text()), settings))
+        changed = [
+            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+            for key in dict.fromkeys([*old, *new])
+            if key != "model" and old.get(key) != new.get(key)  # the folder may have moved; its files have not changed
+        ]
+        if changed:
+            raise UserError(f"{out} holds answers under other settings: {'; '.join(changed)}. Give another --out")
         return
-    old, new = (_flat(one) for one in (json.loads(file.read_text()), settings))
-    changed = [
-        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-        for key in dict.fromkeys([*old, *new])
-        if key != "model" and old.get(key) != new.get(key)  # the folder may have moved; its files have not changed
-    ]
-    if changed:
-        raise UserError(f"{out} holds answers under other settings: {'; '.join(changed)}. Give another --out")
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    if (out / "answers.jsonl").exists():
+        raise UserError(f"{out} holds answers without the settings that gave them: give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(file, settings)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
 
 
 def _stamp(folder: Path) -> str:

@@ -207,12 +207,11 @@ def sizes_of(run: Run, parts: tuple[Shape, ...]) -> PartSizes:
 
 
 def step_costs(run: Run, parts: tuple[Shape, ...]) -> list[flops.StepCost]:
-    """FLOPs and bytes of each part of a batch, all devices together."""
+    """FLOPs of each part of a batch, all devices together."""
     settings, plan = run.settings, run.module.method.plan
     rows = settings.batch_size // len(parts)
-    training = flops.Training(settings.trainable, settings.remat, settings.lora.rank)
     works = [
         flops.Work.of_loss(rows, plan.stage_lengths(sizes), rows * part.images, settings.loss_chunk)
         for part, sizes in zip(parts, sizes_of(run, parts), strict=True)
     ]
-    return [flops.training_step(run.module, work, training) for work in works]
+    return [flops.training_step(run.module, work, settings.trainable) for work in works]

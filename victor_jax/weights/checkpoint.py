@@ -14,6 +14,7 @@ from victor_jax.models.parameters import Constant, Declared
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.prompt import Prompt
 from victor_jax.weights.names import OWN, REGISTERS, with_torch_name
+from victor_jax.weights.place import sources
 from victor_jax.weights.tensors import Tensor
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -56,44 +57,31 @@ def check(checkpoint: Checkpoint, method: Method, source: str) -> None:
     """One error for everything that is missing, unexpected or wrongly shaped; `method` is what it was trained with."""
     whole = expected(checkpoint.config) | own_parameters(checkpoint.config, method)
     wanted = {name: leaf.shape for name, leaf in whole.items()}
-    tensors = checkpoint.tensors
-
-    def listed(names: list[str]) -> str:
-        return join_names([with_torch_name(name, checkpoint.format) for name in names])
-
-    held = {name: tensor.shape for name, tensor in tensors.items()}
-    problems = []
-    if missing := sorted(wanted.keys() - held.keys()):
-        problems.append(f"lacks {listed(missing)}")
-    if unexpected := sorted(held.keys() - wanted.keys()):
-        problems.append(f"holds unexpected {listed(unexpected)}")
-    if misshaped := [
-        f"{listed([name])} as {held[name]} where {wanted[name]} is expected"
-        for name in sorted(wanted.keys() & held.keys())
-        if held[name] != wanted[name]
-    ]:
-        problems.append(f"holds {join_names(misshaped)}")
-    if odd := [name for name, tensor in tensors.items() if tensor.dtype.name not in FLOATS]:
-        kinds = sorted({tensors[name].dtype.name for name in odd})
-        problems.append(f"holds {listed(odd)} as {' and '.join(kinds)} where a float type is expected")
-    if problems:
+    held = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    types = {name: tensor.dtype.name for name, tensor in checkpoint.tensors.items()}
+    called = {name: with_torch_name(name, checkpoint.format) for name in sorted(wanted.keys() | held.keys())}
+    both = [name for name in called if name in wanted and name in held]
+    found = [
+        ("lacks", [title for name, title in called.items() if name not in held]),
+        ("holds unexpected", [title for name, title in called.items() if name not in wanted]),
+        ("holds", [f"{called[n]} as {held[n]} where {wanted[n]} is expected" for n in both if held[n] != wanted[n]]),
+        ("holds", [f"{called[n]} as {types[n]} where a float is expected" for n in both if types[n] not in FLOATS]),
+    ]
+    if problems := [f"{what} {join_names(names)}" for what, names in found if names]:
         raise UserError(f"{source} {'; it '.join(problems)}")
 
 
 @functools.lru_cache(maxsize=8)
 def expected(config: VLMConfig) -> dict[str, Declared]:
     """Every tensor of a whole checkpoint, by our names; the vision tower with the layers that no plan runs."""
-    depth = config.vision.depth
-    whole = replace(config, feature_levels=(*config.feature_levels[:-1], depth))
+    levels = (*config.feature_levels[:-1], config.vision.depth)
+    module = VLMModule(replace(config, feature_levels=levels), Method(Plan((Layers(config.language.depth),))))
     found: dict[str, Declared] = {}
-    for path, leaf in parameters(VLMModule(whole, Method(Plan((Layers(config.language.depth),))))).items():
-        part, *rest = path.split("/")
-        if rest and rest[0].startswith("stages_"):
-            one = leaf.replace(value=jax.ShapeDtypeStruct(leaf.shape[1:], leaf.value.dtype))
-            for layer in range(depth if part == "vision" else leaf.shape[0]):
-                found[f"{part}/layers/{layer}/{'/'.join(rest[1:])}"] = one
-        else:
-            found[path] = leaf
+    for path, leaf in parameters(module).items():
+        names = sources(path, module)
+        if names != [path]:
+            leaf = leaf.replace(value=jax.ShapeDtypeStruct(leaf.shape[1:], leaf.value.dtype))
+        found |= dict.fromkeys(names, leaf)
     for leaf_name, start in (("scale", Constant(1.0)), ("bias", Constant(0.0))):
         of_width = jax.ShapeDtypeStruct((config.vision.width,), np.float32)
         found[f"vision/post_norm/{leaf_name}"] = Declared(of_width, (None,), start)

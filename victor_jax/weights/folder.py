@@ -2,6 +2,7 @@
 Written as safetensors, tensor by tensor: the library's own writer wants a whole shard in memory."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from victor_jax.errors import UserError, join_names
-from victor_jax.weights.tensors import Index, Tensor
+from victor_jax.weights.tensors import DTYPES, Index, Tensor
 from victor_jax.weights.torch_files import read_torch_file
 
 SIDE_CONFIG = "victor.json"  # beside an hf or llava checkpoint: the compression and the prompt that it was trained with
 SIDE_WEIGHTS = "victor.safetensors"  # and the compression's own parameters
 SHARD_BYTES = 5 * 10**9
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-
-_CODES = {name: code for code, name in _DTYPES.items()}
+_DTYPES = {code: name for name, (code, _) in DTYPES.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -43,6 +31,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
@@ -87,17 +79,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             kind = entry.get_dtype()
             if kind not in _DTYPES:
                 raise UserError(f"tensor {key} in {path} has type {kind}, which is not supported: save it as BF16")
-            tensors[key] = Tensor(tuple(entry.get_shape()), np.dtype(_DTYPES[kind]), _reader(path, key))
+            tensors[key] = Tensor(tuple(entry.get_shape()), np.dtype(_DTYPES[kind]), partial(_read, path, key))
         return tensors
 
 
-def _reader(path: Path, key: str) -> Any:
-    def read(index: Index) -> np.ndarray:
-        # Opened for each read: a file that stays mapped counts, page by page, as resident memory.
-        with _open(path) as file:
-            return file.get_slice(key)[index] if index else file.get_tensor(key)
-
-    return read
+def _read(path: Path, key: str, index: Index) -> np.ndarray:
+    # Opened for each read: a file that stays mapped counts, page by page, as resident memory.
+    with _open(path) as file:
+        return file.get_slice(key)[index] if index else file.get_tensor(key)
 
 
 def _open(path: Path) -> Any:
@@ -129,7 +118,7 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], progress: Any, limit:
         where |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def write_file(path: Path, tensors: dict[str, Tensor], progress: Any) -> None:
@@ -138,7 +127,7 @@ def write_file(path: Path, tensors: dict[str, Tensor], progress: Any) -> None:
     offset = 0
     for key, tensor in tensors.items():
         header[key] = {
-            "dtype": _CODES[tensor.dtype.name],
+            "dtype": DTYPES[tensor.dtype.name][0],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + tensor.nbytes],
         }

@@ -33,14 +33,6 @@ def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
     return Tensor(shape, np.dtype(np.float32), read)
 
 
-def projector(config: VLMConfig, seed: int) -> dict[str, Tensor]:
-    return {
-        name: drawn(name, leaf.shape, leaf.start, seed)
-        for name, leaf in expected(config).items()
-        if name.startswith("projector/")
-    }
-
-
 def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Tensor]:
     """The checkpoint's tensors with exactly the parameters of its own that the method needs."""
     needed = own_parameters(checkpoint.config, method)
@@ -72,7 +64,7 @@ def described(own: Mapping[str, Tensor | Declared]) -> str:
 
 
 def checkpoint(config: VLMConfig, seed: int, dtype: str = "float32") -> Checkpoint:
-    """A whole model of random weights, each tensor drawn when it is read: for benchmarks and smoke tests."""
+    """A whole model of random weights, each tensor drawn when it is read."""
     tensors = {
         name: cast(drawn(name, leaf.shape, leaf.start, seed), np.dtype(dtype))
         for name, leaf in expected(config).items()

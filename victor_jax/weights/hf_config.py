@@ -24,51 +24,33 @@ VISION_KEYS = {
     "activation": "hidden_act",
     "norm_eps": "layer_norm_eps",
 }
-LANGUAGE_KEYS = {
-    "width": "hidden_size",
-    "mlp_width": "intermediate_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "vocabulary": "vocab_size",
-    "norm_eps": "rms_norm_eps",
-    "tied_embeddings": "tie_word_embeddings",
-    "max_positions": "max_position_embeddings",
-}
 # What a file leaves out: the defaults of transformers' configuration class of that model type.
-CLIP_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
+CLIP_DEFAULT = VisionConfig(
+    width=768, mlp_width=3072, depth=12, heads=12, image_size=224, patch_size=32, activation="quick_gelu", norm_eps=1e-5
+)
+FAMILIES = ("llama", "mistral", "qwen2")
+# The key of the file -> our field, where both hold the same value, and the default of each family.
+LANGUAGE: dict[str, tuple[Any, ...]] = {
+    "hidden_size": ("width", 4096, 4096, 4096),
+    "intermediate_size": ("mlp_width", 11008, 14336, 22016),
+    "num_hidden_layers": ("depth", 32, 32, 32),
+    "num_attention_heads": ("heads", 32, 32, 32),
+    "num_key_value_heads": ("kv_heads", None, 8, 32),
+    "vocab_size": ("vocabulary", 32000, 32000, 151936),
+    "rms_norm_eps": ("norm_eps", 1e-6, 1e-6, 1e-6),
+    "tie_word_embeddings": ("tied_embeddings", False, False, False),
+    "max_position_embeddings": ("max_positions", 2048, 131072, 32768),
+    "sliding_window": (None, None, 4096, None),
+    "eos_token_id": (None, 2, 2, None),
 }
-_COMMON: dict[str, Any] = {
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "rms_norm_eps": 1e-6,
-    "sliding_window": None,
-    "eos_token_id": 2,
-}
-_LLAMA = {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048}
-_MISTRAL = {"vocab_size": 32000, "intermediate_size": 14336, "max_position_embeddings": 131072}
-_QWEN2 = {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
-LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": _COMMON | _LLAMA,
-    "mistral": _COMMON | _MISTRAL | {"num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": _COMMON | _QWEN2 | {"num_key_value_heads": 32, "eos_token_id": None},
+LANGUAGE_KEYS = {field: key for key, (field, *_) in LANGUAGE.items() if field} | {"head_dim": "head_dim"}
+LANGUAGE_DEFAULTS = {
+    family: {key: row[column] for key, row in LANGUAGE.items()} for column, family in enumerate(FAMILIES, start=1)
 }
 # A null means the default, but for these: no window at all, as many key-value heads as heads.
 NULL_IS_A_VALUE = ("sliding_window", "num_key_value_heads")
 # The original layout has model types of its own; the language tower is the part after "llava_".
 ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
-_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -116,7 +98,7 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
     if value["num_key_value_heads"] is None:
         value["num_key_value_heads"] = heads
     window = value["sliding_window"] if model_type == "mistral" else None
-    value = {"head_dim": width // heads, "tie_word_embeddings": False} | value
+    value.setdefault("head_dim", width // heads)
     return LanguageConfig(
         **_fields(LanguageConfig, LANGUAGE_KEYS, value, where),
         family=model_type,  # type: ignore[arg-type]  # checked above
@@ -128,7 +110,7 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
 
 def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
     choice(raw, where, "model_type", "clip_vision_model")
-    value = {**CLIP_DEFAULTS, **raw}
+    value = {**vision_dict(CLIP_DEFAULT), **raw}
     config = VisionConfig(**_fields(VisionConfig, VISION_KEYS, value, where))
     if config.width % config.heads:
         raise UserError(
@@ -177,10 +159,9 @@ def _rope(value: Mapping[str, Any], where: str) -> Rope:
         case "linear":
             return Rope(theta, LinearScaling(number("factor")))
         case "llama3":
-            low, high = number("low_freq_factor"), number("high_freq_factor")
-            return Rope(
-                theta, Llama3Scaling(number("factor"), low, high, int(number("original_max_position_embeddings")))
-            )
+            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            factor, low, high, original = map(number, names)
+            return Rope(theta, Llama3Scaling(factor, low, high, int(original)))
     raise UserError(f"{where} has rope type {kind!r}, which is not supported: known are default, linear, llama3")
 
 
@@ -198,8 +179,8 @@ def _checked(written: Any, kind: Any, key: str, where: str) -> Any:
     elif kind is int:
         is_right, expected = _is_int(written) and written > 0, "a positive whole number"
     else:
-        is_number = _is_int(written) or isinstance(written, float)
-        is_right, expected = is_number and 0 < written < math.inf, "a positive number"
+        is_right = (_is_int(written) or isinstance(written, float)) and 0 < written < math.inf
+        expected = "a positive number"
     if not is_right:
         raise UserError(f"{where} has {key} {written!r}, expected {expected}")
     return float(written) if kind is float else written
@@ -243,7 +224,7 @@ def hf_dict(config: VLMConfig, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": config.language.tied_embeddings,
         "torch_dtype": dtype,
         "text_config": {**_language_dict(config), "torch_dtype": dtype},
-        "vision_config": _vision_dict(config.vision),
+        "vision_config": vision_dict(config.vision),
     }
 
 
@@ -253,7 +234,7 @@ def llava_dict(config: VLMConfig, dtype: str, aspect: str) -> dict[str, Any]:
     (level,) = config.feature_levels
     return {
         **_language_dict(config),
-        "architectures": [f"Llava{_CLASSES[family]}ForCausalLM"],
+        "architectures": [f"Llava{family.capitalize()}ForCausalLM"],
         "model_type": {hf: original for original, hf in ORIGINAL_TYPES.items()}[family],
         "pad_token_id": config.pad_token,
         "mm_vision_tower": "openai/clip-vit-large-patch14-336",
@@ -266,11 +247,11 @@ def llava_dict(config: VLMConfig, dtype: str, aspect: str) -> dict[str, Any]:
         "image_aspect_ratio": aspect,
         "tokenizer_model_max_length": 2048,
         "torch_dtype": dtype,
-        "victor_jax": {"vision_config": _vision_dict(config.vision), "image_token": config.image_token},
+        "victor_jax": {"vision_config": vision_dict(config.vision), "image_token": config.image_token},
     }
 
 
-def _vision_dict(config: VisionConfig) -> dict[str, Any]:
+def vision_dict(config: VisionConfig) -> dict[str, Any]:
     return {"model_type": "clip_vision_model"} | {key: getattr(config, field) for field, key in VISION_KEYS.items()}
 
 
@@ -278,7 +259,7 @@ def _language_dict(config: VLMConfig) -> dict[str, Any]:
     language, ends = config.language, list(config.end_tokens)
     return {
         "model_type": language.family,
-        "architectures": [f"{_CLASSES[language.family]}ForCausalLM"],
+        "architectures": [f"{language.family.capitalize()}ForCausalLM"],
         **{key: getattr(language, field) for field, key in LANGUAGE_KEYS.items()},
         "hidden_act": "silu",
         "rope_theta": language.rope.theta,

@@ -18,12 +18,12 @@ OWN = "compression/"  # a method's own parameters, under the names of the module
 REGISTERS = OWN + "registers"
 
 
-def _layer(ours: str, torch: str, modules: dict[str, str]) -> dict[str, str]:
-    """Every tensor of layer # by our name -> by PyTorch's."""
+def _modules(ours: str, torch: str, modules: dict[str, str]) -> dict[str, str]:
+    """The weight and the bias of each module: by our name -> by PyTorch's."""
     return {
-        f"{ours}/layers/#/{module}/{leaf}": f"{torch}layers.#.{torch_module}.{'bias' if leaf == 'bias' else 'weight'}"
+        f"{ours}/{module}/{leaf}": f"{torch}{torch_module}.{'bias' if leaf == 'bias' else 'weight'}"
         for module, torch_module in modules.items()
-        for leaf in ("scale" if module.startswith("norm") else "kernel", "bias")
+        for leaf in ("scale" if "norm" in module else "kernel", "bias")
     }
 
 
@@ -48,24 +48,18 @@ VISION_LAYER = {
     "norm1": "layer_norm1",
     "norm2": "layer_norm2",
 }
-# Ours -> PyTorch, without the prefix of the part.
+# Ours -> PyTorch, without the prefix of the part; # is the number of a layer.
 TORCH = {
     "language/embedding": "embed_tokens.weight",
-    "language/norm/scale": "norm.weight",
     HEAD: "lm_head.weight",
-    **_layer("language", "", LANGUAGE_LAYER),
+    **_modules("language", "", {"norm": "norm"}),
+    **_modules("language/layers/#", "layers.#.", LANGUAGE_LAYER),
     "vision/class_embedding": "embeddings.class_embedding",
     "vision/position_embedding": "embeddings.position_embedding.weight",
     PATCHES: "embeddings.patch_embedding.weight",
-    "vision/pre_norm/scale": "pre_layrnorm.weight",  # spelt so in CLIP
-    "vision/pre_norm/bias": "pre_layrnorm.bias",
-    "vision/post_norm/scale": "post_layernorm.weight",
-    "vision/post_norm/bias": "post_layernorm.bias",
-    **_layer("vision", "encoder.", VISION_LAYER),
-    "projector/linear_1/kernel": "linear_1.weight",
-    "projector/linear_1/bias": "linear_1.bias",
-    "projector/linear_2/kernel": "linear_2.weight",
-    "projector/linear_2/bias": "linear_2.bias",
+    **_modules("vision", "", {"pre_norm": "pre_layrnorm", "post_norm": "post_layernorm"}),  # spelt so in CLIP
+    **_modules("vision/layers/#", "encoder.layers.#.", VISION_LAYER),
+    **_modules("projector", "", {"linear_1": "linear_1", "linear_2": "linear_2"}),
 }
 OURS = {(name.split("/")[0], torch_name): name for name, torch_name in TORCH.items()}
 

@@ -4,7 +4,6 @@ Any Orbax reader restores `params` as a nested dict. It is written and read tens
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -12,7 +11,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from etils import epath
 from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import type_handlers
 
@@ -59,57 +57,44 @@ def write_params(folder: Path, tensors: dict[str, Tensor], progress: Any) -> Non
 def read_params(folder: Path) -> dict[str, Tensor]:
     params = folder.absolute() / "params"
     # Asked here: without it Orbax opens every array as a folder of its own and leaves failed reads behind.
-    if not type_handlers.is_ocdbt_checkpoint(epath.Path(params)):
+    if not (params / "manifest.ocdbt").exists():
         raise UserError(f"{params} is not a complete Orbax checkpoint (it has no manifest.ocdbt): convert again")
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            metadata = checkpointer.metadata(params).item_metadata
-        if metadata is None:
-            raise ValueError("no metadata")
-        tree = metadata.tree
-    except (FileNotFoundError, ValueError, KeyError) as error:
+            tree = checkpointer.metadata(params).item_metadata.tree
+    except (FileNotFoundError, ValueError, KeyError, AttributeError) as error:  # the last where it has no metadata
         raise UserError(f"{params} is not a complete Orbax checkpoint ({error}): convert again") from None
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     context = type_handlers.get_ts_context()
-    return {
-        "/".join(key.key for key in path): _lazy(params, [key.key for key in path], leaf, context)
-        for path, leaf in leaves
-    }
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+    return {name: _lazy(params, name, leaf, context) for name, leaf in named}
 
 
-def _lazy(params: Path, keys: list[str], leaf: Any, context: ts.Context) -> Tensor:
-    info = type_handlers.ParamInfo(
-        name=".".join(keys),
-        keypath=tuple(keys),
-        path=epath.Path(params) / ".".join(keys),
-        parent_dir=epath.Path(params),
-        is_ocdbt_checkpoint=type_handlers.is_ocdbt_checkpoint(epath.Path(params)),
-        use_zarr3=False,
-        ts_context=context,
-    )
-    spec = type_handlers.get_json_tspec_read(info, use_ocdbt=True)
+def _lazy(params: Path, name: str, leaf: Any, context: ts.Context) -> Tensor:
+    base = {"driver": "file", "path": f"{params}/"}
+    kvstore = {"driver": "ocdbt", "base": base, "path": name.replace("/", ".")}
 
     def read(index: Index) -> np.ndarray:
         try:
-            return ts.open(ts.Spec(spec), open=True, context=context).result()[index].read().result()
+            array = ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, context=context).result()
+            return array[index].read().result()
         except ValueError as error:
-            raise UserError(f"{params} lost the tensor {'/'.join(keys)} ({error}): convert again") from None
+            raise UserError(f"{params} lost the tensor {name} ({error}): convert again") from None
 
     return Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), read)
 
 
-def config_json(config: VLMConfig, compression: str, prompt: Prompt) -> str:
-    described = {
+def config_dict(config: VLMConfig, compression: str, prompt: Prompt) -> dict[str, Any]:
+    return {
         "model_type": MODEL_TYPE,
         "version": VERSION,
         "compression": compression,
         "prompt": dataclasses.asdict(prompt),
         "architecture": dataclasses.asdict(config),
     }
-    return json.dumps(described, indent=2) + "\n"
 
 
-def config_from_json(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str, Prompt]:
+def config_from_dict(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str, Prompt]:
     """config.json of our format -> the architecture, the written compression and the prompt."""
     if raw.get("version") != VERSION:
         raise UserError(f"{file} has version {raw.get('version')}, this release reads version {VERSION}")

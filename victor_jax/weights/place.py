@@ -86,19 +86,15 @@ def _volume(part: Bounds) -> int:
 
 def layers_of(params: dict[str, jax.Array], module: VLMModule) -> dict[str, Tensor]:
     """Parameters by path -> lazy per-layer tensors, each fetched from its devices when it is read."""
-    tensors = {}
-    for path, leaf in params.items():
-        names = sources(path, module)
-        if names == [path]:
-            tensors[path] = _of_array(leaf)
-        else:
-            tensors |= {name: _of_array(leaf, layer) for layer, name in enumerate(names)}
-    return tensors
+    return {
+        name: _part_of(leaf, () if name == path else (layer,))
+        for path, leaf in params.items()
+        for layer, name in enumerate(sources(path, module))
+    }
 
 
-def _of_array(array: jax.Array, layer: int | None = None) -> Tensor:
+def _part_of(array: jax.Array, layer: tuple[int, ...]) -> Tensor:
     def read(index: Index) -> np.ndarray:
-        return fetch(array[index] if layer is None else array[(layer, *index)])
+        return fetch(array[(*layer, *index)])
 
-    shape = array.shape if layer is None else array.shape[1:]
-    return Tensor(shape, np.dtype(array.dtype), read)
+    return Tensor(array.shape[len(layer) :], np.dtype(array.dtype), read)

@@ -1,5 +1,6 @@
 """Opens a checkpoint of any known format, recognised by what is in its folder, never by the folder's name."""
 
+import contextlib
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from victor_jax.weights import fresh, orbax_format
 from victor_jax.weights.checkpoint import Checkpoint, check
 from victor_jax.weights.folder import SIDE_CONFIG, SIDE_WEIGHTS, read_folder, read_json, read_safetensors
 from victor_jax.weights.hf_config import (
-    CLIP_DEFAULTS,
+    CLIP_DEFAULT,
     LANGUAGE_DEFAULTS,
     ORIGINAL_TYPES,
     choice,
@@ -48,10 +49,8 @@ def open_checkpoint(
     if not isinstance(model_type, str | None):
         raise UserError(f"{folder / 'config.json'} has model_type {model_type!r}, expected a text")
     if model_type == orbax_format.MODEL_TYPE or (model_type == "llava" and "text_config" in raw):
-        for name, value in (("vision tower", vision), ("projector", projector)):
-            if value:
-                raise UserError(f"{folder} brings its own {name}: leave {value} out")
         checkpoint = _open_orbax(folder, raw) if model_type == orbax_format.MODEL_TYPE else _open_hf(folder, raw)
+        _own_parts(folder, checkpoint.tensors, vision, projector)
     elif model_type in ORIGINAL_TYPES or model_type in LANGUAGE_DEFAULTS or "mm_vision_tower" in raw:
         checkpoint = _open_parts(folder, raw, tower, projector_file, seed)
     elif model_type in CLIP_TYPES:
@@ -77,11 +76,20 @@ def _folder(path: str | Path) -> Path:
     return local_folder(path)
 
 
+def _own_parts(folder: Path, tensors: Table, vision: str | Path | None, projector: str | Path | None) -> set[str]:
+    """The parts that the folder brings along: none of them may be given beside it."""
+    held = {name.split("/")[0] for name in tensors}
+    for part, given in (("vision", vision), ("projector", projector)):
+        if given and part in held:
+            raise UserError(f"{folder} brings its own {part}: leave {part}={given} out")
+    return held
+
+
 # --- formats that describe the whole model --------------------------------------------------------------------------
 
 
 def _open_orbax(folder: Path, raw: dict[str, Any]) -> Checkpoint:
-    config, compression, prompt = orbax_format.config_from_json(raw, folder / "config.json")
+    config, compression, prompt = orbax_format.config_from_dict(raw, folder / "config.json")
     tensors = {current_name(name): tensor for name, tensor in orbax_format.read_params(folder).items()}
     return Checkpoint("orbax", folder, config, tensors, compression, prompt=prompt)
 
@@ -125,17 +133,21 @@ def _open_parts(
     is_llava = raw.get("model_type") in ORIGINAL_TYPES or "mm_vision_tower" in raw
     language = language_config(raw, file, ORIGINAL_TYPES.get(raw.get("model_type", "llava")))
     table, skipped = from_torch(read_folder(folder), str(folder), tied_head=language.tied_embeddings)
-    if any(name.startswith("projector/") for name in table):
-        if projector:
-            raise UserError(f"{folder} brings its own projector: leave projector={projector} out")
-    elif projector or is_llava:
-        table |= _read_projector(projector or _projector_beside(folder))
-    if any(name.startswith("vision/") for name in table):
-        if vision:
-            raise UserError(f"{folder} brings its own vision tower: leave vision={vision} out")
+    held = _own_parts(folder, table, vision, projector)
+    if is_llava and not projector and "projector" not in held:
+        projector = folder / PROJECTOR_FILE
+        if not projector.exists():
+            raise UserError(
+                f"{folder} holds no projector and no {PROJECTOR_FILE} is in it: give the file of one (projector=…)"
+            )
+    if projector:
+        table |= _read_projector(projector)
+    if "vision" in held:
         tower = _tower_within(folder, raw, table)
     else:
-        tower, tensors, more = _open_clip(vision or _tower_beside(folder, raw))
+        place = vision or _tower_beside(folder, raw)
+        tower = _vision_config_in(place)
+        tensors, more = from_torch(read_folder(place), str(place), clip_folder=True)
         table |= tensors
         skipped += more
     config = VLMConfig(
@@ -149,23 +161,18 @@ def _open_parts(
         pad_token=pad_token(raw.get("pad_token_id"), file),
         end_tokens=end_tokens(raw, language.family, file),
     )
-    if not any(name.startswith("projector/") for name in table):
+    if not projector and "projector" not in held:
         warnings.warn(f"the projector is untrained: drawn from seed {seed}", stacklevel=3)
-        table |= fresh.projector(config, seed)
+        drawn = fresh.checkpoint(config, seed).tensors
+        table |= {name: tensor for name, tensor in drawn.items() if name.startswith("projector/")}
     # The one part of the prompt that this layout states; some name a preparation that we do not know.
     aspect = raw.get("image_aspect_ratio")
     prompt = Prompt(aspect=aspect) if aspect in ("square", "pad") else Prompt()
     return Checkpoint("llava" if is_llava else "language model + CLIP", folder, config, table, "full", skipped, prompt)
 
 
-def _open_clip(folder: Path) -> tuple[VisionConfig, Table, tuple[str, ...]]:
-    """A folder with a CLIP vision tower, or with a whole CLIP, whose text half is skipped."""
-    config = _vision_config_in(folder)
-    table, skipped = from_torch(read_folder(folder), str(folder), clip_folder=True)
-    return config, table, skipped
-
-
 def _vision_config_in(folder: Path) -> VisionConfig:
+    """Of a CLIP vision tower, or of a whole CLIP, whose text half is skipped."""
     file = folder / "config.json"
     raw = read_json(file)
     if raw.get("model_type") not in CLIP_TYPES:
@@ -182,12 +189,6 @@ def _read_projector(path: Path) -> Table:
     return table
 
 
-def _projector_beside(folder: Path) -> Path:
-    if (file := folder / PROJECTOR_FILE).exists():
-        return file
-    raise UserError(f"{folder} holds no projector and no {PROJECTOR_FILE} is in it: give the file of one (projector=…)")
-
-
 def _named_tower(folder: Path, raw: dict[str, Any]) -> Path | None:
     """The folder of the vision tower that config.json names, if it is here."""
     if not (named := raw.get("mm_vision_tower")):
@@ -196,16 +197,13 @@ def _named_tower(folder: Path, raw: dict[str, Any]) -> Path | None:
 
 
 def _tower_beside(folder: Path, raw: dict[str, Any]) -> Path:
-    if place := _named_tower(folder, raw):
-        return place
     if not (named := raw.get("mm_vision_tower")):
         raise UserError(f"{folder} is a language model alone: give the folder of a CLIP vision tower (vision=…)")
-    try:
-        place = _folder(named)
-    except UserError:  # the Hub does not have it, or cannot be reached
-        place = Path(named)
-    if place.exists():
+    if place := _named_tower(folder, raw):
         return place
+    with contextlib.suppress(UserError):  # the Hub does not have it, or cannot be reached
+        if (place := _folder(named)).exists():
+            return place
     raise UserError(
         f"{folder} holds no vision tower and {named} is not a folder here, nor to be had from the Hugging Face Hub: "
         "give the folder of a CLIP vision tower (vision=…)"
@@ -231,15 +229,14 @@ def _tower_within(folder: Path, raw: dict[str, Any], table: Table) -> VisionConf
     except KeyError as missing:
         raise UserError(f"{folder} lacks {missing.args[0]}: its vision tower is incomplete") from None
     patch = round((patch_area / 3) ** 0.5)
-    return VisionConfig(
+    return replace(
+        CLIP_DEFAULT,
         width=width,
         mlp_width=mlp_width,
         depth=len({name.split("/")[2] for name in table if name.startswith("vision/layers/")}),
         heads=width // 64,  # every OpenAI CLIP has heads of 64
         image_size=round((positions - 1) ** 0.5) * patch,
         patch_size=patch,
-        activation="quick_gelu",
-        norm_eps=CLIP_DEFAULTS["layer_norm_eps"],
     )
 
 

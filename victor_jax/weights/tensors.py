@@ -9,6 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Index = tuple[slice, ...]
+# The types that a file may hold: their names in safetensors and of torch's storages.
+DTYPES = {
+    "float64": ("F64", "DoubleStorage"),
+    "float32": ("F32", "FloatStorage"),
+    "float16": ("F16", "HalfStorage"),
+    "bfloat16": ("BF16", "BFloat16Storage"),
+    "int64": ("I64", "LongStorage"),
+    "int32": ("I32", "IntStorage"),
+    "int16": ("I16", "ShortStorage"),
+    "int8": ("I8", "CharStorage"),
+    "uint8": ("U8", "ByteStorage"),
+    "bool": ("BOOL", "BoolStorage"),
+}
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ The original layout has no image token: it splits the prompt at the text `<image
 the tokenizer, and the image processor described in files beside it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.ops.images import CLIP_MEAN, CLIP_STD
-from victor_jax.weights.folder import read_json
+from victor_jax.weights.folder import read_json, write_json
 from victor_jax.weights.orbax_format import MODEL_TYPE
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -55,16 +54,12 @@ def write_processor(folder: Path, tokenizer: Any, config: VLMConfig, aspect: str
     image = {
         "image_processor_type": "LlavaImageProcessor",
         "processor_class": "LlavaProcessor",
-        "do_convert_rgb": True,
         "do_pad": aspect == "pad",
-        "do_resize": True,
+        **{f"do_{step}": True for step in ("convert_rgb", "resize", "center_crop", "rescale", "normalize")},
         "size": {"shortest_edge": size},
         "resample": 3,
-        "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
         "image_mean": CLIP_MEAN,
         "image_std": CLIP_STD,
     }
@@ -75,5 +70,5 @@ def write_processor(folder: Path, tokenizer: Any, config: VLMConfig, aspect: str
         "vision_feature_select_strategy": "full" if config.keep_class_token else "default",
         "num_additional_image_tokens": 1,  # the class token: without it transformers counts one patch too few
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2) + "\n")
-    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    write_json(folder / "preprocessor_config.json", image)
+    write_json(folder / "processor_config.json", processor)

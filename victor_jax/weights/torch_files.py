@@ -9,32 +9,19 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 - gives numpy the name bfloat16
 import numpy as np
 
 from victor_jax.errors import UserError
-from victor_jax.weights.tensors import Index, Tensor
+from victor_jax.weights.tensors import DTYPES, Index, Tensor
 
-STORAGE_DTYPES = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-}
-LOCAL_HEADER_MAGIC = b"PK\x03\x04"
-LOCAL_HEADER_SIZE = 30
+STORAGE_DTYPES = {storage: np.dtype(name) for name, (_, storage) in DTYPES.items()}
 DAMAGED = "is truncated or damaged: download or copy it again"
 
 
@@ -42,7 +29,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a state dict by name. Only their descriptions are read now."""
     path = os.fspath(path)
     with _errors_naming(path), open(path, "rb") as file:
-        if file.read(len(LOCAL_HEADER_MAGIC)) != LOCAL_HEADER_MAGIC:
+        if file.read(4) != b"PK\x03\x04":
             raise _UnreadableError("is no checkpoint of torch 1.6 or later: re-save it with a current torch")
         with zipfile.ZipFile(file) as archive:
             prefix = _checked_prefix(archive)
@@ -88,13 +75,9 @@ def _bytes_in_file(archive: zipfile.ZipFile, file: BinaryIO, member_name: str) -
         member = archive.getinfo(member_name)
     except KeyError as error:
         raise _UnreadableError(f"lacks its part {member_name!r}: download or copy it again") from error
-    file.seek(member.header_offset)
-    header = file.read(LOCAL_HEADER_SIZE)
-    if len(header) < LOCAL_HEADER_SIZE or not header.startswith(LOCAL_HEADER_MAGIC):
-        raise _UnreadableError(DAMAGED)
-    # torch pads each local header to align the data: the central directory does not know by how much.
-    name_length, extra_length = struct.unpack_from("<HH", header, 26)
-    start = member.header_offset + LOCAL_HEADER_SIZE + name_length + extra_length
+    # Opening reads the member's own header, which torch pads to align the data, and stops where the data begins.
+    with archive.open(member):
+        start = file.tell()
     if start + member.file_size > os.fstat(file.fileno()).st_size:
         raise _UnreadableError(DAMAGED)
     return range(start, start + member.file_size)
@@ -128,15 +111,6 @@ class _View(NamedTuple):
         return range(self.offset + below, self.offset + above + 1)
 
 
-class _StateDict(dict):
-    """An OrderedDict that drops the `_metadata` attribute of a module's state dict."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
 def _rebuild_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, flags: Any = None
 ) -> _View:
@@ -149,7 +123,7 @@ def _rebuild_tensor(
 
 
 CALLABLES: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _StateDict,
+    "collections.OrderedDict": OrderedDict,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda data, requires_grad, hooks: data,
 }
@@ -179,11 +153,12 @@ class _RestrictedUnpickler(pickle.Unpickler):
 def _views_by_name(pickled: bytes) -> dict[str, _View]:
     try:
         state = _RestrictedUnpickler(io.BytesIO(pickled)).load()
+        state = dict(state) if isinstance(state, dict) else None  # without attributes, of which a module's has some
     except _UnreadableError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise _UnreadableError("has a damaged data.pkl: download or copy it again") from error
-    if not isinstance(state, dict):
+    if state is None:
         raise _UnreadableError("does not hold a dict of tensors: re-save its state dict alone")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _View):
@@ -200,23 +175,12 @@ def _tensor(name: str, view: _View, storage: range, path: str) -> Tensor:
         part = view.sliced(index)
         span = part.span()
         with _errors_naming(path):
-            data = _read_bytes(path, storage.start + span.start * dtype.itemsize, len(span) * dtype.itemsize)
+            data = np.fromfile(path, dtype, len(span), offset=storage.start + span.start * dtype.itemsize)
+            if len(data) < len(span):
+                raise _UnreadableError(DAMAGED)
         offset = (part.offset - span.start) * dtype.itemsize if span else 0
         strides = [stride * dtype.itemsize for stride in part.strides]
-        array: np.ndarray = np.ndarray(part.shape, dtype, data.data, offset, strides)
+        array: np.ndarray = np.ndarray(part.shape, dtype, data, offset, strides)
         return array if array.flags.c_contiguous else array.copy()  # lets go of the bytes between
 
     return Tensor(view.shape, dtype, read)
-
-
-def _read_bytes(path: str, start: int, count: int) -> np.ndarray:
-    data = np.empty(count, np.uint8)
-    unread = data.data
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while unread:
-            got = file.readinto(unread)  # Linux gives at most 2 GB at once
-            if not got:
-                raise _UnreadableError(DAMAGED)
-            unread = unread[got:]
-    return data

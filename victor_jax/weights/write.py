@@ -1,6 +1,5 @@
 """Writes a checkpoint in one of three formats. The folder appears under its name only when it is whole."""
 
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from victor_jax.files import new_folder
 from victor_jax.prompt import Prompt
 from victor_jax.weights import orbax_format
 from victor_jax.weights.checkpoint import Checkpoint
-from victor_jax.weights.folder import SIDE_CONFIG, SIDE_WEIGHTS, write_file, write_shards
+from victor_jax.weights.folder import SIDE_CONFIG, SIDE_WEIGHTS, write_file, write_json, write_shards
 from victor_jax.weights.hf_config import hf_dict, llava_dict
 from victor_jax.weights.names import HEAD, to_torch
 from victor_jax.weights.tensors import Index, Tensor, transposed
@@ -33,8 +32,7 @@ COMPANIONS = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
+    "*processor_config.json",
     "chat_template*",
     "generation_config.json",
 )
@@ -47,20 +45,21 @@ def write_checkpoint(
 ) -> None:
     if to not in FORMATS:
         raise UserError(f"unknown format {to!r}: known are {', '.join(FORMATS)}")
-    has_image_token = checkpoint.config.image_token < checkpoint.config.language.vocabulary
-    tokenizer = None if has_image_token or to != "hf" else tokenizer_with_image_token(checkpoint.folder)
+    tokenizer = None
     if to == "hf":
+        if checkpoint.config.image_token >= checkpoint.config.language.vocabulary:
+            tokenizer = tokenizer_with_image_token(checkpoint.folder)
         checkpoint = _for_hugging_face(checkpoint, tokenizer)
     with new_folder(Path(destination).resolve()) as folder:
         _copy_companions(checkpoint.folder, folder)
         if tokenizer is not None:
             write_processor(folder, tokenizer, checkpoint.config, checkpoint.prompt.aspect)
         if to == "orbax":
-            text = orbax_format.config_json(checkpoint.config, checkpoint.compression, checkpoint.prompt)
+            described = orbax_format.config_dict(checkpoint.config, checkpoint.compression, checkpoint.prompt)
             _write_params(folder, checkpoint.tensors, progress)
         else:
-            text = _write_layout(checkpoint, folder, to, progress)
-        (folder / "config.json").write_text(text)
+            described = _write_layout(checkpoint, folder, to, progress)
+        write_json(folder / "config.json", described)
 
 
 def _write_params(folder: Path, tensors: dict[str, Tensor], progress: Progress) -> None:
@@ -83,8 +82,8 @@ def _write_params(folder: Path, tensors: dict[str, Tensor], progress: Progress) 
             raise
 
 
-def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progress) -> str:
-    """Writes weights and side files of the layout `hf` or `llava`; returns the text of its config.json."""
+def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progress) -> dict[str, Any]:
+    """Writes weights and side files of the layout `hf` or `llava`; returns its config.json."""
     config, prompt = checkpoint.config, checkpoint.prompt
     if to == "llava" and len(config.feature_levels) > 1:
         raise UserError("the original layout takes features of one vision layer, this model joins several: use hf")
@@ -93,13 +92,11 @@ def _write_layout(checkpoint: Checkpoint, folder: Path, to: str, progress: Progr
     linear = config.projector.kind == "linear"
     write_shards(folder, to_torch(shared, to, linear, config.vision.patch_size), progress)
     if checkpoint.compression != "full" or prompt != Prompt():
-        side = {"compression": checkpoint.compression, "prompt": asdict(prompt)}
-        (folder / SIDE_CONFIG).write_text(json.dumps(side, indent=2) + "\n")
+        write_json(folder / SIDE_CONFIG, {"compression": checkpoint.compression, "prompt": asdict(prompt)})
     if own:
         write_file(folder / SIDE_WEIGHTS, own, progress)
     dtype = checkpoint.dtype
-    described = hf_dict(config, dtype) if to == "hf" else llava_dict(config, dtype, prompt.aspect)
-    return json.dumps(described, indent=2) + "\n"
+    return hf_dict(config, dtype) if to == "hf" else llava_dict(config, dtype, prompt.aspect)
 
 
 def _for_hugging_face(checkpoint: Checkpoint, tokenizer: Any | None) -> Checkpoint:
