@@ -156,9 +156,9 @@ def training_batch(vlm, tmp_path):
     records, asks = open_source(tmp_path / "data.json", tmp_path), vlm.prompter
     registers = vlm.method.registers
     reader = Reader(records, asks.template, asks.tokenizer, asks.tokens_per_image, max_length=400)
-    schedule = Schedule(build_index(reader, 0, progress=False), len(rows), 0, registers, at_most=1)
+    schedule = Schedule(build_index(reader, 0, progress=False), len(rows), 0, registers)
     source = BatchSource(reader, schedule, registers, 12, asks.aspect)
-    layout, (batch,), (order,), bad = source[0]
+    _, layout, (order,), (batch,), bad = source[0]
     assert not bad
     return batch, vlm.method.plan.sizes(layout.parts[0].counts(registers)), np.argsort(order)
 

@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from victor_jax.compression.plan import Method
 from victor_jax.compression.spec import parse
-from victor_jax.data.images import BadImage
+from victor_jax.data.images import BadImage, Records
 from victor_jax.data.index import build_index
 from victor_jax.data.inputs import open_reader, with_paths
 from victor_jax.data.labels import MARKS, Reader, marked_text
 from victor_jax.data.loader import read_ahead
-from victor_jax.data.records import Bad, Records, parse_record
+from victor_jax.data.records import Bad, parse_record
 from victor_jax.data.schedule import Index, Schedule
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.losses import IGNORE

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from victor_jax.compression.plan import length_of
-from victor_jax.data.images import Aspect, BadImage, preprocess
+from victor_jax.data.images import Aspect, BadImage, Records, preprocess
 from victor_jax.data.labels import Reader
-from victor_jax.data.records import Bad, BadRow, Records
+from victor_jax.data.records import Bad, BadRow
 from victor_jax.data.schedule import FILLER, Schedule
 from victor_jax.data.shapes import Layout, Shape
 from victor_jax.errors import UserError

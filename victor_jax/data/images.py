@@ -1,7 +1,9 @@
 """Images as LLaVA-1.5 sees them: the CLIP processor's arithmetic bit by bit, in PIL and numpy alone."""
 
 import io
+from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -98,3 +100,34 @@ class ImageFolder:
 
     def open(self, path: str) -> Image.Image:
         return decode(self.read(path), path)
+
+
+class Records(ABC):
+    """Rows by number, as dicts of LLaVA's format, and their images by the names that the rows give them.
+
+    Pickled for other processes, it carries offsets, never rows.
+    """
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Raises BadRow where the row is damaged."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are {len(self)} rows, and none is {index}")
+        return self.row(index)
+
+    def open(self, image: str) -> Image.Image:
+        """Raises BadImage."""
+        return decode(self.read(image), image)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, index: int) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def read(self, image: str) -> bytes:
+        """The file as it is; raises BadImage."""
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """File and row, for messages."""

@@ -9,8 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from victor_jax.data.images import BadImage, ImageFolder
-from victor_jax.data.records import Records
+from victor_jax.data.images import BadImage, ImageFolder, Records
 from victor_jax.errors import UserError
 
 CHUNK = 1 << 12  # bytes in which a row is looked for, first; then in twice as many

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from victor_jax.data.records import BadRow, Record, Records, Turn, parse_record
+from victor_jax.data.images import Records
+from victor_jax.data.records import BadRow, Record, Turn, parse_record
 from victor_jax.data.templates import Span, Template
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import IMAGE, EncodedRow

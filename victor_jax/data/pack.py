@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from victor_jax.data.images import BadImage
+from victor_jax.data.images import BadImage, Records
 from victor_jax.data.packed import ARGUMENTS, MISSING, PACK, VERSION, ShardReader
-from victor_jax.data.records import BadRow, Records, image_paths
+from victor_jax.data.records import BadRow, image_paths
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
 from victor_jax.files import check_free, new_folder

@@ -17,8 +17,8 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from victor_jax.data.images import BadImage
-from victor_jax.data.records import BadRow, Records, image_paths
+from victor_jax.data.images import BadImage, Records
+from victor_jax.data.records import BadRow, image_paths
 from victor_jax.errors import UserError, join_names
 
 PACK = "pack.json"

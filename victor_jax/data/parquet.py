@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from victor_jax.data.images import BadImage
-from victor_jax.data.records import BadRow, Records
+from victor_jax.data.images import BadImage, Records
+from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError
 
 

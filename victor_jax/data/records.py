@@ -1,13 +1,12 @@
 """A row of LLaVA's format, whatever file it comes from: {"conversations": [{"from", "value"} …], "image": path(s)}."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from PIL import Image
-
-from victor_jax.data.images import decode
 from victor_jax.errors import UserError
+
+if TYPE_CHECKING:  # it needs PIL, and the training step comes by here
+    from victor_jax.data.images import Records
 
 Speaker = Literal["human", "assistant"]
 SHOWN = 5  # bad rows named in an error
@@ -40,38 +39,7 @@ class Record:
     turns: tuple[Turn, ...]  # human and assistant alternate, the human first
 
 
-class Records(ABC):
-    """Rows by number, as dicts of LLaVA's format, and their images by the names that the rows give them.
-
-    Pickled for other processes, it carries offsets, never rows.
-    """
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises BadRow where the row is damaged."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"there are {len(self)} rows, and none is {index}")
-        return self.row(index)
-
-    def open(self, image: str) -> Image.Image:
-        """Raises BadImage."""
-        return decode(self.read(image), image)
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def row(self, index: int) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def read(self, image: str) -> bytes:
-        """The file as it is; raises BadImage."""
-
-    @abstractmethod
-    def describe(self, index: int) -> str:
-        """File and row, for messages."""
-
-
-def check_bad_rows(bad: list[Bad], most: int | None, source: Records) -> None:
+def check_bad_rows(bad: list[Bad], most: int | None, source: "Records") -> None:
     """Too many are an error that names the first few."""
     if most is not None and len(bad) > most:
         named = "; ".join(f"{source.describe(row)}: {reason}" for row, reason in bad[:SHOWN])

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from victor_jax.data.images import Records
 from victor_jax.data.json_rows import JsonRecords
 from victor_jax.data.packed import PACK, Pack
 from victor_jax.data.parquet import ParquetFiles
-from victor_jax.data.records import Records
 from victor_jax.data.webdataset import TarFiles
 from victor_jax.errors import UserError
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from victor_jax.data.images import BadImage
-from victor_jax.data.records import BadRow, Records
+from victor_jax.data.images import BadImage, Records
+from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError
 
 # In the order of their use.
