@@ -7,9 +7,10 @@ answer's span: `ASSISTANT:` is what the model sees before it begins to write.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from victor_jax.data.records import Turn
+if TYPE_CHECKING:  # records read pictures; settings, which know the templates, must not
+    from victor_jax.data.records import Turn
 
 
 class Span(NamedTuple):  # a row has dozens of them
@@ -30,7 +31,7 @@ class Template:
     fresh: bool = False  # every question is tokenised on its own
     captions: bool = False  # the words of the question are thrown away, its images stay: one question, one answer
 
-    def render(self, turns: Sequence[Turn]) -> Iterator[Span]:
+    def render(self, turns: "Sequence[Turn]") -> Iterator[Span]:
         yield Span(self.system, markup=True)
         for turn in turns:
             text = turn.text.strip() if self.strip else turn.text
