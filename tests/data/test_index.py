@@ -24,6 +24,7 @@ def test_lengths_are_those_of_the_text_and_images_of_each_row(tmp_path):
     for row in (0, 1, 3):
         ids = its[row].ids
         assert index.text_lengths[row] == (ids != IMAGE).sum()
+        assert index.visual_lengths[row] == TOKENS_PER_IMAGE * (ids == IMAGE).sum()
 
 
 def test_bad_rows_are_listed_with_their_index_and_reason(tmp_path):

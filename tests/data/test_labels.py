@@ -10,7 +10,7 @@ from tokenizers_tiny import llama3_tokenizer, qwen2_tokenizer, sentencepiece_tok
 from victor_jax.data import labels
 from victor_jax.data.records import BadRow, Record, Turn
 from victor_jax.data.templates import TEMPLATES
-from victor_jax.models.sequence import IMAGE
+from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.ops.losses import IGNORE
 
 SYSTEM = (
@@ -276,6 +276,16 @@ def test_mistral_gives_the_same_ids_in_both_modes_of_the_tokenizer():
     row = record("Is it?", "Yes.", "Is the light on?", "No.")
     old, new = (encode(row, TEMPLATES["mistral"], sentencepiece_tokenizer(legacy)) for legacy in (True, False))
     np.testing.assert_array_equal(old.ids, new.ids)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, 1), (4, 1), (5, 2), (6, 3), (8, 3), (9, 4), (10, 5), (11, 5)])
+def test_the_limit_counts_images_by_their_tokens(limit, kept):
+    ids = np.array([5, IMAGE, 6, IMAGE, 7], np.int32)
+    cut = labels.truncate(EncodedRow(ids, np.arange(5), image_tokens=(4, 3), images=("a", "b")), limit)
+    assert cut.ids.tolist() == ids[:kept].tolist()
+    assert cut.targets.tolist() == list(range(kept))
+    assert cut.images == ("a", "b")[: (ids[:kept] == IMAGE).sum()]
+    assert cut.image_tokens == (4, 3)[: len(cut.images)]
 
 
 def test_examples_and_templates_go_to_other_processes():

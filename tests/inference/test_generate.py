@@ -158,9 +158,9 @@ def training_batch(vlm, tmp_path):
     reader = Reader(records, asks.template, asks.tokenizer, asks.tokens_per_image, max_length=400)
     schedule = Schedule(build_index(reader, 0, progress=False), len(rows), 0, registers)
     source = BatchSource(reader, schedule, registers, 12, asks.aspect)
-    _, layout, (order,), (batch,), bad = source[0]
-    assert not bad
-    return batch, vlm.method.plan.sizes(layout.parts[0].counts(registers)), np.argsort(order)
+    step = source[0]
+    assert not step.bad
+    return step.parts[0], vlm.method.plan.sizes(step.layout.parts[0].counts(registers)), np.argsort(step.rows[0])
 
 
 def test_generate_and_score_ask_what_training_taught(vlm, training_batch):

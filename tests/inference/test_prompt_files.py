@@ -10,6 +10,7 @@ import victor_jax
 from victor_jax.errors import UserError
 from victor_jax.prompt import Prompt
 from victor_jax.training.outputs import export
+from victor_jax.training.setup import start_tensors
 from victor_jax.weights import fresh
 from victor_jax.weights.read import open_checkpoint
 
@@ -70,5 +71,6 @@ def test_a_prompt_that_nobody_knows_is_refused(tmp_path, prompt, sentence):
 @pytest.mark.parametrize(("template", "asked_with"), [("qwen2", "qwen2"), ("plain", "vicuna_v1")])
 def test_a_trained_model_is_asked_as_it_was_taught(tmp_path, template, asked_with):
     run = small_run({"data.template": template, "data.aspect": "square"})
-    export(run, {}, fresh.checkpoint(CONFIG, seed=0), tmp_path, tmp_path / "model")
+    start = fresh.checkpoint(CONFIG, seed=0)
+    export(run, {}, start, start_tensors(run, start), tmp_path, tmp_path / "model")
     assert open_checkpoint(tmp_path / "model").prompt == Prompt(asked_with, "square")
