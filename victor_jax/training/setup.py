@@ -32,7 +32,7 @@ from victor_jax.training.optimizer import Params, in_float32, make_optimizer
 from victor_jax.training.settings import Settings
 from victor_jax.training.step import PartSizes, State, make_step, row_losses
 from victor_jax.weights import fresh
-from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.checkpoint import Checkpoint, own_parameters
 from victor_jax.weights.place import place, put
 from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor, cast
@@ -100,8 +100,8 @@ def described(run: Run, start: Checkpoint) -> str:
     settings = run.settings
     random = f"random weights (size {settings.size}, seed {settings.seed})"
     weights = random if settings.init_from == "random" else f"{start.folder} ({start.format})"
-    is_drawn = run.module.method.registers and not start.registers
-    return f"{weights}, registers drawn from seed {settings.seed}" if is_drawn else weights
+    own = own_parameters(start.config, run.module.method)
+    return f"{weights}, {fresh.described(own)} drawn from seed {settings.seed}" if own and not start.own else weights
 
 
 def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tuple[Abstract, Abstract]:
