@@ -234,7 +234,7 @@ WRONG_WORLDS = {
     ),
     "other registers": (
         {"init_from": "{registers}"},
-        "was trained with 4 registers, victor:registers=2,layer=1 asks for 2",
+        "was trained with 4 registers (victor:registers=4,layer=1), victor:registers=2,layer=1 asks for 2 registers",
     ),
     "uneven batch": ({"batch_size": 12}, "config.batch_size=12 in 1 micro_batches gives 12 rows, which do not divide"),
     "uneven width": ({"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 8, "init_from": "{odd}"}, "does not divide over"),
