@@ -432,7 +432,9 @@ def mark_as_victor(folder, compression="victor:registers=4,layer=2", registers=(
 
 def test_registers_of_another_count(hf):
     mark_as_victor(hf)
-    with refused(r"hf was trained with 4 registers .victor:registers=4,layer=2., victor:registers=8,layer=2 asks for 8"):
+    with refused(
+        r"hf was trained with 4 registers .victor:registers=4,layer=2., victor:registers=8,layer=2 asks for 8"
+    ):
         victor_jax.load(hf, compression="victor:registers=8,layer=2")
 
 
