@@ -156,8 +156,8 @@ def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSou
     """Mean over all supervised positions of one pass; sums cross hosts, never means."""
     total, count = 0.0, 0
     for step in range(source.schedule.steps_per_epoch):
-        layout, _ = source.schedule.at(step)
-        for part, sizes in zip(source[step].parts, setup.sizes_of(run, layout.parts), strict=True):
+        batch = source[step]
+        for part, sizes in zip(batch.parts, setup.sizes_of(run, batch.layout.parts), strict=True):
             evaluated = run.evaluate(state.train, frozen, rows_on_mesh(part, run.mesh), sizes=sizes)
             sums, counts = jax.device_get(evaluated)
             total, count = total + float(np.sum(sums)), count + int(np.sum(counts))

@@ -21,7 +21,7 @@ def run(size: str, to: str) -> machine.Result:
 
     with tempfile.TemporaryDirectory() as folder:
         source, checkpoint = Path(folder) / "source", fresh.checkpoint(SIZES[size], seed=0, dtype="bfloat16")
-        write_checkpoint(checkpoint, source, "hf", lambda _: None)
+        write_checkpoint(checkpoint, source, "hf")
         command = [sys.executable, "-m", "victor_jax", "convert", str(source), f"{folder}/converted", f"--to={to}"]
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])

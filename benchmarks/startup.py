@@ -29,7 +29,7 @@ def run(config: VLMConfig = PRESETS["cpu"].config) -> machine.Result:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        write_checkpoint(fresh.checkpoint(config, seed=0, dtype="bfloat16"), path / "model", "hf", lambda _: None)
+        write_checkpoint(fresh.checkpoint(config, seed=0, dtype="bfloat16"), path / "model", "hf")
         ids, pixels = prompts(config, 2, TEXT)
         np.savez(path / "prompts.npz", ids=ids, pixels=pixels)
         records = [{"cache": cache, **_in_a_fresh_process(path)} for cache in ("empty", "warm")]

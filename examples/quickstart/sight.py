@@ -73,7 +73,7 @@ def write_start(folder: Path, tokenizer_folder: Path, task: Task, steps: int = S
     drawn = draw(config, task.seed)
     train, test = crowd(task, "train", CELLS), crowd(task, "test", UNSEEN)
     seen, knows = give_sight(config, drawn, train, test, task.seed, steps)
-    write_checkpoint(Checkpoint("drawn", tokenizer_folder, config, drawn | seen), folder, "hf", lambda _: None)
+    write_checkpoint(Checkpoint("drawn", tokenizer_folder, config, drawn | seen), folder, "hf")
     return knows
 
 

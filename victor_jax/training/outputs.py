@@ -156,7 +156,7 @@ def export(
         template = Prompt.template if TEMPLATES[data.template].captions else data.template
         prompt = Prompt(template, data.aspect)
         checkpoint = replace(start, folder=companions, tensors=tensors, compression=spec, prompt=prompt)
-        write_checkpoint(checkpoint, destination, "orbax", lambda _: None)
+        write_checkpoint(checkpoint, destination, "orbax")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("model written")
 
