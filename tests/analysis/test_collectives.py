@@ -4,6 +4,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from victor_jax.analysis.collectives import collectives, totals
+from victor_jax.analysis.hlo import Program
 from victor_jax.sharding.mesh import make_mesh
 
 LAYERS, WIDTH = 5, 64
@@ -31,14 +32,14 @@ def compiled_text(fsdp):
 
 @pytest.mark.parametrize("fsdp", [2, 8])
 def test_a_gather_in_a_loop_counts_once_per_turn(fsdp):
-    gathers = [one for one in collectives(compiled_text(fsdp)) if one.kind == "all-gather"]
+    gathers = [one for one in collectives(Program.read(compiled_text(fsdp))) if one.kind == "all-gather"]
     forward = [one for one in gathers if "transpose" not in one.source]
     assert [(one.bytes, one.devices, one.times) for one in forward] == [(4 * WIDTH * WIDTH, fsdp, LAYERS)]
     assert all(one.known for one in gathers)
 
 
 def test_gradients_are_summed_over_every_device():
-    sums = [one for one in collectives(compiled_text(8)) if one.kind in ("all-reduce", "reduce-scatter")]
+    sums = [one for one in collectives(Program.read(compiled_text(8))) if one.kind in ("all-reduce", "reduce-scatter")]
     assert sum(one.bytes * one.times for one in sums) >= 4 * LAYERS * WIDTH * WIDTH
     assert {one.devices for one in sums} == {8}
 
@@ -91,7 +92,7 @@ replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 
 
 def of_kind(text, kind):
-    return [one for one in collectives(text) if one.kind == kind]
+    return [one for one in collectives(Program.read(text)) if one.kind == kind]
 
 
 def test_a_collective_done_in_pieces_counts_once():
@@ -121,4 +122,8 @@ def test_a_scattered_sum_counts_what_goes_in():
 
 
 def test_totals_are_per_kind_over_all_turns():
-    assert totals(collectives(TPU.replace("LIMIT", "3")))["all-gather"] == (3, 3 * 2 * 64 * 128, 3 * 2 * 60 * 128)
+    assert totals(collectives(Program.read(TPU.replace("LIMIT", "3"))))["all-gather"] == (
+        3,
+        3 * 2 * 64 * 128,
+        3 * 2 * 60 * 128,
+    )

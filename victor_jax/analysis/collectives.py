@@ -1,23 +1,12 @@
-"""The collectives of a compiled program, read from its HLO text: which, how often, how many bytes.
-
-jax tells of them nowhere else. The text names each collective once, however often the loop around it runs: here each is
-multiplied by the trip counts of the loops around it.
-"""
+"""The collectives of a compiled program: which, how often, how many bytes."""
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from victor_jax.analysis.hlo import Instruction, Program
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-# `%name (parameters) -> type {` begins a computation, `  %name = type opcode(operands), attributes` is in it.
-COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{\s*$")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-ARRAY = re.compile(r"\b([a-z]+)(\d*)[a-z\d]*\[([\d,]*)\]")
-CALLED = re.compile(r"\b(?:calls|to_apply|\w+_computations?)=(\{[^}]*\}|[^\s,]+)")
-
-Computations = dict[str, list[tuple[str, ...]]]  # name -> (type, opcode, operands and attributes)
 
 
 @dataclass(frozen=True)
@@ -39,16 +28,25 @@ class Collective:
         return self.times * once * self.bytes
 
 
-def collectives(text: str) -> list[Collective]:
-    """Of the text of one compiled program, in the order in which it runs them."""
-    computations: Computations = {}
-    current: list[tuple[str, ...]] = []
-    for line in text.splitlines():
-        if header := COMPUTATION.match(line):
-            current = computations.setdefault("ENTRY" if header[1] else header[2], [])
-        elif instruction := INSTRUCTION.match(line):
-            current.append(instruction.groups())
-    return list(_walk(computations, "ENTRY"))
+def collectives(program: Program, start: str = "ENTRY") -> list[Collective]:
+    """In the order in which the computation `start` runs them.
+
+    A TPU program may do one collective in pieces, each fused with some arithmetic. They share a channel: it counts once
+    among the fusions of one computation.
+    """
+    found, pieces = [], set()
+    for run in program.runs(start):
+        one, kind = run.instruction, run.instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        if run.outside is not None and (channel := one.attribute(r"channel_id=(\d+)")):
+            if (run.outside, channel) in pieces:
+                continue
+            pieces.add((run.outside, channel))
+        devices = _group_size(one.rest)
+        size = _result_bytes(one) * (max(devices, 1) if kind == "reduce-scatter" else 1)
+        found.append(Collective(kind, size, devices, run.times, run.known, one.source))
+    return found
 
 
 def totals(found: list[Collective]) -> dict[str, tuple[int, int, float]]:
@@ -60,74 +58,23 @@ def totals(found: list[Collective]) -> dict[str, tuple[int, int, float]]:
     return dict(sorted(sums.items(), key=lambda item: -item[1][2]))
 
 
-def _walk(
-    computations: Computations, name: str, times: int = 1, known: bool = True, pieces: set[str] | None = None
-) -> Iterator[Collective]:
-    """A TPU program may do one collective in pieces, each fused with some arithmetic. They share a channel: `pieces`
-    are the channels seen by the fusions of one computation; outside fusions it is None."""
-    fused = set() if pieces is None else pieces
-    for written, opcode, rest in computations.get(name, ()):
-        kind = opcode.removesuffix("-start")
-        if kind in KINDS:
-            channel = _first(r"channel_id=(\d+)", rest)
-            if pieces is not None and channel:
-                if channel in pieces:
-                    continue
-                pieces.add(channel)
-            devices = _group_size(rest)
-            size = _result_bytes(written, opcode) * (max(devices, 1) if kind == "reduce-scatter" else 1)
-            yield Collective(kind, size, devices, times, known, _first(r'op_name="([^"]*)"', rest) or "")
-        elif opcode == "while":
-            turns = _trip_count(computations, rest)
-            body = _first(r"body=%?([\w.\-]+)", rest) or ""
-            yield from _walk(computations, body, times * (turns or 1), known and turns is not None)
-        elif not opcode.endswith("-done"):
-            for called in CALLED.findall(rest):
-                for each in re.findall(r"[\w.\-]+", called):
-                    yield from _walk(computations, each, times, known, fused if opcode == "fusion" else None)
-
-
-def _first(pattern: str, text: str) -> str | None:
-    found = re.search(pattern, text)
-    return found[1] if found else None
-
-
-def _result_bytes(written: str, opcode: str) -> int:
-    """Of an array or a tuple, `bf16[2,3]{1,0}`. The start of an asynchronous collective is (operands, results,
-    scalars of its own); of an all-reduce, results only."""
-    arrays = ARRAY.findall(written)
-    if opcode.endswith("-start") and opcode != "all-reduce-start" and written.startswith("("):
-        arrays = [array for array in arrays if array[2]]
+def _result_bytes(one: Instruction) -> int:
+    """The start of an asynchronous collective is (operands, results, scalars of its own); of an all-reduce, results
+    only."""
+    arrays = one.arrays
+    if one.opcode.endswith("-start") and one.opcode != "all-reduce-start" and one.type.startswith("("):
+        arrays = [array for array in arrays if array.shape]
         arrays = arrays[len(arrays) // 2 :]
-    bits = 0
-    for letters, width, shape in arrays:  # s32, f8e4m3fn, pred; token[] takes nothing
-        one = 8 if letters == "pred" else int(width or 0)
-        bits += one * math.prod(int(n) for n in shape.split(",") if n)
-    return bits // 8
+    return sum(array.bytes for array in arrays)
 
 
 def _group_size(rest: str) -> int:
     """Devices in one replica group, in any of the three spellings: a list, an iota, axes of a mesh."""
-    if listed := _first(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return listed.count(",") + 1
-    if iota := _first(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", rest):
-        return int(iota)
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        return listed[1].count(",") + 1
+    if iota := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", rest):
+        return int(iota[1])
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"(\w+)'?=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"\w+", mesh[2]))
     return 0
-
-
-def _trip_count(computations: Computations, loop: str) -> int | None:
-    """The compiler says so, or the condition compares the counter with a constant: loops of jax count from zero."""
-    if said := _first(r"known_trip_count\W+n\W+(\d+)", loop):
-        return int(said)
-    condition = computations.get(_first(r"condition=%?([\w.\-]+)", loop) or "", [])
-    if not any(opcode == "compare" and "direction=LT" in rest for _, opcode, rest in condition):
-        return None
-    limits = [
-        int(constant[1])
-        for _, opcode, rest in condition
-        if opcode == "constant" and (constant := re.match(r"(\d+)\)", rest))
-    ]
-    return limits[0] if len(limits) == 1 else None

@@ -98,6 +98,14 @@ def training_step(module: VLMModule, work: Work, trained: Collection[str], causa
     return StepCost(through + backward, recomputed)
 
 
+def decode(module: VLMModule, rows: int, slots: tuple[int, ...]) -> int:
+    """A new token for each row, which sees `slots` per row in each stage."""
+    c, stages = module.config.language, module.method.plan.stages
+    weights = _sum(_sizes(module), "language/", "/kernel") + c.width * c.vocabulary
+    pairs = sum(layers * count for layers, count in zip(stages, slots, strict=True))
+    return 2 * rows * (weights + 2 * pairs * c.heads * c.head_dim)
+
+
 def decode_bytes(module: VLMModule, rows: int, slots: tuple[int, ...]) -> int:
     """What a new token for each row moves through memory at the least: each weight and the caches, with `slots` per
     row in each stage, are read, one slot is written."""

@@ -1,27 +1,40 @@
 """victor-jax plan-pod --config=FILE[:args] --topology=v5e:8x8 [--config.some.key=value …]
+victor-jax plan-pod --answering --topology=h200 [--compression=victor:registers=8,layer=3 …]
 
-Compiles the training step of a recipe for a slice of a TPU pod, on a machine without any TPU: does it fit, what takes
-the memory, which collectives run, how long does a step take at best. Nothing is rented, no data or weights are read.
+Compiles the training step of a recipe, or what answers questions, for a slice of a TPU pod or for GPUs, on a machine
+without any: does it fit, what takes the memory, what is copied, which collectives run, how long does it take at best.
+Nothing is rented, no data or weights are read. It needs the compiler, `.[tpu]` or `.[cuda]`, and no device.
 
-  --topology=v5e:8x8   the slice; v4:4x4x4, v5p:4x4x4, v6e:8x8, …
-  --text=512           text positions of a usual row
+  --topology=v5e:8x8   a slice, v4:4x4x4, v5p:4x4x4, v6e:8x8, …; or GPUs of one node, h200, h200x8, h100x8, a100, b200
+  --text=512           text positions of a usual row; 64 with --answering
   --images=1           images of each row
+
+Of a recipe:
   --thorough           compile as the pod will: takes minutes, changes little
+
+With --answering, no recipe is read, and
+  --compression=full   the method
+  --size=7b --dtype=bfloat16 --attention=auto
+  --rows=16            rows of a batch
+  --room=128           new tokens of an answer
+  --data=N --tensor=N  the mesh: copies of the weights, parts of each; as `load` chooses them where none is given
 """
 
-import re
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 from absl import flags
 
-from victor_jax.analysis import topology as slices
+from victor_jax.analysis import stand_ins
 from victor_jax.analysis.collectives import Collective, collectives, totals
+from victor_jax.analysis.compiled import compiled
+from victor_jax.analysis.topology import EXAMPLES, GIB, Chip, Topology, parse
+from victor_jax.cli import plan_answering
+from victor_jax.cli.plan_answering import side_by_side
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
@@ -32,14 +45,11 @@ from victor_jax.training.setup import Run, abstract_part, make_run, mesh_of, siz
 
 QUICK = -1.0  # of jax_exec_time_optimization_effort: compiles several times faster, temporaries within a tenth
 TEXT = 512  # of a usual row: above the mean of LLaVA's mix665k
-# libtpu's words for a program that does not fit; they name temporaries and count everything.
-EXHAUSTED = re.compile(r"RESOURCE_EXHAUSTED.*\(([\d.]+)([KMGT]?)\) exceeds available HBM", re.S)
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What is known of one program. Bytes are those of one chip."""
+    """What is known of a step. Bytes are those of one chip."""
 
     name: str
     run: Run
@@ -64,36 +74,29 @@ def shapes_of(run: Run, text: int, images: int) -> dict[str, Shape]:
     return {"usual": Shape(min(text, longest), images, visual), "longest": Shape(longest, images, visual)}
 
 
-def plan(run: Run, name: str, shape: Shape) -> Planned:
-    """Compiles the step for rows of one shape. Nothing is allocated."""
+def plan(run: Run, name: str, shape: Shape, usable: float) -> Planned:
+    """Compiles the step for rows of one shape. Nothing is allocated. `usable`: bytes of a chip."""
     parts = (shape,) * run.settings.micro_batches
+    arguments = state_bytes(run) | {"batch": bytes_of(tuple(abstract_part(run, part) for part in parts))}
+    peak, seconds, found, fits = sum(arguments.values()), 0.0, list[Collective](), True
+    for lowered, times, beside in _programs(run, parts):
+        one = compiled(lowered)
+        peak, seconds = max(peak, one.peak + beside), seconds + one.seconds
+        fits = fits and bool(one.text) and peak <= usable
+        found += [replace(each, times=times * each.times) for each in collectives(one.program)]
+    return Planned(name, run, parts, arguments, peak, fits, found, seconds)
+
+
+def _programs(run: Run, parts: tuple[Shape, ...]) -> Iterator[tuple[jax.stages.Lowered, int, int]]:
+    """Each with how often it runs in a step, and how many bytes are in memory that are no arguments of it."""
     batch = tuple(abstract_part(run, part) for part in parts)
     number, rate = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), "float32")
     with jax.set_mesh(run.mesh):
         step: Any = run.step
-        lowered = step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, parts))
-    arguments = state_bytes(run) | {"batch": bytes_of(batch)}
-    start, found = time.perf_counter(), None
-    try:
-        program = lowered.compile()
-        # Below arguments + temporaries: donated arguments are reused for outputs.
-        needed = program.memory_analysis().peak_memory_in_bytes
-        found = collectives(program.as_text() or "")
-    except Exception as error:  # its class differs between versions of jax
-        if not (needed := exhausted(str(error))):
-            raise
-    seconds = time.perf_counter() - start
-    peak = max(needed, sum(arguments.values()))
-    return Planned(name, run, parts, arguments, peak, found is not None, found or [], seconds)
+        yield step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, parts)), 1, 0
 
 
-def exhausted(message: str) -> int:
-    """Bytes that a program needs, of a compiler's message; 0 where it is about something else."""
-    found = EXHAUSTED.search(message)
-    return int(float(found[1]) * UNITS[found[2]]) if found else 0
-
-
-def times(planned: Planned, topology: slices.Topology) -> dict[str, float]:
+def times(planned: Planned, topology: Topology) -> dict[str, float]:
     """Seconds of one step at the chip's peak rates, by resource."""
     chip, chips, parts = topology.chip, topology.chips, step_costs(planned.run, planned.parts)
     # Gradients, parameters and both moments are read and written.
@@ -109,24 +112,21 @@ def times(planned: Planned, topology: slices.Topology) -> dict[str, float]:
 # --- in words -------------------------------------------------------------------------------------------------------
 
 
-def report(planned: Sequence[Planned], topology: slices.Topology) -> str:
+def report(planned: Sequence[Planned], topology: Topology) -> str:
     columns = [_column(one, topology) for one in planned]
-    lines = _heading(planned, topology)
-    for row in dict.fromkeys(row for column in columns for row in column):
-        cells = "".join(column.get(row, "").rjust(17) for column in columns)
-        lines.append(row.ljust(40 + row.startswith("\n")) + cells)
+    lines = _heading(planned, topology) + side_by_side(columns)
     if any(one.fits for one in planned):
         lines.append(_assumed(topology.chip))
     lines += [
-        f"\nthe {one.name} rows do not fit: {one.bytes / slices.GIB:.2f} GiB of "
-        f"{topology.chip.usable / slices.GIB:.2f} ({described(one.kinds)}); {advice(one.run, of_step=True)}"
+        f"\nthe {one.name} rows do not fit: {one.bytes / GIB:.2f} GiB of "
+        f"{topology.chip.usable / GIB:.2f} ({described(one.kinds)}); {advice(one.run, of_step=True)}"
         for one in planned
         if not one.fits
     ]
     return "\n".join(lines)
 
 
-def _heading(planned: Sequence[Planned], topology: slices.Topology) -> list[str]:
+def _heading(planned: Sequence[Planned], topology: Topology) -> list[str]:
     run = planned[0].run
     settings, mesh = run.settings, ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     adapters = f" and adapters of rank {settings.lora.rank}" if settings.lora.rank else ""
@@ -134,7 +134,7 @@ def _heading(planned: Sequence[Planned], topology: slices.Topology) -> list[str]
         f"{settings.size}, {run.module.method.spec}, training {' '.join(settings.trainable)}{adapters}; "
         f"{settings.dtype} on {settings.param_dtype} parameters, remat {settings.remat}, "
         f"{settings.attention} attention",
-        f"{topology.name}: {topology.chips} chips, rented as {topology.accelerator_type}; mesh {mesh}; "
+        f"{topology.described}; mesh {mesh}; "
         f"{settings.batch_size} rows per step{f' in {n} parts' if (n := settings.micro_batches) > 1 else ''}",
     ]
     for one in planned:
@@ -146,10 +146,10 @@ def _heading(planned: Sequence[Planned], topology: slices.Topology) -> list[str]
     return lines
 
 
-def _column(one: Planned, topology: slices.Topology) -> dict[str, str]:
+def _column(one: Planned, topology: Topology) -> dict[str, str]:
     """Row -> cell. The title of each table is a row, too, that names the program."""
     sizes = one.kinds | {"in all": one.bytes, "usable": topology.chip.usable}
-    cells = {"\nGiB on each chip": one.name} | {kind: f"{size / slices.GIB:.2f}" for kind, size in sizes.items()}
+    cells = {"\nGiB on each chip": one.name} | {kind: f"{size / GIB:.2f}" for kind, size in sizes.items()}
     cells |= {"fits": "yes" if one.fits else "no", "\nwork": one.name}
     costs = step_costs(one.run, one.parts)
     cells["PFLOP of a step"] = f"{sum(part.flops for part in costs) / 1e15:.2f}"
@@ -167,7 +167,7 @@ def _column(one: Planned, topology: slices.Topology) -> dict[str, str]:
     return cells | {name: f"{number:.3f}" for name, number in (seconds | bounds).items()}
 
 
-def _assumed(chip: slices.Chip) -> str:
+def _assumed(chip: Chip) -> str:
     return f"""assumed: {chip.flops / 1e12:.0f} TFLOP/s in bfloat16, {chip.bandwidth / 1e9:.0f} GB/s of HBM and \
 {chip.links / 1e9:.0f} GB/s out of a chip over all its links, the data
 sheet's peaks; causal attention counted in full; HBM carries what collectives deliver (written, then
@@ -179,23 +179,26 @@ once'; none reaches the peaks."""
 
 
 def main(arguments: list[str]) -> int:
+    if "--answering" in arguments:
+        return plan_answering.main(arguments)
+
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("topology", None, "a slice: v5e:8x8, v5p:4x4x4, …", flag_values=values)
+        flags.DEFINE_string("topology", None, f"a slice or GPUs: {EXAMPLES}", flag_values=values)
         flags.DEFINE_integer("text", TEXT, "text positions of a usual row", lower_bound=1, flag_values=values)
         flags.DEFINE_integer("images", 1, "images of each row", lower_bound=0, flag_values=values)
         flags.DEFINE_bool("thorough", False, "compile as the pod will", flag_values=values)
 
     given = command.parse("victor-jax plan-pod", define, arguments)
     if not given.topology:
-        raise UserError(f"--topology is missing: {', '.join(slices.CHIPS)}, and a shape: v5e:8x8")
-    topology, settings = slices.parse(given.topology), read(given.config.to_dict())
-    mesh = mesh_of(settings, slices.devices(topology))
+        raise UserError(f"--topology is missing: {EXAMPLES}")
+    topology, settings = parse(given.topology), read(given.config.to_dict())
+    mesh = mesh_of(settings, stand_ins.devices(topology))
     if not given.thorough:
         jax.config.update("jax_exec_time_optimization_effort", QUICK)
     run = make_run(settings, SIZES[settings.size], mesh)
     shapes = shapes_of(run, given.text, given.images)
     print(f"compiling {len(shapes)} programs for {topology.name} …", file=sys.stderr, flush=True)
     with ThreadPoolExecutor(len(shapes)) as pool:  # the compiler keeps to one core each
-        planned = list(pool.map(lambda name: plan(run, name, shapes[name]), shapes))
+        planned = list(pool.map(lambda name: plan(run, name, shapes[name], topology.chip.usable), shapes))
     print(report(planned, topology))
     return 0 if all(one.fits for one in planned) else 1

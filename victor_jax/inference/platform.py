@@ -6,11 +6,14 @@ the figures, tests/accelerators the checks.
 
 import jax
 from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from victor_jax.compression.plan import Method
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.vlm import VLMModule
+from victor_jax.models.parameters import Declared
+from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import CACHE_AXES, PLATFORMS, choose
+from victor_jax.sharding.mesh import of_parameter
 
 GPU = PLATFORMS["cudnn"]
 TRANSPOSED = ("/q/kernel", "/k/kernel", "/v/kernel")
@@ -36,6 +39,23 @@ def module_for(
         layers_per_loop=1 if platform in GPU else None,
         cache_axes=("SKBH", "SKBH") if platform == "tpu" else CACHE_AXES,
     )
+
+
+def abstract_weights(module: VLMModule, place: Mesh | jax.Device) -> dict[str, jax.ShapeDtypeStruct]:
+    """By path: the shape of every parameter, and where and in which order its numbers are placed."""
+    platform = (place.devices.flat[0] if isinstance(place, Mesh) else place).platform
+
+    def sharding(path: str, leaf: Declared) -> jax.sharding.Sharding:
+        if isinstance(place, Mesh):
+            return of_parameter(path, leaf.shape, leaf.spec, place)
+        return SingleDeviceSharding(place)
+
+    return {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape, module.dtype, sharding=weight_format(path, sharding(path, leaf), platform)
+        )
+        for path, leaf in parameters(module).items()
+    }
 
 
 def weight_format(path: str, sharding: jax.sharding.Sharding, platform: str) -> jax.sharding.Sharding | Format:

@@ -21,14 +21,14 @@ from victor_jax.errors import UserError
 from victor_jax.inference import programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
-from victor_jax.inference.platform import module_for, weight_format
+from victor_jax.inference.platform import abstract_weights, module_for
 from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow, kind_counts
-from victor_jax.models.vlm import VLMModule, parameters
+from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Choice
 from victor_jax.prompt import Prompt
-from victor_jax.sharding.mesh import fetch, of_parameter
+from victor_jax.sharding.mesh import fetch
 from victor_jax.sharding.mesh import rows as row_sharding
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
@@ -66,18 +66,7 @@ def load(
     method = parse(compression or checkpoint.compression, checkpoint.config)
     tensors = fresh.with_own(checkpoint, method, seed)
     module = module_for(checkpoint.config, method, dtype, attention, device.platform)
-    single = jax.sharding.SingleDeviceSharding(device)
-    abstract = {
-        path: jax.ShapeDtypeStruct(
-            leaf.shape,
-            dtype,
-            sharding=weight_format(
-                path, single if mesh is None else of_parameter(path, leaf.shape, leaf.spec, mesh), device.platform
-            ),
-        )
-        for path, leaf in parameters(module).items()
-    }
-    params = place(abstract, tensors, module)
+    params = place(abstract_weights(module, mesh or device), tensors, module)
     return VLM(module, params, mesh, unused_tensors(tensors, params, module), checkpoint.folder, checkpoint.prompt)
 
 
