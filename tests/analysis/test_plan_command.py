@@ -11,6 +11,7 @@ import pytest
 
 from configs import finetune
 from victor_jax.analysis import topology
+from victor_jax.analysis.compiled import exhausted
 from victor_jax.cli import plan_pod
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
@@ -43,7 +44,7 @@ def run_of(**changes):
 @pytest.fixture(scope="module")
 def planned():
     """The virtual devices stand in for the chips: what is read from the program is of the same kind."""
-    return plan_pod.plan(run_of(), "usual", SHAPE)
+    return plan_pod.plan(run_of(), "usual", SHAPE, SLICE.chip.usable)
 
 
 def test_the_kinds_of_memory_add_up_to_what_the_program_takes(planned):
@@ -95,7 +96,7 @@ def test_the_report_says_whether_it_fits_and_what_it_assumes(planned):
 
 def failed(planned, **changes):
     """The same program on a chip that it does not fit."""
-    needed = plan_pod.exhausted(EXHAUSTED)
+    needed = exhausted(EXHAUSTED)
     run = replace(planned.run, settings=replace(planned.run.settings, **changes))
     return replace(planned, run=run, bytes=needed, fits=False, collectives=[])
 
@@ -122,7 +123,7 @@ def test_advice_leaves_out_what_is_done_already(planned):
 
 
 def test_other_failures_of_the_compiler_are_not_taken_for_lack_of_memory():
-    assert plan_pod.exhausted("INTERNAL: something else (20.50G)") == 0
+    assert exhausted("INTERNAL: something else (20.50G)") == 0
 
 
 def test_rows_of_images_alone_are_refused():

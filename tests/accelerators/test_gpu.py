@@ -1,0 +1,64 @@
+"""What must not come back into the programs for a GPU: copied weights, lost donation, attention without its kernel."""
+
+import importlib.util
+
+import pytest
+
+from victor_jax.analysis import flops, topology, traffic
+from victor_jax.analysis.answering import Asked
+from victor_jax.cli.plan_answering import compiled_for
+
+if importlib.util.find_spec("jax_cuda13_plugin") is None:
+    pytest.skip("the compiler for GPUs (jax[cuda13]) is not installed: make accelerators", allow_module_level=True)
+
+H200 = topology.parse("h200")
+VICTOR = "victor:registers=8,layer=3"
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """16 questions to Victor-8 of 7B."""
+    return compiled_for(H200, "7b", VICTOR, Asked(rows=16))
+
+
+def test_a_new_token_copies_neither_weights_nor_caches(answers):
+    assert [copy.argument or copy.name for copy in answers.of_token.copies] == []
+
+
+def test_a_new_token_joins_no_weights(answers):
+    """Not within a product either: a kernel of cuBLAS, which autotuning may choose, would need them copied."""
+    joined = [run.instruction for run in answers.decode.program.runs() if run.instruction.opcode == "concatenate"]
+    assert [one.source for one in joined if one.arrays[0].bytes >= traffic.LEAST] == []
+
+
+def test_prefill_copies_no_weight(answers):
+    assert [copy.argument for copy in answers.of_prefill.copies if copy.argument.startswith("params")] == []
+
+
+def test_decoding_needs_no_memory_beside_weights_and_caches(answers):
+    assert answers.decode.temporaries < 0.1 * topology.GIB
+
+
+def test_caches_are_updated_in_place(answers):
+    assert answers.decode.reused >= flops.cache_bytes(answers.module, answers.asked.rows, answers.slots)
+
+
+def test_every_layer_of_prefill_runs_cudnn(answers):
+    vision, language = answers.module.config.vision, answers.module.config.language
+    assert answers.prefill.text.count('custom_call_target="__cudnn$fmha') == vision.depth - 1 + language.depth
+
+
+def test_what_is_computed_is_what_the_closed_form_says(answers):
+    assert answers.of_prefill.flops == pytest.approx(answers.of_prefill.least_flops, rel=0.01)
+    assert answers.of_token.flops == pytest.approx(answers.of_token.least_flops, rel=0.01)
+
+
+def test_a_token_moves_little_more_than_weights_and_caches(answers):
+    assert answers.of_token.bytes < 1.1 * answers.of_token.least_bytes
+
+
+@pytest.mark.parametrize("name", ["a100", "h100", "h200x8", "b200"])
+def test_every_gpu_compiles_and_calls_cudnn(name):
+    found = compiled_for(topology.parse(name), "small", VICTOR.replace("3", "1"), Asked(rows=8, room=8))
+    assert "__cudnn$fmha" in found.prefill.text
+    assert found.decode.text
