@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint soak quickstart
+.PHONY: setup test lint soak quickstart accelerators
 
 setup: $(VENV)/ready
 
@@ -40,3 +40,13 @@ quickstart: .venv-quickstart/ready
 # Kills a run at twenty random moments and compares its end with an undisturbed one: some minutes.
 soak: setup
 	$(BIN)/python tests/soak.py
+
+# The programs that XLA makes for GPUs and TPUs, compiled without either: two environments of some GB, then minutes.
+.venv-cuda/ready .venv-tpu/ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --editable ".[$(patsubst .venv-%/,%,$(@D)/)]" pytest
+	touch $@
+
+accelerators: .venv-cuda/ready .venv-tpu/ready
+	.venv-cuda/bin/python -m pytest tests/accelerators tests/analysis/test_topology.py
+	.venv-tpu/bin/python -m pytest tests/accelerators tests/analysis/test_topology.py tests/analysis/test_plan_command.py

@@ -30,8 +30,7 @@ def matmul_flops(jaxpr, times=1):
     """Of a jaxpr; the body of a scan counts as often as it runs."""
     total = 0
     for equation in jaxpr.eqns:
-        # The look-up of registers is a product too, the only one in float32.
-        if equation.primitive.name == "dot_general" and equation.invars[0].aval.dtype != jnp.float32:
+        if equation.primitive.name == "dot_general" and not looks_registers_up(equation):
             (contracted, _), _ = equation.params["dimension_numbers"]
             left, out = equation.invars[0].aval, equation.outvars[0].aval
             total += 2 * times * math.prod(out.shape) * math.prod(left.shape[i] for i in contracted)
@@ -43,6 +42,13 @@ def matmul_flops(jaxpr, times=1):
                 if hasattr(part, "eqns"):
                     total += matmul_flops(part, inner)
     return total
+
+
+def looks_registers_up(equation):
+    """Or is the gradient of that: in float32, with the table of registers, or its transpose, on one side."""
+    avals = [value.aval for value in (*equation.invars, *equation.outvars)]
+    tables = [{parse(spec, CONFIG).registers, CONFIG.language.width} for spec in SPECS]
+    return all(aval.dtype == jnp.float32 for aval in avals) and any({*aval.shape} in tables for aval in avals)
 
 
 def traced(function, *arguments):
