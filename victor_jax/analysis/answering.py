@@ -15,7 +15,7 @@ from victor_jax.analysis import flops, traffic
 from victor_jax.analysis.collectives import Collective, collectives
 from victor_jax.analysis.compiled import Compiled, compiled
 from victor_jax.analysis.topology import Chip
-from victor_jax.compression.plan import length_of
+from victor_jax.compression.plan import length_of, round_up
 from victor_jax.data.shapes import Shape
 from victor_jax.inference import programs
 from victor_jax.inference.platform import abstract_weights
@@ -114,8 +114,10 @@ def answering(module: VLMModule, place: Mesh | jax.Device, asked: Asked) -> Answ
     mesh = place if isinstance(place, Mesh) else None
     over_rows = _sharding(place, PartitionSpec(("data", "fsdp")))
 
+    rows = round_up(asked.rows, mesh.shape["data"] if mesh else 1)  # fillers, as `VLM.call` adds them
+
     def of(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((asked.rows, *shape), dtype, sharding=over_rows)
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=over_rows)
 
     line = of(length_of(counts))
     pixels = of(asked.images, 3, size, size, dtype=jnp.uint8) if asked.images else None
