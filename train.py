@@ -34,7 +34,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     clock, is_first = Clock(), jax.process_index() == 0
     settings = read(config)
     mesh = setup.mesh_of(settings, jax.devices())
-    workdir = outputs.open_workdir(workdir, config.to_dict(), write=is_first)
+    workdir = outputs.open_workdir(workdir, config.to_dict(), is_first)
     use_compile_cache()
 
     # --- model and step: shapes and places only; no weight is read yet ------------------------------------------------
@@ -130,6 +130,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                         monitor.flush()  # a bad step must be known before what follows it is kept
                         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
                         checkpoints.save(done, state, {"data": schedule.digest, "bad_rows": bad_rows})
+                        if len(bad_rows) > settings.data.max_bad_rows:
+                            checkpoints.wait()  # the error below ends all processes at once
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
@@ -146,7 +148,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         if not finished:
             say(f"told to stop: step {done} is saved, the same command goes on from there")
             return
-        if not (workdir / "model").exists():
+        if not distributed.agreed((workdir / "model").exists()):
             outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
         spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
         say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
@@ -182,8 +184,8 @@ def command_line() -> None:
         raise UserError("--workdir=DIR is missing")
     logging.set_verbosity(logging.ERROR)
     read(given.config)  # before anything touches a device
-    distributed.start(given.coordinator, given.processes, given.process_id, given.start_timeout)
-    main(given.config, given.workdir)
+    with distributed.joined(given.coordinator, given.processes, given.process_id, given.start_timeout):
+        main(given.config, given.workdir)
 
 
 if __name__ == "__main__":

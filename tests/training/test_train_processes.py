@@ -1,19 +1,27 @@
-"""train.py in processes of its own: killed, told to stop, two at a time."""
+"""train.py in processes of its own: killed, told to stop, two at a time.
+
+Run as a script, this file is train.py on a host that sees an old state of the work folder.
+"""
 
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import small_run
 from small_run import losses, metrics, overrides, run_here
 from soak import kill_once, saved
 
+import train
 import victor_jax
+from victor_jax.errors import exit_status
 
 STEPS = 20
 KILLS = 3
@@ -115,8 +123,21 @@ def test_bad_rows_of_both_processes_count_together_and_stop_both(tmp_path, chang
         small_run.finish(children, logs)
     said = [[line for line in log.read_text().splitlines() if line.startswith("error: ")] for log in logs]
     assert said[0] == said[1]
-    assert said[0][0].startswith("error: more than data.max_bad_rows=10 rows cannot be used, the first are ")
+    assert " of 2: more than data.max_bad_rows=10 rows cannot be used, the first are " in said[0][0]
     assert newest(tmp_path / "run") == 5, "what was trained is kept, should more be allowed"
+
+
+def test_a_host_with_an_old_view_of_the_folder_does_what_the_first_one_says(tmp_path, changes):
+    """It sees neither the newest step nor, later, the model. Two processes that each believe their own eyes would
+    train different steps, or wait for each other for ever."""
+    workdir, both = tmp_path / "run", changes | {"mesh.fsdp": 2, "total_steps": 3}
+    small_run.finish(*small_run.begin_two(workdir, both))
+    children, logs = small_run.begin_two(workdir, both | {"total_steps": 4}, scripts=(train.__file__, __file__))
+    with pytest.raises(AssertionError, match=r"^\[2, 2\]\n"):
+        small_run.finish(children, logs)
+    assert "config.total_steps=3, now it is 4" in logs[1].read_text()
+    small_run.finish(*small_run.begin_two(workdir, both, scripts=(train.__file__, __file__)))
+    assert len(losses(workdir)) == 3
 
 
 def test_two_processes_that_share_their_rows_train_like_one(tmp_path, alone, changes):
@@ -144,3 +165,12 @@ def test_a_mistake_is_one_line_and_exit_status_two(tmp_path, changes):
     done = subprocess.run(command, env=small_run.environment(), capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == f"error: the image folder {tmp_path / 'elsewhere'} does not exist\n"
+
+
+if __name__ == "__main__":
+    exists = Path.exists
+    with (
+        mock.patch.object(ocp.CheckpointManager, "latest_step", lambda self: None),
+        mock.patch.object(Path, "exists", lambda self: self.name != "model" and exists(self)),
+    ):
+        sys.exit(exit_status(train.command_line))

@@ -1,20 +1,95 @@
-"""The processes of one run: they join by flags, or as jax finds them on a TPU pod, GKE, SLURM or Open MPI; what one
-of them knows or sees, and all must."""
+"""The processes of one run: they join by flags, or as jax finds them on a TPU pod, GKE, SLURM or Open MPI; they tell
+each other what only one of them knows; and they end together.
 
+Processes talk through the key-value store of jax's coordinator (in process 0), which needs no device: it works while
+devices wait for each other in a collective.
+"""
+
+import contextlib
+import itertools
 import json
+import os
 import secrets
 import socket
+import sys
 import threading
+import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
 from victor_jax.errors import UserError, join_names
 
 GRACE_SECONDS = 600  # jax kills the process at its own timeout, without a word to us: ours must come first
+HEARTBEAT_SECONDS = 30  # after which a process that was killed is missed, and jax aborts the others; 100 by default
+POLL_SECONDS = 0.1  # between two looks at a key that is not there yet
+LEAVE_SECONDS = 5  # in which all processes must have read why the run ends
+END_SECONDS = 24 * 3600  # that the first process to finish waits for the last one
+FAILURE = "failure"  # the key of the first failure: [process, sentence, exit status]
+
+_agreements = itertools.count()
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, timeout: int = 300
+) -> Iterator[None]:
+    """`start`, and then a body that ends on all processes alike. An error in one of them ends the others within
+    seconds, wherever they wait: each prints the sentence of the first failure and exits with its status."""
+    start(coordinator, processes, process_id, timeout)
+    if jax.process_count() == 1:
+        yield
+        return
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(ended,), daemon=True)
+    watcher.start()
+    try:
+        yield
+        global_state.client.wait_at_barrier("end", END_SECONDS * 1000)
+    except BaseException as error:
+        _tell(error)
+        watcher.join()  # it ends this process as it does the others
+        raise  # the coordinator is gone, and with it the other processes
+    ended.set()
+    watcher.join()
+
+
+def _tell(error: BaseException) -> None:
+    """Makes the error the reason why all processes end, if none has failed before."""
+    sentence, status = str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        sentence, status = "it was interrupted", 130
+    elif not isinstance(error, UserError):
+        traceback.print_exception(error)
+        sentence, status = f"{type(error).__name__}: {sentence.splitlines()[0] if sentence else ''}", 1
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one, or no coordinator any more
+        global_state.client.key_value_set(FAILURE, json.dumps([jax.process_index(), sentence, status]))
+
+
+def _watch(ended: threading.Event) -> None:
+    """Ends this process when one has failed. The main thread may wait in a collective that will never come to an end,
+    which no exception can reach."""
+    failure = None
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # without a coordinator: jax aborts this process
+        while failure is None:
+            if ended.wait(POLL_SECONDS):
+                return
+            failure = _value(FAILURE)
+        process, sentence, status = json.loads(failure)
+        print(f"error: process {process} of {jax.process_count()}: {sentence}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # one was killed, or is stuck
+            global_state.client.wait_at_barrier("leave", LEAVE_SECONDS * 1000)
+        if jax.process_index() == 0:
+            time.sleep(1)  # jax aborts a process whose coordinator goes first
+        os._exit(status)
 
 
 def start(
@@ -54,7 +129,11 @@ def _join(coordinator: str | None, processes: int | None, process_id: int | None
     def initialize() -> None:
         try:
             jax.distributed.initialize(
-                coordinator, processes, process_id, initialization_timeout=timeout + GRACE_SECONDS
+                coordinator,
+                processes,
+                process_id,
+                initialization_timeout=timeout + GRACE_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
         except Exception as error:
             failed.append(error)
@@ -79,6 +158,41 @@ def _join(coordinator: str | None, processes: int | None, process_id: int | None
             f"jax could not find the processes of this run by itself ({failed[0]}): give --coordinator, --processes "
             f"and --process_id, all three, or --processes=1 to run this process alone"
         ) from failed[0]
+
+
+def agreed(value: Any) -> Any:
+    """Process 0's value, a JSON value, on all processes. What is decided by looking at a shared folder must be agreed:
+    each host may see another state of it. To be called on all processes, in the same order."""
+    if jax.process_count() == 1:
+        return value
+    key = f"agreed/{next(_agreements)}"
+    if jax.process_index() == 0:
+        send(key, value)
+    while (text := _value(key)) is None:
+        time.sleep(POLL_SECONDS)
+    return json.loads(text)
+
+
+def send(key: str, value: Any) -> None:
+    """Leaves a JSON value for another process."""
+    global_state.client.key_value_set(key, json.dumps(value))
+
+
+def received(key: str) -> Any:
+    """What was sent under this key, once; None where nothing was yet."""
+    if (text := _value(key)) is None:
+        return None
+    global_state.client.key_value_delete(key)
+    return json.loads(text)
+
+
+def _value(key: str) -> str | None:
+    try:
+        return global_state.client.key_value_try_get(key)
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("NOT_FOUND"):
+            raise
+        return None
 
 
 def gather(value: list[Any]) -> list[list[Any]]:
