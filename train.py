@@ -35,7 +35,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     settings = read(config)
     mesh = setup.mesh_of(settings, jax.devices())
     workdir = outputs.open_workdir(workdir, config.to_dict(), is_first)
-    use_compile_cache()
+    use_compile_cache(shared=workdir)
 
     # --- model and step: shapes and places only; no weight is read yet ------------------------------------------------
     start = setup.open_start(settings)

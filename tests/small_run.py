@@ -157,6 +157,7 @@ def command(workdir: Path, changes: Overrides, recipe: str = "finetune", argumen
 
 def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {
+        "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

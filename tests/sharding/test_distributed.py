@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import victor_jax
+from victor_jax.compile_cache import use_compile_cache
 from victor_jax.errors import UserError
 from victor_jax.sharding import distributed
 from victor_jax.sharding.distributed import start
@@ -113,10 +114,10 @@ def test_a_port_that_is_taken_is_said() -> None:
             start(f"localhost:{port}", 2, 0)
 
 
-def two(scenario: str) -> list[tuple[int, str, str]]:
+def two(scenario: str, **environment: str) -> list[tuple[int, str, str]]:
     """How two processes of this scenario ended."""
     port = free_port()
-    return list(map(ended, [process(f"localhost:{port}", 2, one, 30, scenario) for one in (0, 1)]))
+    return list(map(ended, [process(f"localhost:{port}", 2, one, 30, scenario, **environment) for one in (0, 1)]))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,15 @@ def test_processes_agree_on_what_the_first_one_sees_and_hand_each_other_values()
         assert out.splitlines()[1:] == ["[None, 0, ['of 0']]", "['of 1', None]" if one == 0 else "sent"]
 
 
+def test_two_processes_on_cpu_use_no_compile_cache(tmp_path: Path) -> None:
+    """Neither write nor read, even where the environment asks for it: see `use_compile_cache`."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    for one, (code, out, errors) in enumerate(two("compile", **cache)):
+        assert code == 0, errors
+        assert ("JAX_COMPILATION_CACHE_DIR is not used" in out) == (one == 0)
+    assert not list(tmp_path.iterdir())
+
+
 SCENARIOS = {
     "mistake": lambda: fail(UserError("the file is empty")),
     "crash": lambda: 1 / 0,
@@ -188,6 +198,9 @@ def act(scenario: str) -> None:
     what, _, who = scenario.partition(" in ")
     if what == "count":
         print(jax.process_count())
+    elif what == "compile":
+        use_compile_cache()
+        multihost_utils.sync_global_devices("compiled")
     elif what == "talk":
         talk(jax.process_index())
     elif who in ("all", str(jax.process_index())):
