@@ -12,7 +12,7 @@ from victor_jax.errors import exit_status
 if __name__ == "__main__":
     exists = Path.exists
     with (
-        mock.patch.object(ocp.CheckpointManager, "latest_step", lambda self: None),
+        mock.patch.object(ocp.CheckpointManager, "latest_step", return_value=None),
         mock.patch.object(Path, "exists", lambda self: self.name != "model" and exists(self)),
     ):
         sys.exit(exit_status(train.command_line))

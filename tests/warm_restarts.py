@@ -1,5 +1,5 @@
-"""python tests/warm_restarts.py [--restarts=10]: two CPU processes train, are told to stop and start again, all with one
-compile cache that the environment asks for. Prints how many restarts went on from the step before.
+"""python tests/warm_restarts.py [--restarts=10]: two CPU processes train, are told to stop and start again, all with
+one compile cache that the environment asks for. Prints how many restarts went on from the step before.
 
 What XLA:CPU reads from the cache may wait for ever in its collectives (victor_jax/compile_cache.py).
 """

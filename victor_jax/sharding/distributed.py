@@ -51,7 +51,7 @@ def joined(
     watcher.start()
     try:
         yield
-        global_state.client.wait_at_barrier("end", END_SECONDS * 1000)
+        _store().wait_at_barrier("end", END_SECONDS * 1000)
     except BaseException as error:
         _tell(error)
         watcher.join()  # it ends this process as it does the others
@@ -69,7 +69,7 @@ def _tell(error: BaseException) -> None:
         traceback.print_exception(error)
         sentence, status = f"{type(error).__name__}: {sentence.splitlines()[0] if sentence else ''}", 1
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one, or no coordinator any more
-        global_state.client.key_value_set(FAILURE, json.dumps([jax.process_index(), sentence, status]))
+        _store().key_value_set(FAILURE, json.dumps([jax.process_index(), sentence, status]))
 
 
 def _watch(ended: threading.Event) -> None:
@@ -86,7 +86,7 @@ def _watch(ended: threading.Event) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # one was killed, or is stuck
-            global_state.client.wait_at_barrier("leave", LEAVE_SECONDS * 1000)
+            _store().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
         if jax.process_index() == 0:
             time.sleep(1)  # jax aborts a process whose coordinator goes first
         os._exit(status)
@@ -175,20 +175,24 @@ def agreed(value: Any) -> Any:
 
 def send(key: str, value: Any) -> None:
     """Leaves a JSON value for another process."""
-    global_state.client.key_value_set(key, json.dumps(value))
+    _store().key_value_set(key, json.dumps(value))
 
 
 def received(key: str) -> Any:
     """What was sent under this key, once; None where nothing was yet."""
     if (text := _value(key)) is None:
         return None
-    global_state.client.key_value_delete(key)
+    _store().key_value_delete(key)
     return json.loads(text)
+
+
+def _store() -> Any:
+    return global_state.client
 
 
 def _value(key: str) -> str | None:
     try:
-        return global_state.client.key_value_try_get(key)
+        return _store().key_value_try_get(key)
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("NOT_FOUND"):
             raise
