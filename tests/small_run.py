@@ -157,7 +157,7 @@ def command(workdir: Path, changes: Overrides, recipe: str = "finetune", argumen
 
 def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

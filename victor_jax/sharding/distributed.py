@@ -168,9 +168,7 @@ def agreed(value: Any) -> Any:
     key = f"agreed/{next(_agreements)}"
     if jax.process_index() == 0:
         send(key, value)
-    while (text := _value(key)) is None:
-        time.sleep(POLL_SECONDS)
-    return json.loads(text)
+    return json.loads(_wait(key))
 
 
 def send(key: str, value: Any) -> None:
@@ -178,12 +176,17 @@ def send(key: str, value: Any) -> None:
     _store().key_value_set(key, json.dumps(value))
 
 
-def received(key: str) -> Any:
-    """What was sent under this key, once; None where nothing was yet."""
-    if (text := _value(key)) is None:
-        return None
+def receive(key: str) -> Any:
+    """Waits for what another process sends under this key, and takes it."""
+    text = _wait(key)
     _store().key_value_delete(key)
     return json.loads(text)
+
+
+def _wait(key: str) -> str:
+    while (text := _value(key)) is None:
+        time.sleep(POLL_SECONDS)  # not in jax, where no signal would be heard
+    return text
 
 
 def _store() -> Any:
