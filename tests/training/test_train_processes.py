@@ -120,6 +120,16 @@ def test_bad_rows_of_both_processes_count_together_and_stop_both(tmp_path, chang
     assert newest(tmp_path / "run") == 5, "what was trained is kept, should more be allowed"
 
 
+def test_a_process_that_fails_alone_within_the_loop_ends_the_other_one_too(tmp_path, changes):
+    """One of them meets its seventh missing image while the other waits for it in a step; saves are under way."""
+    few = changes | {"data.max_bad_rows": 6, "checkpoint.every": 1, "mesh.fsdp": 2}
+    children, logs = small_run.begin_two(tmp_path / "run", few)
+    with pytest.raises(AssertionError, match=r"^\[2, 2\]\n"):
+        small_run.finish(children, logs)
+    for log in logs:
+        assert " of 2: more than data.max_bad_rows=6 rows cannot be used" in log.read_text()
+
+
 def test_a_host_with_an_old_view_of_the_folder_does_what_the_first_one_says(tmp_path, changes):
     """It sees neither the newest step nor, later, the model. Two processes that each believe their own eyes would
     train different steps, or wait for each other for ever."""
