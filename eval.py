@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, help="instead of the benchmark's own")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--attention", default="xla")
+    parser.add_argument("--attention", default="auto")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where several are not found")
     parser.add_argument("--processes", type=int, help="how many processes there are")
     parser.add_argument("--process-id", "--process_id", type=int, help="which of them this is, from 0")

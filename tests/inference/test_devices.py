@@ -1,5 +1,6 @@
 """Which devices answer: a copy of the weights on each where there is room, else parts of them; rows over the copies."""
 
+import re
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,7 @@ import talking
 import victor_jax
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
-from victor_jax.inference import devices
+from victor_jax.inference import devices, programs
 from victor_jax.inference.devices import axes_for, check_mesh, mesh_for, place_rows
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule
@@ -91,3 +92,20 @@ def test_batches_that_the_rows_of_a_mesh_do_not_divide_are_answered_and_scored_a
     assert vlm.generate(prompts, images, 4, batch_size=3) == expected
     scores = alone.score(prompts, images, answers, batch_size=3)
     np.testing.assert_allclose(vlm.score(prompts, images, answers, batch_size=3), scores, rtol=1e-5)
+
+
+def test_devices_with_a_copy_each_exchange_nothing_but_whether_all_rows_have_ended(tmp_path) -> None:
+    vlm = victor_jax.load(talking.saved(tmp_path / "model"), dtype="float32", mesh=make_mesh(data=8))
+    prepared = vlm.prepare(vlm.prompter.ask(["What is it?"] * 8, [talking.picture(0)] * 8))
+
+    def exchanged(compiled: jax.stages.Compiled) -> list[str]:
+        return re.findall(r"= (\S+ (?:all-\w+|reduce-scatter|collective-\w+))\(", compiled.as_text())
+
+    compiled = vlm.call(lambda *args, **static: programs.prefill.lower(*args, **static).compile(), *prepared, room=4)
+    assert exchanged(compiled) == []
+    logits, caches = vlm.call(programs.prefill, *prepared, room=4)
+    static = {"max_new_tokens": 4, "end_tokens": (2,), "pad_token": 0, "greedy": True}
+    lowered = programs.decode.lower(
+        vlm._tree, caches, logits, jnp.float32(0), jax.random.key(0), module=vlm.module, **static
+    )
+    assert exchanged(lowered.compile()) == ["pred[] all-reduce"]
