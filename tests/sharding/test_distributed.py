@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
 import victor_jax
 from victor_jax.compile_cache import use_compile_cache
@@ -125,11 +127,12 @@ def two(scenario: str, **environment: str) -> list[tuple[int, str, str]]:
     [
         ("mistake in 1", 2, "process 1 of 2: the file is empty"),
         ("crash in 0", 1, "process 0 of 2: ZeroDivisionError: division by zero"),
+        ("no devices in 1", 1, "process 1 of 2: RuntimeError: the TPU is already in use"),
         ("interrupt in 1", 130, "process 1 of 2: it was interrupted"),
     ],
 )
 def test_a_failure_of_one_process_ends_both_alike_and_soon(scenario: str, status: int, sentence: str) -> None:
-    """The other one waits in a collective."""
+    """The other one waits in a collective, or for its devices."""
     begin = time.monotonic()
     for code, _, errors in two(scenario):
         assert code == status, errors
@@ -190,9 +193,6 @@ def talk(me: int) -> None:
 
 def act(scenario: str) -> None:
     """What this process does in the scenario: what it names, or wait for the other one."""
-    import jax
-    from jax.experimental import multihost_utils
-
     what, _, who = scenario.partition(" in ")
     if what == "count":
         print(jax.process_count())
@@ -214,6 +214,8 @@ def main(coordinator: str, processes: str, process_id: str, timeout: str, scenar
     def number(flag: str) -> int | None:
         return None if flag == "-" else int(flag)
 
+    if scenario == f"no devices in {process_id}":
+        jax.local_device_count = lambda: fail(RuntimeError("the TPU is already in use"))
     if scenario.startswith("killed"):
         distributed.HEARTBEAT_SECONDS = 2
     at = None if coordinator == "-" else coordinator

@@ -40,16 +40,21 @@ _agreements = itertools.count()
 def joined(
     coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, timeout: int = 300
 ) -> Iterator[None]:
-    """`start`, and then a body that ends on all processes alike. An error in one of them ends the others within
-    seconds, wherever they wait: each prints the sentence of the first failure and exits with its status."""
+    """Joins the processes, before anything touches a device; without flags and without a cluster this one is alone.
+
+    The body ends on all of them alike. An error in one ends the others within seconds, wherever they wait: each prints
+    the sentence of the first failure and exits with its status.
+    """
     start(coordinator, processes, process_id, timeout)
-    if jax.process_count() == 1:
+    if global_state.num_processes == 1:
+        _introduce()
         yield
         return
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(ended,), daemon=True)
     watcher.start()
     try:
+        _introduce()
         yield
         _store().wait_at_barrier("end", END_SECONDS * 1000)
     except BaseException as error:
@@ -58,6 +63,15 @@ def joined(
         raise  # the coordinator is gone, and with it the other processes
     ended.set()
     watcher.join()
+
+
+def _introduce() -> None:
+    local, device = jax.local_device_count(), jax.devices()[0]
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}: {local} of {jax.device_count()} devices, "
+        f"{device.device_kind}",
+        flush=True,
+    )
 
 
 def _tell(error: BaseException) -> None:
@@ -69,7 +83,7 @@ def _tell(error: BaseException) -> None:
         traceback.print_exception(error)
         sentence, status = f"{type(error).__name__}: {sentence.splitlines()[0] if sentence else ''}", 1
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one, or no coordinator any more
-        _store().key_value_set(FAILURE, json.dumps([jax.process_index(), sentence, status]))
+        _store().key_value_set(FAILURE, json.dumps([global_state.process_id, sentence, status]))
 
 
 def _watch(ended: threading.Event) -> None:
@@ -82,12 +96,12 @@ def _watch(ended: threading.Event) -> None:
                 return
             failure = _value(FAILURE)
         process, sentence, status = json.loads(failure)
-        print(f"error: process {process} of {jax.process_count()}: {sentence}", file=sys.stderr)
+        print(f"error: process {process} of {global_state.num_processes}: {sentence}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # one was killed, or is stuck
             _store().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
-        if jax.process_index() == 0:
+        if global_state.process_id == 0:
             time.sleep(1)  # jax aborts a process whose coordinator goes first
         os._exit(status)
 
@@ -95,16 +109,10 @@ def _watch(ended: threading.Event) -> None:
 def start(
     coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, timeout: int = 300
 ) -> None:
-    """Before anything touches a device. Without flags and without a cluster this process is alone."""
+    """Joins the processes."""
     if processes != 1 and not jax.distributed.is_initialized():
         _check_flags(coordinator, processes, process_id)
         _join(coordinator, processes, process_id, timeout)
-    local, device = jax.local_device_count(), jax.devices()[0]
-    print(
-        f"process {jax.process_index()} of {jax.process_count()}: {local} of {jax.device_count()} devices, "
-        f"{device.device_kind}",
-        flush=True,
-    )
 
 
 def _check_flags(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
