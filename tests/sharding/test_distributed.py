@@ -20,7 +20,7 @@ import victor_jax
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.errors import UserError
 from victor_jax.sharding import distributed
-from victor_jax.sharding.distributed import start
+from victor_jax.sharding.distributed import joined
 
 SECONDS = 60
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
@@ -93,7 +93,7 @@ def test_a_host_that_does_not_come_ends_in_a_sentence_with_its_causes() -> None:
 )
 def test_flags_that_cannot_be_right_are_named_at_once(flags: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        start(*flags)
+        joined(*flags).__enter__()
 
 
 @pytest.mark.parametrize("flags", [("-", 2, "-"), ("-", "-", 1), ("localhost:1234", "-", 1)])
@@ -113,7 +113,7 @@ def test_a_port_that_is_taken_is_said() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on port {port} .*: choose another"):
-            start(f"localhost:{port}", 2, 0)
+            joined(f"localhost:{port}", 2, 0).__enter__()
 
 
 def two(scenario: str, **environment: str) -> list[tuple[int, str, str]]:
@@ -220,7 +220,7 @@ def main(coordinator: str, processes: str, process_id: str, timeout: str, scenar
         distributed.HEARTBEAT_SECONDS = 2
     at = None if coordinator == "-" else coordinator
     try:
-        with distributed.joined(at, number(processes), number(process_id), int(timeout)):
+        with joined(at, number(processes), number(process_id), int(timeout)):
             act(scenario)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

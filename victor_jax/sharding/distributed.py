@@ -27,9 +27,10 @@ from jax.experimental import multihost_utils
 from victor_jax.errors import UserError, join_names
 
 GRACE_SECONDS = 600  # jax kills the process at its own timeout, without a word to us: ours must come first
-HEARTBEAT_SECONDS = 30  # after which a process that was killed is missed, and jax aborts the others; 100 by default
-POLL_SECONDS = 0.1  # between two looks at a key that is not there yet
-LEAVE_SECONDS = 5  # in which all processes must have read why the run ends
+HEARTBEAT_SECONDS = 60  # after which a process that was killed is missed, and jax aborts the others; 100 by default
+POLL_SECONDS = 0.1  # between two looks for a value that a process waits for
+WATCH_SECONDS = 1  # and for a failure, which hundreds of processes do all the time
+LEAVE_SECONDS = 8  # in which all processes must have read why the run ends
 END_SECONDS = 24 * 3600  # that the first process to finish waits for the last one
 FAILURE = "failure"  # the key of the first failure: [process, sentence, exit status]
 
@@ -45,7 +46,9 @@ def joined(
     The body ends on all of them alike. An error in one ends the others within seconds, wherever they wait: each prints
     the sentence of the first failure and exits with its status.
     """
-    start(coordinator, processes, process_id, timeout)
+    if processes != 1 and not jax.distributed.is_initialized():
+        _check_flags(coordinator, processes, process_id)
+        _join(coordinator, processes, process_id, timeout)
     if global_state.num_processes == 1:
         _introduce()
         yield
@@ -59,10 +62,9 @@ def joined(
         _store().wait_at_barrier("end", END_SECONDS * 1000)
     except BaseException as error:
         _tell(error)
-        watcher.join()  # it ends this process as it does the others
-        raise  # the coordinator is gone, and with it the other processes
-    ended.set()
-    watcher.join()
+    else:
+        ended.set()
+    watcher.join()  # after an error it ends this process, as it does the others
 
 
 def _introduce() -> None:
@@ -90,29 +92,20 @@ def _watch(ended: threading.Event) -> None:
     """Ends this process when one has failed. The main thread may wait in a collective that will never come to an end,
     which no exception can reach."""
     failure = None
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # without a coordinator: jax aborts this process
-        while failure is None:
-            if ended.wait(POLL_SECONDS):
-                return
+    while failure is None:
+        if ended.wait(WATCH_SECONDS):
+            return
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # where the coordinator is gone, jax aborts this process
             failure = _value(FAILURE)
-        process, sentence, status = json.loads(failure)
-        print(f"error: process {process} of {global_state.num_processes}: {sentence}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # one was killed, or is stuck
-            _store().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
-        if global_state.process_id == 0:
-            time.sleep(1)  # jax aborts a process whose coordinator goes first
-        os._exit(status)
-
-
-def start(
-    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, timeout: int = 300
-) -> None:
-    """Joins the processes."""
-    if processes != 1 and not jax.distributed.is_initialized():
-        _check_flags(coordinator, processes, process_id)
-        _join(coordinator, processes, process_id, timeout)
+    process, sentence, status = json.loads(failure)
+    print(f"error: process {process} of {global_state.num_processes}: {sentence}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # one was killed, or is stuck
+        _store().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
+    if global_state.process_id == 0:
+        time.sleep(1)  # jax aborts a process whose coordinator goes first
+    os._exit(status)
 
 
 def _check_flags(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
