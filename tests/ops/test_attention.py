@@ -290,7 +290,9 @@ def test_cudnn_refuses_heads_that_it_does_not_take(head_dim):
         ("auto", "gpu", "float32", (64, 128), "xla"),
         ("auto", "gpu", "bfloat16", (64, 20), "xla"),
         ("auto", "gpu", "bfloat16", (64, 256), "xla"),  # only Hopper takes them
-        ("auto", "tpu", "bfloat16", (64, 128), "xla"),
+        ("auto", "tpu", "bfloat16", (64, 128), "splash"),
+        ("auto", "tpu", "float16", (64, 128), "xla"),
+        ("auto", "tpu", "float32", (64, 128), "xla"),
         ("xla", "gpu", "bfloat16", (64, 128), "xla"),
         ("cudnn", "gpu", "bfloat16", (64, 256), "cudnn"),
         ("splash", "tpu", jnp.float32, (64, 128), "splash"),

@@ -31,6 +31,7 @@ DTYPES = {
 }
 
 CUDNN_HEADS, CUDNN_EVERYWHERE, CUDNN_HOPPER = 8, 128, 256  # head dims: their divisor, the largest before and on Hopper
+SPLASH_FROM = 512  # keys: below, writing the scores costs little, and padding to tiles more
 TILE = 128  # splash works on tiles of 128 queries and keys; any head dim compiles, 128 wastes nothing
 BLOCKS = 8  # of causal queries, see causal_blocks
 NOTHING = -1e30  # the score of a key that may not be seen; finite, so that a query without any key is no NaN
@@ -40,16 +41,16 @@ BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 def choose(asked: str, *, platform: str, dtype: Any, head_dims: tuple[int, ...]) -> Implementation:
     """Before any compile: what `asked` means on `platform` for these arrays, `UserError` where it cannot run.
 
-    "auto": cuDNN on a GPU in 16 bits, else XLA. On a TPU the blocks of `_plain` need no more memory than splash at the
-    lengths of these models (docs/performance.md).
+    "auto" in 16 bits: cuDNN on a GPU, splash on a TPU. Everything else is XLA's.
     """
     if asked not in get_args(Choice):
         raise UserError(f"attention {asked!r} is unknown: use one of {', '.join(get_args(Choice))}.")
     if asked == "auto":
-        asked = "cudnn"
+        name = jnp.dtype(dtype).name
+        if platform == "tpu" and name == "bfloat16":
+            return "splash"
         fits = all(n % CUDNN_HEADS == 0 and n <= CUDNN_EVERYWHERE for n in head_dims)
-        if platform not in PLATFORMS[asked] or jnp.dtype(dtype).name not in DTYPES[asked] or not fits:
-            return "xla"
+        return "cudnn" if platform in PLATFORMS["cudnn"] and name in DTYPES["cudnn"] and fits else "xla"
     platforms, dtypes = PLATFORMS.get(asked), DTYPES.get(asked)
     if platforms and platform not in platforms:
         needed, found = platforms[0].upper(), platform.upper()
@@ -80,7 +81,7 @@ def attention(
     window shorter than the row) XLA computes it. A query that may attend to nothing gets a mean of v, not NaN.
     """
     _check_arguments(q, k, v, causal, mask, implementation)
-    if mask is not None:
+    if mask is not None or (implementation == "splash" and k.shape[1] < SPLASH_FROM):
         implementation = "xla"
     if implementation in ("splash", "splash_interpret"):
         return _splash(q, k, v, causal=causal, interpret=implementation == "splash_interpret")
