@@ -18,6 +18,7 @@ from benchmarks import machine
 from benchmarks.shapes import PRESETS, Params, Preset, batch_of, counted, prompts, random_params
 from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
+from victor_jax.inference.platform import module_for, weight_format
 from victor_jax.inference.programs import decode, prefill
 from victor_jax.models.vlm import VLMModule
 
@@ -41,8 +42,12 @@ def prepare(preset: Preset, spec: str, rows: int, have: Params) -> tuple[Params,
     """Of one compression: its parameters; what is timed (the vision tower, the first token with all that goes before
     it, whole answers); what is known without running."""
     config, short = preset.config, preset.new_tokens[0]
-    module = VLMModule(config, parse(spec, config), jnp.dtype(preset.dtype), preset.attention)
-    params = random_params(module, have)
+    platform = jax.devices()[0].platform
+    module = module_for(config, parse(spec, config), preset.dtype, preset.attention, platform)
+    params = {
+        path: jax.device_put(leaf, weight_format(path, leaf.sharding, platform))
+        for path, leaf in random_params(module, have).items()
+    }
     batch, sizes = batch_of(module, rows, TEXT, supervised=False)
     tree, batch = unflatten_dict(params, sep="/"), jax.device_put(batch)
     chance = jnp.float32(0), jax.random.key(0)  # a temperature and a key: not read by greedy answers
@@ -52,7 +57,7 @@ def prepare(preset: Preset, spec: str, rows: int, have: Params) -> tuple[Params,
     for room in preset.new_tokens:
         fixed: dict[str, Any] = {"module": module, "sizes": sizes, "room": room}
         lowered[f"prefill {room}"] = prefill.lower(tree, batch, **fixed)
-        logits, caches = jax.eval_shape(partial(prefill, **fixed), tree, batch)
+        logits, caches = jax.tree.map(_shape, lowered[f"prefill {room}"].out_info)
         # No end token: every row decodes to the end.
         fixed = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0, "greedy": True}
         lowered[f"decode {room}"] = decode.lower(tree, caches, logits, *chance, **fixed)
@@ -79,6 +84,10 @@ def prepare(preset: Preset, spec: str, rows: int, have: Params) -> tuple[Params,
         "cache_bytes_per_image": flops.cache_bytes(module, 1, lengths),
     }
     return params, timed, known
+
+
+def _shape(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def measure(preset: Preset, specs: tuple[str, ...], batch: int, against: str | None) -> list[dict[str, Any]]:

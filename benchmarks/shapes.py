@@ -14,7 +14,7 @@ from victor_jax.models.config import VisionConfig, VLMConfig
 from victor_jax.models.sequence import Batch, kind_counts, lay_out
 from victor_jax.models.sizes import SIZES, llava
 from victor_jax.models.vlm import VLMModule, parameters
-from victor_jax.ops.attention import Implementation
+from victor_jax.ops.attention import Choice, Implementation, choose
 from victor_jax.ops.losses import IGNORE
 
 TEXT_BEFORE = 35  # text tokens before the image: the system prompt of LLaVA-1.5
@@ -34,7 +34,7 @@ def small(width: int, layers: int, vision_layers: int, image_size: int) -> VLMCo
 class Preset:
     config: VLMConfig
     dtype: str
-    attention: Implementation
+    attention: Choice
     repeats: int
     in_turn: bool  # all compressions in memory at once and run in turn; else, to train, one after the other
     sizes: tuple[int, int]  # of the matrices of machine.limits
@@ -43,9 +43,15 @@ class Preset:
 
 PRESETS = {
     # LLaVA-1.5's proportions in small: 24 and 32 layers, 576 visual tokens.
-    "cpu": Preset(small(256, 32, 24, 336), "float32", "xla", repeats=3, in_turn=True, sizes=(2048, 8192)),
-    "7b": Preset(SIZES["7b"], "bfloat16", "cudnn", repeats=5, in_turn=False, sizes=(8192, 32768)),
+    "cpu": Preset(small(256, 32, 24, 336), "float32", "auto", repeats=3, in_turn=True, sizes=(2048, 8192)),
+    "7b": Preset(SIZES["7b"], "bfloat16", "auto", repeats=5, in_turn=False, sizes=(8192, 32768)),
 }
+
+
+def kernel(preset: Preset) -> Implementation:
+    """That the preset's attention means on this machine."""
+    platform, heads = jax.devices()[0].platform, preset.config.head_dims
+    return choose(preset.attention, platform=platform, dtype=preset.dtype, head_dims=heads)
 
 
 def counted(attention: Implementation) -> Causal:

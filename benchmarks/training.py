@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import machine
-from benchmarks.shapes import PRESETS, Preset, batch_of, counted, random_params
+from benchmarks.shapes import PRESETS, Preset, batch_of, counted, kernel, random_params
 from victor_jax.analysis import flops
 from victor_jax.compression.spec import parse
 from victor_jax.models.language import Remat
@@ -55,7 +55,7 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
     mesh = make_mesh(devices=jax.devices()[:1])
     whole = NamedSharding(mesh, PartitionSpec())  # on one device no axis cuts anything
     method = parse(spec, preset.config)
-    module = VLMModule(preset.config, method, jnp.dtype(preset.dtype), preset.attention, REMAT, stage.lora)
+    module = VLMModule(preset.config, method, jnp.dtype(preset.dtype), kernel(preset), REMAT, stage.lora)
     frozen = jax.device_put(random_params(module, {}), whole)
     learning = [path for path in frozen if is_adapter(path) or path.split("/")[0] in stage.trained]
     train = {path: frozen.pop(path).astype(PARAM_DTYPE) for path in learning}
@@ -82,7 +82,7 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
         module,
         flops.Work.of_loss(stage.rows, lengths, images=stage.rows, chunk=LOSS_CHUNK),
         stage.trained,
-        counted(preset.attention),
+        counted(module.implementation),
     )
     kinds = {"trained": train, "frozen": frozen, "optimizer": moments, "gradients": sums.grads, "batch": batch}
     memory = {kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()}

@@ -35,7 +35,7 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
     config.param_dtype = "float32"  # [ours] AdamW at 2e-5 loses its updates in bfloat16
     config.remat = "full"  # [llava] gradient checkpointing
     config.loss_chunk = 512  # [ours]
-    config.attention = "xla"
+    config.attention = "auto"  # [ours] cuDNN on a GPU, splash on a TPU
     config.log_every = 1
     config.wandb = False
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": -1})

@@ -78,5 +78,5 @@ def test_text_only(tmp_path):
 def test_layers_above_the_feature_are_neither_held_nor_run(tmp_path):
     tiny.saved(tmp_path, vision_feature_layer=-3)
     vlm = victor_jax.load(tmp_path, dtype="float32")
-    assert vlm.params["vision/stages_0/mlp/up/kernel"].shape[0] == 2  # of 4
+    assert vlm.params["vision/stages_0_0/mlp/up/kernel"].shape[0] == 2  # of 4
     assert not any("post_norm" in name for name in vlm.params)

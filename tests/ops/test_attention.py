@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from victor_jax.errors import UserError
-from victor_jax.ops.attention import BLOCKS, attend_cache, attention, causal_blocks, check_implementation
+from victor_jax.ops.attention import BLOCKS, attend_cache, attention, causal_blocks, choose
 
 BF16_EPS = 2.0**-7  # the distance from 1 to the next bfloat16; rounding to nearest is off by half of it
 
@@ -210,10 +210,11 @@ def test_causal_needs_equal_lengths(implementation):
 
 
 @pytest.mark.parametrize("implementation", ["cudnn", "splash", "splash_interpret"])
-def test_only_xla_takes_a_mask(implementation):
-    arrays, mask = qkv(4, 4, 2, 2, 16, dtype=jnp.bfloat16), jnp.ones((2, 4, 4), bool)
-    with pytest.raises(ValueError, match=f"only 'xla' takes a mask, not '{implementation}'"):
-        attention(*arrays, causal=False, mask=mask, implementation=implementation)
+def test_masked_queries_are_computed_without_a_kernel(implementation):
+    arrays, mask = qkv(4, 4, 2, 2, 16, dtype=jnp.bfloat16), jnp.arange(4)[:, None] < jnp.arange(4)[None] + 2
+    mask = jnp.broadcast_to(mask[None], (2, 4, 4))
+    found = attention(*arrays, causal=True, mask=mask, implementation=implementation)
+    np.testing.assert_array_equal(found, attention(*arrays, causal=True, mask=mask))
 
 
 @pytest.mark.parametrize(
@@ -258,32 +259,45 @@ def test_mask_must_be_bool_of_batch_queries_keys(shape, dtype):
 
 
 @pytest.mark.parametrize(
-    ("implementation", "platform", "dtype", "words"),
+    ("asked", "platform", "dtype", "words"),
     [
-        ("flash", "gpu", "bfloat16", "'flash' is unknown: use one of xla, cudnn, splash, splash_interpret"),
-        ("cudnn", "cpu", "bfloat16", "'cudnn' needs a GPU, not a CPU: use 'xla'"),
-        ("cudnn", "tpu", jnp.bfloat16, "'cudnn' needs a GPU, not a TPU: use 'xla'"),
-        ("cudnn", "gpu", jnp.float32, "'cudnn' takes bfloat16 or float16, not float32: use 'xla'"),
-        ("splash", "cpu", "float32", "'splash' needs a TPU, not a CPU: use 'xla'"),
-        ("splash", "gpu", "bfloat16", "'splash' needs a TPU, not a GPU: use 'xla'"),
-        ("splash", "tpu", jnp.float16, "'splash' takes bfloat16 or float32, not float16: use 'xla'"),
+        ("flash", "gpu", "bfloat16", "'flash' is unknown: use one of auto, xla, cudnn, splash, splash_interpret"),
+        ("cudnn", "cpu", "bfloat16", "'cudnn' needs a GPU, not a CPU: use 'auto'"),
+        ("cudnn", "tpu", jnp.bfloat16, "'cudnn' needs a GPU, not a TPU: use 'auto'"),
+        ("cudnn", "gpu", jnp.float32, "'cudnn' takes bfloat16 or float16, not float32: use 'auto'"),
+        ("splash", "cpu", "float32", "'splash' needs a TPU, not a CPU: use 'auto'"),
+        ("splash", "gpu", "bfloat16", "'splash' needs a TPU, not a GPU: use 'auto'"),
+        ("splash", "tpu", jnp.float16, "'splash' takes bfloat16 or float32, not float16: use 'auto'"),
     ],
 )
-def test_check_implementation_says_what_to_use_instead(implementation, platform, dtype, words):
+def test_what_cannot_run_says_what_to_use_instead(asked, platform, dtype, words):
     with pytest.raises(UserError, match=words):
-        check_implementation(implementation, platform=platform, dtype=dtype)
+        choose(asked, platform=platform, dtype=dtype, head_dims=(64, 128))
+
+
+@pytest.mark.parametrize("head_dim", [20, 512])
+def test_cudnn_refuses_heads_that_it_does_not_take(head_dim):
+    with pytest.raises(UserError, match=f"takes heads of a multiple of 8 up to 256, not of {head_dim}"):
+        choose("cudnn", platform="gpu", dtype="bfloat16", head_dims=(64, head_dim))
 
 
 @pytest.mark.parametrize(
-    ("implementation", "platform", "dtype"),
+    ("asked", "platform", "dtype", "head_dims", "expected"),
     [
-        ("xla", "cpu", "float32"),
-        ("xla", "tpu", jnp.bfloat16),
-        ("cudnn", "gpu", jnp.bfloat16),
-        ("cudnn", "cuda", np.dtype(np.float16)),
-        ("splash", "tpu", jnp.float32),
-        ("splash_interpret", "cpu", jnp.float32),
+        ("auto", "cpu", "float32", (64, 128), "xla"),
+        ("auto", "gpu", "bfloat16", (64, 128), "cudnn"),
+        ("auto", "cuda", "float16", (64, 128), "cudnn"),
+        ("auto", "gpu", "float32", (64, 128), "xla"),
+        ("auto", "gpu", "bfloat16", (64, 20), "xla"),
+        ("auto", "gpu", "bfloat16", (64, 256), "xla"),  # only Hopper takes them
+        ("auto", "tpu", "bfloat16", (64, 128), "splash"),
+        ("auto", "tpu", "float16", (64, 128), "xla"),
+        ("auto", "tpu", "float32", (64, 128), "xla"),
+        ("xla", "gpu", "bfloat16", (64, 128), "xla"),
+        ("cudnn", "gpu", "bfloat16", (64, 256), "cudnn"),
+        ("splash", "tpu", jnp.float32, (64, 128), "splash"),
+        ("splash_interpret", "cpu", jnp.float32, (64, 128), "splash_interpret"),
     ],
 )
-def test_check_implementation_accepts(implementation, platform, dtype):
-    check_implementation(implementation, platform=platform, dtype=dtype)
+def test_the_kernel_of_the_platform(asked, platform, dtype, head_dims, expected):
+    assert choose(asked, platform=platform, dtype=dtype, head_dims=head_dims) == expected

@@ -76,9 +76,9 @@ def test_rows_and_images_that_the_mesh_does_not_divide_get_the_same_answer(folde
         (
             (1, 8, 1),
             {
-                "language/stages_1/attention/q/kernel": (2, 8, 96),
-                "language/stages_1/attention/o/kernel": (2, 96, 8),
-                "vision/stages_0/mlp/up/bias": (3, 48),
+                "language/stages_1_0/attention/q/kernel": (2, 8, 96),
+                "language/stages_1_0/attention/o/kernel": (2, 96, 8),
+                "vision/stages_0_0/mlp/up/bias": (3, 48),
                 "language/embedding": (256, 8),
                 "language/norm/scale": (64,),
                 "compression/registers": (3, 64),
@@ -87,15 +87,15 @@ def test_rows_and_images_that_the_mesh_does_not_divide_get_the_same_answer(folde
         (
             (2, 2, 2),
             {
-                "language/stages_1/attention/k/kernel": (2, 32, 24),
-                "language/stages_1/mlp/down/kernel": (2, 48, 32),
-                "vision/stages_0/mlp/up/bias": (3, 24),
+                "language/stages_1_0/attention/k/kernel": (2, 32, 24),
+                "language/stages_1_0/mlp/down/kernel": (2, 48, 32),
+                "vision/stages_0_0/mlp/up/bias": (3, 24),
                 "language/embedding": (128, 32),
                 "language/head": (32, 128),
                 "projector/linear_1/kernel": (16, 32),
             },
         ),
-        ((8, 1, 1), {"language/stages_1/attention/q/kernel": (2, 64, 96), "language/embedding": (256, 64)}),
+        ((8, 1, 1), {"language/stages_1_0/attention/q/kernel": (2, 64, 96), "language/embedding": (256, 64)}),
     ],
 )
 def test_each_device_holds_its_share(folder: Path, axes: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> None:

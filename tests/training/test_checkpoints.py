@@ -32,9 +32,9 @@ from victor_jax.training.step import State
 
 SETTINGS = OptimizerSettings(1e-3, 2e-3, 0.03, 0.1, 0.9, 0.999, 1e-8, 1.0)
 SHAPES = {
-    "language/stages_0/attention/q/kernel": (2, 16, 8),
-    "language/stages_0/attention/q/bias": (2, 8),
-    "language/stages_1/mlp/down/kernel": (3, 16, 16),
+    "language/stages_0_0/attention/q/kernel": (2, 16, 8),
+    "language/stages_0_0/attention/q/bias": (2, 8),
+    "language/stages_1_0/mlp/down/kernel": (3, 16, 16),
     "projector/linear_1/kernel": (16, 8),
     "compression/registers": (8, 16),
 }
@@ -101,7 +101,7 @@ def test_a_state_comes_back_bit_by_bit_on_other_meshes(tmp_path: Path, dtype: st
         found = checkpoints.restore(2, on(mesh, expected))
     assert_same(alone, expected)
     assert_same(found, expected)
-    kernel = found.train["language/stages_0/attention/q/kernel"]
+    kernel = found.train["language/stages_0_0/attention/q/kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 2)}
     assert all(leaf.sharding.mesh.shape == mesh.shape for leaf in jax.tree.leaves(found))
     assert_same(advance_on(one, found), advance_on(one, alone))
@@ -147,7 +147,7 @@ def test_a_state_that_does_not_fit_is_one_sentence_with_every_difference(tmp_pat
     other = dict(params_of())
     other["projector/linear_2/kernel"] = other.pop("projector/linear_1/kernel")
     other["compression/registers"] = jnp.zeros((4, 16))
-    other["language/stages_0/attention/q/bias"] = jnp.zeros((2, 8), jnp.bfloat16)
+    other["language/stages_0_0/attention/q/bias"] = jnp.zeros((2, 8), jnp.bfloat16)
     with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         checkpoints.save(1, state, {})
         with pytest.raises(UserError) as error:

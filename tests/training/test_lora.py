@@ -85,7 +85,7 @@ def params_of(workdir, step):
 
 def test_adapters_projector_and_registers_train_and_nothing_else(trained):
     before, after = params_of(trained, 1), params_of(trained, STEPS)
-    expected = {f"language/stages_{stage}/{name}/lora_{half}" for stage in (0, 1) for name in LINEAR for half in "ab"}
+    expected = {f"language/stages_{stage}_0/{name}/lora_{half}" for stage in (0, 1) for name in LINEAR for half in "ab"}
     expected |= {f"projector/linear_{n}/{leaf}" for n in (1, 2) for leaf in ("kernel", "bias")} | {
         "compression/registers"
     }

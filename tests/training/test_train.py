@@ -292,7 +292,7 @@ def test_every_parameter_is_listed_with_its_shape_and_place(undisturbed, start, 
     rows = [line.split() for line in (undisturbed / "parameters.txt").read_text().splitlines()]
     rows = {row[0]: " ".join(row[1:]) for row in rows}
     assert rows["compression/registers"] == "[2, 64] float32 P(None, None) trained"
-    assert rows["language/stages_1/mlp/up/kernel"] == "[2, 64, 96] float32 P(None, 'fsdp', 'tensor') trained"
+    assert rows["language/stages_1_0/mlp/up/kernel"] == "[2, 64, 96] float32 P(None, 'fsdp', 'tensor') trained"
     assert rows["vision/position_embedding"].endswith("frozen")
     assert len(rows) == len(saved_params(undisturbed)) + sum(row.endswith("frozen") for row in rows.values())
     run_here(undisturbed, overrides(start, data))

@@ -61,7 +61,7 @@ def forward(module: VLMModule, work: Work, causal: Causal = "full") -> int:
     vision = work.images * (2 * patches * patch + 2 * positions * kernels + attention)
     tokens = work.images * module.method.tokens_per_image(config)
     language = sum(
-        2 * work.rows * length * _sum(sizes, f"language/stages_{i}/", "/kernel", *ADAPTERS)
+        2 * work.rows * length * _sum(sizes, f"language/stages_{i}_", "/kernel", *ADAPTERS)
         + _attention(module, i, work, causal)
         for i, length in enumerate(work.lengths)
     )
@@ -81,7 +81,7 @@ def training_step(module: VLMModule, work: Work, trained: Collection[str], causa
     backward = _head(module, work) * (1 + language)
     recomputed = _head(module, work)  # the loss computes its logits again, chunk by chunk
     for i, length in enumerate(work.lengths):
-        stage, tokens = f"language/stages_{i}/", 2 * work.rows * length
+        stage, tokens = f"language/stages_{i}_", 2 * work.rows * length
         kernels, adapters = _sum(sizes, stage, "/kernel"), _sum(sizes, stage, *ADAPTERS)
         attention = _attention(module, i, work, causal)
         # Gradients of activations always, of what trains besides.

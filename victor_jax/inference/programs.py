@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from victor_jax.compression.plan import Size
+from victor_jax.inference.platform import COMPILER_OPTIONS
 from victor_jax.models.language import Caches
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
@@ -28,7 +29,7 @@ def log_probabilities(params: dict, batch: Batch, *, module: VLMModule, sizes: t
     return -loss
 
 
-@functools.partial(jax.jit, static_argnames=("module", "sizes", "room"))
+@functools.partial(jax.jit, static_argnames=("module", "sizes", "room"), compiler_options=COMPILER_OPTIONS)
 def prefill(
     params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], room: int
 ) -> tuple[jax.Array, Caches]:
@@ -40,6 +41,7 @@ def prefill(
     jax.jit,
     static_argnames=("module", "max_new_tokens", "end_tokens", "pad_token", "greedy"),
     donate_argnums=1,
+    compiler_options=COMPILER_OPTIONS,
 )
 def decode(
     params: dict,

@@ -21,11 +21,12 @@ from victor_jax.errors import UserError
 from victor_jax.inference import programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
+from victor_jax.inference.platform import module_for, weight_format
 from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow, kind_counts
 from victor_jax.models.vlm import VLMModule, parameters
-from victor_jax.ops.attention import Implementation, check_implementation
+from victor_jax.ops.attention import Choice
 from victor_jax.prompt import Prompt
 from victor_jax.sharding.mesh import fetch, of_parameter
 from victor_jax.sharding.mesh import rows as row_sharding
@@ -50,7 +51,7 @@ def load(
     *,
     vision: str | Path | None = None,
     projector: str | Path | None = None,
-    attention: Implementation = "xla",
+    attention: Choice = "auto",
     seed: int = 0,
 ) -> "VLM":
     """Any known checkpoint folder, under any compression (default: the one that it was trained with).
@@ -61,15 +62,18 @@ def load(
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
     device = mesh.devices.flat[0] if mesh is not None else jax.devices()[0]
-    check_implementation(attention, platform=device.platform, dtype=jnp.dtype(dtype))
     checkpoint = open_checkpoint(path, vision, projector, seed)
     method = parse(compression or checkpoint.compression, checkpoint.config)
     tensors = fresh.with_own(checkpoint, method, seed)
-    module = VLMModule(checkpoint.config, method, jnp.dtype(dtype), attention)
+    module = module_for(checkpoint.config, method, dtype, attention, device.platform)
     single = jax.sharding.SingleDeviceSharding(device)
     abstract = {
         path: jax.ShapeDtypeStruct(
-            leaf.shape, dtype, sharding=single if mesh is None else of_parameter(path, leaf.shape, leaf.spec, mesh)
+            leaf.shape,
+            dtype,
+            sharding=weight_format(
+                path, single if mesh is None else of_parameter(path, leaf.shape, leaf.spec, mesh), device.platform
+            ),
         )
         for path, leaf in parameters(module).items()
     }

@@ -67,3 +67,8 @@ class VLMConfig:
     def features_per_image(self) -> int:
         """Of the vision tower, before any compression."""
         return self.vision.patches + self.keep_class_token
+
+    @property
+    def head_dims(self) -> tuple[int, int]:
+        """Of both towers' attention."""
+        return self.vision.width // self.vision.heads, self.language.head_dim

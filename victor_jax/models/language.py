@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from victor_jax.compression.plan import Kind, Layers, Plan, Score, Size
 from victor_jax.compression.stream import Flow, Stream, Where
 from victor_jax.models.config import LanguageConfig
-from victor_jax.models.layers import Dense, Lora, RMSNorm
+from victor_jax.models.layers import Dense, Lora, RMSNorm, loop_lengths
 from victor_jax.models.parameters import Normal, declare
-from victor_jax.ops.attention import Implementation, attend_cache, attention
+from victor_jax.ops.attention import CACHE_AXES, CacheAxes, Implementation, attend_cache, attention
 from victor_jax.ops.rope import inverse_frequencies, rotate, rotation
 from victor_jax.sharding.mesh import over_rows
 
@@ -34,8 +34,8 @@ class StageCache:
     Laid out for decoding, which reads all slots and writes one.
     """
 
-    keys: jax.Array  # [L, B, K, H, S]
-    values: jax.Array  # [L, B, K, S, H]
+    keys: tuple[jax.Array, ...]  # of each loop over layers: [L, …], the other axes as the module's cache_axes say
+    values: tuple[jax.Array, ...]
     positions: jax.Array  # int32 [B, S], EMPTY where the slot is free
     prefilled: int = flax.struct.field(pytree_node=False)  # slots before the first new token
 
@@ -55,7 +55,7 @@ class View:
     where: Where | None = None  # for a score
 
 
-KeysValues = tuple[jax.Array, jax.Array] | None  # of all layers of the stage
+KeysValues = tuple[jax.Array, jax.Array] | None  # of all layers of a loop
 
 
 class LanguageAttention(nn.Module):
@@ -64,6 +64,7 @@ class LanguageAttention(nn.Module):
     implementation: Implementation
     lora: Lora | None
     score: Score | None
+    cache_axes: CacheAxes
 
     @nn.compact
     def __call__(
@@ -79,7 +80,7 @@ class LanguageAttention(nn.Module):
         q = rotate(heads("q", c.heads), view.cosine, view.sine)
         k = rotate(heads("k", c.kv_heads), view.cosine, view.sine)
         v = heads("v", c.kv_heads)
-        cache = write(cache, layer, view.slot, k, v)
+        cache = write(cache, layer, view.slot, k, v, self.cache_axes)
         score = None if self.score is None or view.where is None else self.score(q, k, view.where)
         if view.slot is None:
             y = attention(q, k, v, causal=True, mask=view.mask, implementation=self.implementation)
@@ -87,22 +88,26 @@ class LanguageAttention(nn.Module):
             assert cache is not None, "decoding needs a cache"
             assert view.mask is not None, "decoding needs to know which slots are filled"
             keys, values = (jax.lax.dynamic_index_in_dim(m, layer, keepdims=False) for m in cache)
-            y = attend_cache(q, keys, values, view.mask)
+            y = attend_cache(q, keys, values, view.mask, self.cache_axes)
         y = y.reshape(*x.shape[:2], c.heads * c.head_dim)
         out = Dense(c.width, False, self.dtype, self.lora, axes=("tensor", "fsdp"), name="o")
         return out(y), cache, score
 
 
-def write(cache: KeysValues, layer: jax.Array, slot: jax.Array | None, k: jax.Array, v: jax.Array) -> KeysValues:
-    """The cache with k and v [B, T, K, H] of `layer` written from `slot` on, in place once compiled."""
+def write(
+    cache: KeysValues, layer: jax.Array, slot: jax.Array | None, k: jax.Array, v: jax.Array, axes: CacheAxes
+) -> KeysValues:
+    """The cache with k and v [B, S, K, H] of `layer` written from `slot` on, in place once compiled."""
     if cache is None:
         return None
-    (keys, values), slot = cache, jnp.int32(0) if slot is None else slot
-    k, v = k.transpose(0, 2, 3, 1)[None], v.transpose(0, 2, 1, 3)[None]
-    return (
-        jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), (layer, 0, 0, 0, slot)),
-        jax.lax.dynamic_update_slice(values, v.astype(values.dtype), (layer, 0, 0, slot, 0)),
-    )
+    first = jnp.int32(0) if slot is None else slot
+
+    def into(held: jax.Array, new: jax.Array, order: str) -> jax.Array:
+        new = new.transpose(["BSKH".index(axis) for axis in order]).astype(held.dtype)
+        start = [first if axis == "S" else 0 for axis in order]
+        return jax.lax.dynamic_update_slice(held, new[None], (layer, *start))
+
+    return into(cache[0], k, axes[0]), into(cache[1], v, axes[1])
 
 
 class LanguageMLP(nn.Module):
@@ -124,6 +129,7 @@ class LanguageLayer(nn.Module):
     implementation: Implementation
     lora: Lora | None
     score: Score | None
+    cache_axes: CacheAxes
 
     @nn.compact
     def __call__(
@@ -132,7 +138,9 @@ class LanguageLayer(nn.Module):
         x, cache = carry
         x, c = over_rows(x), self.config
         y = RMSNorm(c.norm_eps, name="norm1")(x)
-        attend = LanguageAttention(c, self.dtype, self.implementation, self.lora, self.score, name="attention")
+        attend = LanguageAttention(
+            c, self.dtype, self.implementation, self.lora, self.score, self.cache_axes, name="attention"
+        )
         y, cache, score = attend(y, cache, layer, view)
         x = x + y
         y = RMSNorm(c.norm_eps, name="norm2")(x)
@@ -147,31 +155,39 @@ class LanguageTower(nn.Module):
     implementation: Implementation
     remat: Remat = "none"
     lora: Lora | None = None
+    layers_per_loop: int | None = None
+    cache_axes: CacheAxes = CACHE_AXES
 
     def setup(self) -> None:
         c = self.config
         self.embedding = self.param("embedding", declare(Normal(0.02), "tensor", "fsdp"), (c.vocabulary, c.width))
-        self.stages = [self._stage(step) for step in self.plan.steps if isinstance(step, Layers)]
+        self.stages = [
+            [self._loop(length, step.score) for length in loop_lengths(step.count, self.layers_per_loop)]
+            for step in self.plan.steps
+            if isinstance(step, Layers)
+        ]
         self.norm = RMSNorm(c.norm_eps)
         if not c.tied_embeddings:
             self.head = self.param("head", declare(Normal(0.02), "fsdp", "tensor"), (c.width, c.vocabulary))
 
-    def _stage(self, step: Layers) -> nn.Module:
+    def _loop(self, length: int, score: Score | None) -> nn.Module:
         layer = LanguageLayer
         if self.remat != "none":
-            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+            # A loop keeps the two passes apart by itself; the compiler unrolls one of a single layer.
+            layer = nn.remat(layer, prevent_cse=length == 1, policy=REMAT_POLICIES[self.remat])
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
-            length=step.count,
+            length=length,
         )
-        return scanned(self.config, self.dtype, self.implementation, self.lora, step.score)
+        return scanned(self.config, self.dtype, self.implementation, self.lora, score, self.cache_axes)
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """ids int32 [B, T] -> [B, T, D]."""
-        return self.embedding.astype(self.dtype)[ids]
+        """ids int32 [B, T] -> [B, T, D], zeros where the vocabulary has no such id. Cast after the lookup, so that
+        gradients are summed in the table's type."""
+        return self.embedding.at[ids].get(mode="fill", fill_value=0).astype(self.dtype)
 
     def __call__(
         self, flow: Flow, sizes: tuple[Size, ...], own: nn.Module | None, room: int | None = None
@@ -199,9 +215,7 @@ class LanguageTower(nn.Module):
         if step.score is not None:
             prompt_end = jnp.argmax(stream.origin == flow.prompt_end[:, None], axis=1)
             view = replace(view, where=Where(stream.kinds, stream.positions, prompt_end, self.config.sliding_window))
-        x, keys_values, scores = self._run(stage, stream.x, cache, view)
-        if cache is not None and keys_values is not None:
-            cache = replace(cache, keys=keys_values[0], values=keys_values[1])
+        x, cache, scores = self._run(stage, stream.x, cache, view)
         return replace(flow, stream=replace(stream, x=x), scores=scores), cache
 
     def decode(
@@ -217,9 +231,8 @@ class LanguageTower(nn.Module):
             position = cache.positions.max(axis=1, keepdims=True) + 1
             filled = jax.lax.dynamic_update_slice(cache.positions, position, (0, slot))
             mask = (filled != EMPTY) & self._in_window(position, filled)
-            x, keys_values, _ = self._run(next(stages), x, cache, View(*self._rotation(position), mask=mask, slot=slot))
-            assert keys_values is not None
-            grown[i] = replace(cache, keys=keys_values[0], values=keys_values[1], positions=filled)
+            cache = replace(cache, positions=filled)
+            x, grown[i], _ = self._run(next(stages), x, cache, View(*self._rotation(position), mask=mask, slot=slot))
         return self.norm(x), grown
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -233,12 +246,21 @@ class LanguageTower(nn.Module):
 
     def _run(
         self, stage: int, x: jax.Array, cache: StageCache | None, view: View
-    ) -> tuple[jax.Array, KeysValues, jax.Array | None]:
-        keys_values = None if cache is None else (cache.keys, cache.values)
-        layers = jnp.arange(self.plan.stages[stage])
+    ) -> tuple[jax.Array, StageCache | None, jax.Array | None]:
+        """The layers of a stage, loop by loop -> x, the cache with their keys and values, their scores [L, …]."""
+        loops, lengths = self.stages[stage], loop_lengths(self.plan.stages[stage], self.layers_per_loop)
+        held: list[KeysValues] = [None] * len(loops)
+        if cache is not None:
+            held = list(zip(cache.keys, cache.values, strict=True))
+        scores = []
         with jax.named_scope(f"stage_{stage}"):
-            (x, keys_values), scores = self.stages[stage]((x, keys_values), layers, view)
-        return x, keys_values, scores
+            for i, (loop, length) in enumerate(zip(loops, lengths, strict=True)):
+                (x, held[i]), score = loop((x, held[i]), jnp.arange(length), view)
+                scores.append(score)
+        if cache is not None:
+            keys, values = zip(*held, strict=True)
+            cache = replace(cache, keys=keys, values=values)
+        return x, cache, None if scores[0] is None else jnp.concatenate(scores)
 
     def _view(self, stream: Stream, span: int) -> View:
         """Of a full pass over positions that are less than `span` apart, gaps included."""
@@ -258,9 +280,14 @@ class LanguageTower(nn.Module):
 
     def _empty_cache(self, layers: int, stream: Stream, room: int) -> StageCache:
         c, (rows, length) = self.config, stream.kinds.shape
-        heads = (layers, rows, c.kv_heads)
-        keys = jnp.zeros((*heads, c.head_dim, length + room), self.dtype)
-        values = jnp.zeros((*heads, length + room, c.head_dim), self.dtype)
+        sizes = {"B": rows, "K": c.kv_heads, "H": c.head_dim, "S": length + room}
+        keys, values = (
+            tuple(
+                jnp.zeros((layers, *(sizes[axis] for axis in axes)), self.dtype)
+                for layers in loop_lengths(layers, self.layers_per_loop)
+            )
+            for axes in self.cache_axes
+        )
         positions = jnp.where(stream.kinds == Kind.PADDING, EMPTY, stream.positions)
         positions = jnp.pad(positions, ((0, 0), (0, room)), constant_values=EMPTY)
         return StageCache(keys, values, positions, prefilled=length)

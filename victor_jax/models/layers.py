@@ -19,6 +19,16 @@ class Lora:
     dropout: float = 0.0  # of the input of a, in training only: where a dropout key is given
 
 
+def loop_lengths(layers: int, most: int | None) -> tuple[int, ...]:
+    """A run of layers as compiled loops over at most so many each (None: one loop). Equal up to one layer.
+
+    The weights of a loop are one array, so a loop is one program for all its layers. On a GPU, though, it copies each
+    layer's slice of that array before a kernel can read it.
+    """
+    count = 1 if most is None else -(-layers // most)
+    return tuple(layers // count + (i < layers % count) for i in range(count))
+
+
 def is_adapter(path: str) -> bool:
     return path.endswith(("/lora_a", "/lora_b"))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from victor_jax.models.config import Activation, VisionConfig
-from victor_jax.models.layers import Dense, LayerNorm
+from victor_jax.models.layers import Dense, LayerNorm, loop_lengths
 from victor_jax.models.parameters import Normal, declare
 from victor_jax.ops.attention import Implementation, attention
 from victor_jax.sharding.mesh import over_rows
@@ -68,6 +68,7 @@ class VisionTower(nn.Module):
     keep_class_token: bool
     dtype: Any
     implementation: Implementation
+    layers_per_loop: int | None = None
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
@@ -82,8 +83,9 @@ class VisionTower(nn.Module):
 
         reached: dict[int, jax.Array] = {0: x}
         for i, layers in enumerate(stage_lengths(self.levels)):
-            stage = nn.scan(VisionLayer, variable_axes={"params": 0}, split_rngs={"params": True}, length=layers)
-            x, _ = stage(c, self.dtype, self.implementation, name=f"stages_{i}")(x, None)
+            for j, length in enumerate(loop_lengths(layers, self.layers_per_loop)):
+                loop = nn.scan(VisionLayer, variable_axes={"params": 0}, split_rngs={"params": True}, length=length)
+                x, _ = loop(c, self.dtype, self.implementation, name=f"stages_{i}_{j}")(x, None)
             reached[max(reached) + layers] = x
         features = jnp.concatenate([reached[level] for level in self.levels], axis=-1)
         return features if self.keep_class_token else features[:, 1:]

@@ -5,6 +5,7 @@ pixels -> vision -> (compressor) -> projector -> visual tokens
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -22,12 +23,23 @@ from victor_jax.models.parameters import Declared, Normal, declare
 from victor_jax.models.projector import Projector
 from victor_jax.models.sequence import Batch, EncodedRow, Sequence, kind_counts, lay_out
 from victor_jax.models.vision import VisionTower
-from victor_jax.ops.attention import Implementation
+from victor_jax.ops.attention import CACHE_AXES, CacheAxes, Implementation
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE, cross_entropy
 from victor_jax.sharding.mesh import over_rows
 
 REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own embedding scale
+
+
+def exact_where_asked(method: Callable[..., Any]) -> Callable[..., Any]:
+    """float32 is float32 on every platform: by default GPUs and TPUs round the factors of its products."""
+
+    @functools.wraps(method)
+    def traced(self: "VLMModule", *args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default"):
+            return method(self, *args, **kwargs)
+
+    return traced
 
 
 class OwnParameters(nn.Module):
@@ -56,13 +68,15 @@ class VLMModule(nn.Module):
     implementation: Implementation = "xla"
     remat: Remat = "none"
     lora: Lora | None = None
+    layers_per_loop: int | None = None  # in both towers, see loop_lengths
+    cache_axes: CacheAxes = CACHE_AXES
 
     def setup(self) -> None:
-        c = self.config
-        self.vision = VisionTower(c.vision, c.feature_levels, c.keep_class_token, self.dtype, self.implementation)
+        c, kernels = self.config, (self.dtype, self.implementation)
+        self.vision = VisionTower(c.vision, c.feature_levels, c.keep_class_token, *kernels, self.layers_per_loop)
         self.projector = Projector(c.projector, c.language.width, self.dtype)
         self.language = LanguageTower(
-            c.language, self.method.plan, self.dtype, self.implementation, self.remat, self.lora
+            c.language, self.method.plan, *kernels, self.remat, self.lora, self.layers_per_loop, self.cache_axes
         )
         self.compression = OwnParameters(c, self.method, self.dtype)
 
@@ -77,20 +91,24 @@ class VLMModule(nn.Module):
     def embed(self, sequence: Sequence, visual: jax.Array | None) -> jax.Array:
         """Each position's input state [B, T, D], taken from the source that its kind names."""
 
-        def of(kind: Kind) -> tuple[jax.Array, jax.Array]:
+        def of(kind: Kind, elsewhere: int) -> tuple[jax.Array, jax.Array]:
             here = sequence.kinds == kind
-            return here[..., None], jnp.where(here, sequence.index, 0)
+            return here[..., None], jnp.where(here, sequence.index, elsewhere)
 
-        _, ids = of(Kind.TEXT)
+        # Other positions look up nothing: all of them at one entry would queue for its gradient.
+        _, ids = of(Kind.TEXT, elsewhere=self.config.language.vocabulary)
         x = self.language.embed(ids)
         if visual is not None:
-            here, which = of(Kind.VISUAL)
+            here, which = of(Kind.VISUAL, elsewhere=0)
             x = jnp.where(here, take(visual, which), x)
-        if self.method.registers:
-            here, which = of(Kind.REGISTER)
-            x = jnp.where(here, self.compression.registers.astype(self.dtype)[which], x)
+        if registers := self.method.registers:
+            here, which = of(Kind.REGISTER, elsewhere=registers)
+            # A product, since every row adds to the gradient of the same few registers.
+            chosen = jax.nn.one_hot(which, registers, dtype=jnp.float32) @ self.compression.registers
+            x = jnp.where(here, chosen.astype(self.dtype), x)
         return over_rows(x)
 
+    @exact_where_asked
     def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
         """A full pass -> what is at the top, and the caches (see LanguageTower)."""
         sequence = batch.sequence
@@ -99,6 +117,7 @@ class VLMModule(nn.Module):
         stream = Stream(x, sequence.kinds, sequence.positions, origin)
         return self.language(Flow(stream, sequence.prompt_end), sizes, self.compression.steps, room)
 
+    @exact_where_asked
     def __call__(self, batch: Batch, sizes: tuple[Size, ...], text_length: int) -> jax.Array:
         """float32 [B, text_length, W]: logits of each row's text positions in their order, then zeros."""
         top = self.run(batch, sizes)[0].stream
@@ -106,6 +125,7 @@ class VLMModule(nn.Module):
         is_text = take(top.kinds, order) == Kind.TEXT
         return jnp.where(is_text[..., None], self.language.logits(take(top.x, order)), 0.0)
 
+    @exact_where_asked
     def loss(self, batch: Batch, sizes: tuple[Size, ...], chunk: int) -> tuple[jax.Array, jax.Array]:
         """float32 [B] summed negative log-likelihood of each row, int32 [B] supervised positions of it.
 
@@ -115,12 +135,14 @@ class VLMModule(nn.Module):
         targets = jnp.where(top.kinds == Kind.PADDING, IGNORE, take(batch.targets, top.origin))
         return cross_entropy(top.x, self.language.head_kernel(), targets, chunk)
 
+    @exact_where_asked
     def prefill(self, batch: Batch, sizes: tuple[Size, ...], room: int) -> tuple[jax.Array, Caches]:
         """float32 [B, W]: logits after each row's last position, and the caches with room for new tokens."""
         flow, caches = self.run(batch, sizes, room)
         last = (flow.stream.kinds != Kind.PADDING).sum(axis=1, keepdims=True) - 1
         return self.language.logits(take(flow.stream.x, last))[:, 0], caches
 
+    @exact_where_asked
     def decode(self, token: jax.Array, caches: Caches, step: jax.Array) -> tuple[jax.Array, Caches]:
         """token int32 [B], the new token number `step` -> float32 [B, W] logits after it, and the caches."""
         x, caches = self.language.decode(self.language.embed(token[:, None]), caches, step, self.compression.steps)

@@ -17,6 +17,10 @@ from jax.sharding import PartitionSpec as P
 from victor_jax.errors import UserError
 
 Implementation = Literal["xla", "cudnn", "splash", "splash_interpret"]
+Choice = Literal["auto", "xla", "cudnn", "splash", "splash_interpret"]
+
+CacheAxes = tuple[str, str]  # the order of the axes in memory of cached keys and values, S the slots
+CACHE_AXES: CacheAxes = ("BKHS", "BKSH")  # as the two products of decoding read them
 
 # What a kernel demands; an implementation that is not listed demands nothing.
 PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
@@ -26,24 +30,40 @@ DTYPES = {
     "splash_interpret": ("bfloat16", "float32"),
 }
 
+CUDNN_HEADS, CUDNN_EVERYWHERE, CUDNN_HOPPER = 8, 128, 256  # head dims: their divisor, the largest before and on Hopper
+SPLASH_FROM = 512  # keys: below, writing the scores costs little, and padding to tiles more
 TILE = 128  # splash works on tiles of 128 queries and keys; any head dim compiles, 128 wastes nothing
 BLOCKS = 8  # of causal queries, see causal_blocks
 NOTHING = -1e30  # the score of a key that may not be seen; finite, so that a query without any key is no NaN
 BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 
 
-def check_implementation(implementation: str, *, platform: str, dtype: Any) -> None:
-    """Before any compile: raises `UserError` where `implementation` cannot run on `platform` in `dtype`."""
-    if implementation not in get_args(Implementation):
-        known = ", ".join(get_args(Implementation))
-        raise UserError(f"attention {implementation!r} is unknown: use one of {known}.")
-    platforms, dtypes = PLATFORMS.get(implementation), DTYPES.get(implementation)
+def choose(asked: str, *, platform: str, dtype: Any, head_dims: tuple[int, ...]) -> Implementation:
+    """Before any compile: what `asked` means on `platform` for these arrays, `UserError` where it cannot run.
+
+    "auto" in 16 bits: cuDNN on a GPU, splash on a TPU. Everything else is XLA's.
+    """
+    if asked not in get_args(Choice):
+        raise UserError(f"attention {asked!r} is unknown: use one of {', '.join(get_args(Choice))}.")
+    if asked == "auto":
+        name = jnp.dtype(dtype).name
+        if platform == "tpu" and name == "bfloat16":
+            return "splash"
+        fits = all(n % CUDNN_HEADS == 0 and n <= CUDNN_EVERYWHERE for n in head_dims)
+        return "cudnn" if platform in PLATFORMS["cudnn"] and name in DTYPES["cudnn"] and fits else "xla"
+    platforms, dtypes = PLATFORMS.get(asked), DTYPES.get(asked)
     if platforms and platform not in platforms:
         needed, found = platforms[0].upper(), platform.upper()
-        raise UserError(f"attention {implementation!r} needs a {needed}, not a {found}: use 'xla' instead.")
+        raise UserError(f"attention {asked!r} needs a {needed}, not a {found}: use 'auto' instead.")
     if dtypes and jnp.dtype(dtype).name not in dtypes:
         needed, found = " or ".join(dtypes), jnp.dtype(dtype).name
-        raise UserError(f"attention {implementation!r} takes {needed}, not {found}: use 'xla' instead.")
+        raise UserError(f"attention {asked!r} takes {needed}, not {found}: use 'auto' instead.")
+    if asked == "cudnn" and (wrong := [n for n in head_dims if n % CUDNN_HEADS or n > CUDNN_HOPPER]):
+        raise UserError(
+            f"attention 'cudnn' takes heads of a multiple of {CUDNN_HEADS} up to {CUDNN_HOPPER}, not of {wrong[0]}: "
+            "use 'auto' instead."
+        )
+    return asked  # type: ignore[return-value]
 
 
 def attention(
@@ -57,10 +77,12 @@ def attention(
 ) -> Array:
     """q [B,T,N,H], k and v [B,S,K,H] -> [B,T,N,H] in the dtype of q; the softmax is computed in float32.
 
-    `mask` [B,T,S] is True where a query may attend, on top of `causal`; only "xla" takes one. A query that
-    may attend to nothing gets a mean of v, not NaN.
+    `mask` [B,T,S] is True where a query may attend, on top of `causal`. No kernel takes one, so with a mask (a sliding
+    window shorter than the row) XLA computes it. A query that may attend to nothing gets a mean of v, not NaN.
     """
     _check_arguments(q, k, v, causal, mask, implementation)
+    if mask is not None or (implementation == "splash" and k.shape[1] < SPLASH_FROM):
+        implementation = "xla"
     if implementation in ("splash", "splash_interpret"):
         return _splash(q, k, v, causal=causal, interpret=implementation == "splash_interpret")
     if implementation == "cudnn":
@@ -75,17 +97,19 @@ def attention(
     return jnp.concatenate(blocks, axis=1)
 
 
-def attend_cache(q: Array, keys: Array, values: Array, filled: Array) -> Array:
-    """One query per row, q [B,1,N,H], against keys [B,K,H,S] and values [B,K,S,H] -> [B,1,N,H].
+def attend_cache(q: Array, keys: Array, values: Array, filled: Array, axes: CacheAxes = CACHE_AXES) -> Array:
+    """One query per row, q [B,1,N,H], against keys and values whose axes are in the order of `axes` -> [B,1,N,H].
 
     `filled` [B,S] is True where a slot may be attended to.
     """
     B, _, N, H = q.shape
-    K = keys.shape[1]
-    scores = jnp.einsum("BKGH,BKHS->BKGS", q.reshape(B, K, N // K, H), keys, preferred_element_type=jnp.float32)
+    K = keys.shape[axes[0].index("K")]
+    q = q.reshape(B, K, N // K, H)
+    scores = jnp.einsum(f"BKGH,{axes[0]}->BKGS", q, keys, preferred_element_type=jnp.float32)
     weights, total = _softmax(scores, filled[:, None, None], H)
-    out = jnp.einsum("BKGS,BKSH->BKGH", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return (out / total[..., None]).astype(q.dtype).reshape(q.shape)
+    weights = weights.astype(values.dtype)
+    out = jnp.einsum(f"BKGS,{axes[1]}->BKGH", weights, values, preferred_element_type=jnp.float32)
+    return (out / total[..., None]).astype(q.dtype).reshape(B, 1, N, H)
 
 
 def attention_rows(q: Array, k: Array, visible: Array) -> Array:
@@ -113,13 +137,20 @@ def _visible(start: int, end: int, mask: Array | None) -> Array:
 
 
 def _plain(q: Array, k: Array, v: Array, visible: Array | None) -> Array:
-    """As the textbook has it, except that the values are added up before the softmax divides: S / H times fewer."""
+    """As the textbook has it, except that the values are added up before the softmax divides: S / H times fewer.
+
+    Heads come first, and both products are plain matrices: in the order of an einsum, XLA transposes the scores.
+    """
     B, T, N, H = q.shape
-    K = k.shape[2]
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q.reshape(B, T, K, N // K, H), k, preferred_element_type=jnp.float32)
+    S, K = k.shape[1:3]
+    queries = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+    scores = jnp.matmul(queries, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+    scores = scores.reshape(B, K, N // K, T, S)
     weights, total = _softmax(scores, None if visible is None else visible[:, None, None], H)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / total.transpose(0, 3, 1, 2)[..., None]).astype(q.dtype).reshape(q.shape)
+    weights = weights.astype(v.dtype).reshape(B, K, -1, S)
+    out = jnp.matmul(weights, v.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
+    out = (out.reshape(B, K, N // K, T, H) / total[..., None]).astype(q.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _softmax(scores: Array, visible: Array | None, head_dim: int) -> tuple[Array, Array]:
@@ -149,8 +180,6 @@ def _check_arguments(q: Array, k: Array, v: Array, causal: bool, mask: Array | N
     if causal and T != S:
         # The triangle is aligned at the top left: one query against a cache would see its first key only.
         raise ValueError(f"attention: causal needs T == S, found T={T}, S={S}; decode with attend_cache instead")
-    if mask is not None and name != "xla":
-        raise ValueError(f"attention: only 'xla' takes a mask, not {name!r}")
     if mask is not None and (mask.shape != (B, T, S) or mask.dtype != jnp.bool_):
         raise ValueError(f"attention: expected a bool mask {(B, T, S)}, found {mask.dtype} {mask.shape}")
 

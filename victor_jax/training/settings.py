@@ -85,7 +85,7 @@ class Settings:
     param_dtype: Dtype  # of what is trained
     remat: Literal["none", "full", "dots"]
     loss_chunk: Positive
-    attention: Literal["xla", "cudnn", "splash"]
+    attention: Literal["auto", "xla", "cudnn", "splash"]
     log_every: Positive
     wandb: bool
     mesh: MeshSettings

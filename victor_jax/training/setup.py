@@ -26,7 +26,7 @@ from victor_jax.models.sequence import Batch
 from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, parameters
-from victor_jax.ops.attention import check_implementation
+from victor_jax.ops.attention import choose
 from victor_jax.sharding.mesh import BATCH, make_mesh, number_on_mesh, of_parameter, rows_on_mesh
 from victor_jax.training.optimizer import Params, in_float32, make_optimizer
 from victor_jax.training.settings import Settings
@@ -99,10 +99,10 @@ class Run:
 def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
     parts = parts_of(settings, mesh.shape["data"] * mesh.shape["fsdp"])
     platform, dtype = mesh.devices.flat[0].platform, jnp.dtype(settings.dtype)
-    check_implementation(settings.attention, platform=platform, dtype=dtype)
+    attention = choose(settings.attention, platform=platform, dtype=dtype, head_dims=config.head_dims)
     method = parse(settings.compression, config)
     adapters = Lora(**asdict(settings.lora)) if settings.lora.rank else None
-    module = VLMModule(config, method, dtype, settings.attention, settings.remat, adapters)
+    module = VLMModule(config, method, dtype, attention, settings.remat, adapters)
     train, frozen = abstract_parameters(settings, module, mesh)
     optimizer = make_optimizer(settings.optimizer, train)  # type: ignore[arg-type]  # shapes do as well
     state = abstract_state(optimizer, train, mesh)
@@ -229,7 +229,7 @@ def trained_params(run: Run, tensors: dict[str, Tensor]) -> Params:
     declared, seed = parameters(run.module), run.settings.seed
     adapters = {path: leaf for path, leaf in run.train.items() if is_adapter(path)}
     drawn = {path: fresh.drawn(path, leaf.shape, declared[path].start, seed) for path, leaf in adapters.items()}
-    params = {path: put(cast(drawn[path], leaf.dtype), leaf.sharding) for path, leaf in adapters.items()}
+    params = {path: put(cast(drawn[path], leaf.dtype), leaf.format) for path, leaf in adapters.items()}
     return params | place({path: leaf for path, leaf in run.train.items() if path not in adapters}, tensors, run.module)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format
 
+from victor_jax.models.layers import loop_lengths
 from victor_jax.models.vision import stage_lengths
 from victor_jax.models.vlm import VLMModule
 from victor_jax.sharding.mesh import fetch
@@ -24,18 +26,18 @@ def sources(path: str, module: VLMModule) -> list[str]:
     part, *rest = path.split("/")
     if not rest or not rest[0].startswith("stages_"):
         return [path]
-    stage = int(rest[0].removeprefix("stages_"))
+    stage, loop = map(int, rest[0].split("_")[1:])
     stages = stage_lengths(module.config.feature_levels) if part == "vision" else module.method.plan.stages
-    first = sum(stages[:stage])
-    tail = "/".join(rest[1:])
-    return [f"{part}/layers/{layer}/{tail}" for layer in range(first, first + stages[stage])]
+    loops = loop_lengths(stages[stage], module.layers_per_loop)
+    first = sum(stages[:stage]) + sum(loops[:loop])
+    return ["/".join((part, "layers", str(layer), *rest[1:])) for layer in range(first, first + loops[loop])]
 
 
 def place(
     abstract: dict[str, jax.ShapeDtypeStruct], tensors: dict[str, Tensor], module: VLMModule
 ) -> dict[str, jax.Array]:
     """Parameters by path, of the types and in the places that `abstract` says, read one leaf after the other."""
-    return {path: put(gather(path, tensors, module, leaf.dtype), leaf.sharding) for path, leaf in abstract.items()}
+    return {path: put(gather(path, tensors, module, leaf.dtype), leaf.format) for path, leaf in abstract.items()}
 
 
 def gather(path: str, tensors: dict[str, Tensor], module: VLMModule, dtype: np.dtype) -> Tensor:
@@ -51,7 +53,7 @@ def unused_tensors(tensors: dict[str, Tensor], paths: Iterable[str], module: VLM
     return {name: from_array(tensor.load()) for name, tensor in tensors.items() if name not in used}
 
 
-def put(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
+def put(tensor: Tensor, where: Format) -> jax.Array:
     """A leaf on its devices. Shards of this process that fill one box are read as one; equal ones are read once."""
 
     def bounds(index: Any) -> Bounds:
@@ -61,7 +63,8 @@ def put(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
     def read(part: Bounds) -> np.ndarray:
         return tensor.read(tuple(slice(start, stop) for start, stop in part))
 
-    mine = {bounds(index) for index in sharding.addressable_devices_indices_map(tensor.shape).values()}
+    assert where.sharding is not None
+    mine = {bounds(index) for index in where.sharding.addressable_devices_indices_map(tensor.shape).values()}
     box = _box(mine)
     is_filled = _volume(box) == sum(map(_volume, mine))
 
@@ -71,7 +74,7 @@ def put(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
             return read(part)
         return read(box)[tuple(slice(start - b, stop - b) for (start, stop), (b, _) in zip(part, box, strict=True))]
 
-    return jax.make_array_from_callback(tensor.shape, sharding, shard)
+    return jax.make_array_from_callback(tensor.shape, where, shard)
 
 
 def _box(parts: set[Bounds]) -> Bounds:
