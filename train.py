@@ -19,7 +19,7 @@ from victor_jax.data.loader import Loader
 from victor_jax.data.records import check_bad_rows
 from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
-from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
+from victor_jax.sharding.mesh import row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
 from victor_jax.training.metrics import Clock, Metrics, StepMonitor, peak_memory, traced
@@ -32,6 +32,10 @@ from victor_jax.weights.place import place
 def main(config: ConfigDict, workdir: str | Path) -> None:
     # --- set-up -----------------------------------------------------------------------------------------------------
     clock, is_first = Clock(), jax.process_index() == 0
+    if not config.micro_batches:
+        # A run that goes on keeps its number, whatever the devices are now: batches are made of micro-batches.
+        before = distributed.agreed(outputs.parts_before(workdir))
+        config.micro_batches = before or setup.automatic_parts(read(config), jax.devices())
     settings = read(config)
     mesh = setup.mesh_of(settings, jax.devices())
     workdir = outputs.open_workdir(workdir, config.to_dict(), is_first)
@@ -55,16 +59,17 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         run.module.method,
         workdir / "index",
         batch_size=settings.batch_size,
-        micro_batches=settings.micro_batches,
+        parts=run.parts,
         seed=settings.seed,
         held_out_rows=settings.evaluation.rows,
-        shares=[hosts for hosts, _ in row_shares(mesh, settings.batch_size // settings.micro_batches)],
+        shares=[hosts for hosts, _ in row_shares(mesh, run.part_rows)],
     )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
-        f"epoch, programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of text is padding"
+        f"epoch, {run.parts} part{'s' * (run.parts > 1)} of {run.part_rows} rows each; programs to compile: "
+        f"{len(schedule.stretches)}; {schedule.padding_share:.1%} of text is padding"
     )
 
     kept = settings.checkpoint.keep_last, settings.checkpoint.keep_every
@@ -97,26 +102,19 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                     batch = next(loader)
                 if step == 0 and is_first:
                     outputs.show_batch(batch.parts, inputs.train.reader.tokenizer, workdir / "first_batch")
-                is_new = batch.layout not in compiled
+                is_new = not compiled.issuperset(batch.shapes)
                 with (
                     clock.measure("compile" if is_new else "step"),
-                    memory.explained(run, batch.layout),
+                    memory.explained(run, batch.shapes),
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
                 ):
                     rate = learning_rate(settings.optimizer, step, total_steps)
-                    # Loss, gradients of what is trained, AdamW; a bad step changes nothing (training/step.py).
-                    state, result = run.step(
-                        state,
-                        frozen,
-                        rows_on_mesh(batch.parts, mesh),
-                        number_on_mesh(np.int32(step), mesh),
-                        number_on_mesh(np.float32(rate), mesh),
-                        sizes=setup.sizes_of(run, batch.layout.parts),
-                    )
+                    # Gradients of each part added up, then AdamW; a bad step changes nothing (training/step.py).
+                    state, result = run.step(state, frozen, zip(batch.parts, batch.shapes, strict=True), step, rate)
                     monitor.push(step, result | monitor.work_of(batch))
                     if is_new:
                         jax.block_until_ready(result["loss"])
-                compiled.add(batch.layout)
+                compiled.update(batch.shapes)
                 monitor.amend({"data_wait": clock.latest["data"]} | peak_memory())
                 done = step + 1
                 finished = done == total_steps
@@ -159,7 +157,8 @@ def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSou
     total, count = 0.0, 0
     for step in range(source.schedule.steps_per_epoch):
         batch = source[step]
-        for part, sizes in zip(batch.parts, setup.sizes_of(run, batch.layout.parts), strict=True):
+        for part, shape in zip(batch.parts, batch.shapes, strict=True):
+            sizes = setup.sizes_of(run, shape)
             evaluated = run.evaluate(state.train, frozen, rows_on_mesh(part, run.mesh), sizes=sizes)
             sums, counts = jax.device_get(evaluated)
             total, count = total + float(np.sum(sums)), count + int(np.sum(counts))

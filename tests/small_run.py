@@ -29,7 +29,7 @@ from victor_jax.models.config import VisionConfig
 from victor_jax.models.sizes import llava
 from victor_jax.sharding.mesh import make_mesh, row_shares
 from victor_jax.training import settings
-from victor_jax.training.setup import Run, make_run
+from victor_jax.training.setup import Run, make_run, parts_of
 from victor_jax.weights.checkpoint import Checkpoint, expected
 from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
@@ -84,16 +84,17 @@ def rewrite(checkpoint: Checkpoint, folder: Path, changed: dict[str, np.ndarray]
 
 def open_inputs(parsed: settings.Settings, start: Checkpoint, method: Method, mesh: Mesh, workdir: Path) -> Inputs:
     """As train.py does it."""
+    parts = parts_of(parsed, mesh.shape["data"] * mesh.shape["fsdp"])
     return inputs.open_inputs(
         inputs.with_paths(parsed.data, start.folder, workdir),
         start.config,
         method,
         workdir / "index",
         batch_size=parsed.batch_size,
-        micro_batches=parsed.micro_batches,
+        parts=parts,
         seed=parsed.seed,
         held_out_rows=parsed.evaluation.rows,
-        shares=[hosts for hosts, _ in row_shares(mesh, parsed.batch_size // parsed.micro_batches)],
+        shares=[hosts for hosts, _ in row_shares(mesh, parsed.batch_size // parts)],
     )
 
 

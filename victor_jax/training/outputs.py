@@ -45,6 +45,16 @@ FREE = (
 SHOWN = 16  # rows of the first batch
 
 
+def parts_before(workdir: str | Path) -> int:
+    """config.micro_batches of the run that has steps in this folder; 0 where there is none."""
+    file = Path(workdir) / "config.json"
+    return json.loads(file.read_text())["micro_batches"] if _has_steps(Path(workdir)) and file.exists() else 0
+
+
+def _has_steps(workdir: Path) -> bool:
+    return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+
+
 def open_workdir(workdir: str | Path, config: dict[str, Any], is_first: bool) -> Path:
     """The folder, with the config of the run in it. The first process refuses a folder that holds a step of another
     run, and one that holds a finished model and no step to resume from; the others may see an old state of it."""
@@ -58,7 +68,7 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], is_first: bool) ->
     if not is_first:
         return workdir
     file, now = workdir / "config.json", flatten_dict(json.loads(json.dumps(config)), sep=".")
-    has_steps = any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+    has_steps = _has_steps(workdir)
     if not has_steps and (workdir / "model").exists():
         raise UserError(f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir")
     if has_steps and file.exists():
