@@ -92,9 +92,10 @@ def source_of(folder, rows, batch=4, parts=1, **more):
 def test_each_part_of_a_batch_has_the_rows_and_pixels_of_its_step(tmp_path):
     source = source_of(tmp_path, rows_of_every_kind(), parts=2)
     for step in range(source.schedule.steps_per_epoch):
-        found, (layout, rows) = source[step], source.schedule.at(step)
+        found, (shapes, rows) = source[step], source.schedule.at(step)
+        assert found.shapes == shapes
         np.testing.assert_array_equal(found.rows, rows)
-        for part, shape, of_part in zip(found.parts, layout.parts, rows, strict=True):
+        for part, shape, of_part in zip(found.parts, shapes, rows, strict=True):
             assert (part.sequence.kinds == V).sum(axis=1).max() <= shape.images * TOKENS_PER_IMAGE
             for at, row in enumerate(of_part):
                 if row == FILLER:

@@ -160,7 +160,7 @@ def training_batch(vlm, tmp_path):
     source = BatchSource(reader, schedule, registers, 12, asks.aspect)
     step = source[0]
     assert not step.bad
-    return step.parts[0], vlm.method.plan.sizes(step.layout.parts[0].counts(registers)), np.argsort(step.rows[0])
+    return step.parts[0], vlm.method.plan.sizes(step.shapes[0].counts(registers)), np.argsort(step.rows[0])
 
 
 def test_generate_and_score_ask_what_training_taught(vlm, training_batch):

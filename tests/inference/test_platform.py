@@ -21,7 +21,8 @@ def folder(tmp_path_factory):
 def load(folder, monkeypatch, name, compression):
     """As on a machine whose devices are of this platform."""
     monkeypatch.setattr(vlm, "module_for", functools.partial(made_for, name))
-    monkeypatch.setattr(vlm, "weight_format", lambda path, sharding, _: platform.weight_format(path, sharding, name))
+    order = platform.weight_format
+    monkeypatch.setattr(platform, "weight_format", lambda path, sharding, _: order(path, sharding, name))
     return victor_jax.load(folder, compression, dtype="float32")
 
 

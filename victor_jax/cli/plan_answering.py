@@ -12,6 +12,7 @@ from victor_jax.analysis.compiled import Compiled
 from victor_jax.analysis.topology import GIB, Chip, Topology
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
+from victor_jax.inference.devices import mesh_for
 from victor_jax.inference.platform import module_for
 from victor_jax.inference.vlm import DTYPES
 from victor_jax.models.sizes import SIZES
@@ -53,9 +54,11 @@ def compiled_for(
     devices, config = stand_ins.devices(chips), SIZES[size]
     module = module_for(config, parse(compression, config), dtype, attention, devices[0].platform)
     data, tensor = mesh
-    if len(devices) == 1:
-        return answering(module, devices[0], asked)
-    return answering(module, make_mesh(data or len(devices) // (tensor or 1), 1, tensor or 1, devices), asked)
+    if data or tensor:
+        place = make_mesh(data or len(devices) // tensor, 1, tensor or len(devices) // data, devices)
+    else:
+        place = mesh_for(module, devices, int(chips.chip.usable)) or devices[0]
+    return answering(module, place, asked)
 
 
 def fits(found: Answering, chip: Chip) -> bool:

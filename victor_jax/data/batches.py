@@ -11,7 +11,7 @@ from victor_jax.data.images import Aspect, BadImage, Records, preprocess
 from victor_jax.data.labels import Reader
 from victor_jax.data.records import Bad, BadRow
 from victor_jax.data.schedule import FILLER, Schedule
-from victor_jax.data.shapes import Layout, Shape
+from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import Batch, EncodedRow, lay_out
 
@@ -41,7 +41,7 @@ class Step(NamedTuple):
     """The batch of one step."""
 
     number: int
-    layout: Layout
+    shapes: tuple[Shape, ...]  # of each part
     rows: np.ndarray  # int64 [parts, rows of each], over all hosts: records, FILLER where there is none
     parts: tuple[Batch, ...]  # the rows of this host
     bad: list[Bad]  # records of this host that cannot be read: fillers stand in their place
@@ -60,19 +60,20 @@ class BatchSource:
     hosts: int = 1
 
     def __post_init__(self) -> None:
-        if self.schedule.batch // self.schedule.parts % self.hosts:
+        rows, parts = self.schedule.part_rows, self.schedule.parts
+        if rows % self.hosts:
             raise UserError(
-                f"batch_size={self.schedule.batch} in {self.schedule.parts} parts does not divide over "
-                f"{self.hosts} hosts: choose a multiple of {self.schedule.parts * self.hosts}"
+                f"batch_size={rows * parts} in {parts} parts does not divide over {self.hosts} hosts: choose a "
+                f"multiple of {parts * self.hosts}"
             )
 
     def __getitem__(self, step: int) -> Step:
-        layout, rows = self.schedule.at(step)
+        shapes, rows = self.schedule.at(step)
         share = rows.shape[1] // self.hosts
         here = rows[:, self.host * share : (self.host + 1) * share]
         bad: list[Bad] = []
-        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(layout.parts, here.tolist(), strict=True)]
-        return Step(step, layout, rows, tuple(parts), bad)
+        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(shapes, here.tolist(), strict=True)]
+        return Step(step, shapes, rows, tuple(parts), bad)
 
     def _part(self, shape: Shape, rows: list[int], bad: list[Bad]) -> Batch:
         encoded: list[EncodedRow | None] = []
