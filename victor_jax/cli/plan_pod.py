@@ -78,7 +78,7 @@ def plan(run: Run, name: str, shape: Shape, usable: float) -> Planned:
     """Compiles the step for parts of one shape. Nothing is allocated. `usable`: bytes of a chip."""
     arguments = held(run) | {"batch": bytes_of(abstract_part(run, shape))}
     peak, seconds, found, fits = sum(arguments.values()), 0.0, list[Collective](), True
-    for lowered, times, beside in _programs(run, shape):
+    for lowered, times, beside in programs(run, shape):
         one = compiled(lowered)
         peak, seconds = max(peak, one.peak + beside), seconds + one.seconds
         fits = fits and bool(one.text) and peak <= usable
@@ -86,15 +86,15 @@ def plan(run: Run, name: str, shape: Shape, usable: float) -> Planned:
     return Planned(name, run, shape, arguments, peak, fits, found, seconds)
 
 
-def _programs(run: Run, shape: Shape) -> Iterator[tuple[jax.stages.Lowered, int, int]]:
+def programs(run: Run, shape: Shape) -> Iterator[tuple[jax.stages.Lowered, int, int]]:
     """Each with how often it runs in a step, and how many bytes are in memory that are no arguments of it."""
-    part, programs = abstract_part(run, shape), cast(Any, run)
+    part, jitted = abstract_part(run, shape), cast(Any, run)  # whose annotations are those of functions
     number, rate = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), "float32")
     with jax.set_mesh(run.mesh):
-        accumulate = programs.accumulate.lower(
+        accumulate = jitted.accumulate.lower(
             run.train, run.frozen, run.sums, part, number, number, sizes=sizes_of(run, shape)
         )
-        update = programs.update.lower(run.state, run.sums, rate)
+        update = jitted.update.lower(run.state, run.sums, rate)
     yield accumulate, run.parts, bytes_of(run.state.optimizer)
     yield update, 1, bytes_of((run.frozen, part))
 
@@ -136,7 +136,7 @@ def _heading(planned: Sequence[Planned], topology: Topology) -> list[str]:
     lines = [
         f"{settings.size}, {run.module.method.spec}, training {' '.join(settings.trainable)}{adapters}; "
         f"{settings.dtype} on {settings.param_dtype} parameters, remat {settings.remat}, "
-        f"{settings.attention} attention",
+        f"{run.module.implementation} attention",
         f"{topology.described}; mesh {mesh}; "
         f"{settings.batch_size} rows per step{f' in {n} parts' if (n := run.parts) > 1 else ''}",
     ]
