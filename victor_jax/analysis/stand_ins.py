@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from victor_jax.analysis.topology import Gpu, Topology, Tpu
+from victor_jax.analysis.topology import FRACTION, Gpu, Topology, Tpu
 from victor_jax.errors import UserError
 
 
@@ -51,6 +51,7 @@ def _tpus(topology: Topology, chip: Tpu) -> list[Any]:
 def _gpus(chip: Gpu, count: int) -> list[Any]:
     # Without a GPU no kernel can be timed. XLA reads this when it is loaded, or when it compiles for the first time.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(FRACTION))  # `usable` is what that leaves
     _answer_for(chip)
     found = topologies.get_topology_desc(
         platform="cuda", topology_name=chip.name, target_config=target(chip), topology=f"1x1x{count}"
