@@ -34,11 +34,12 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     clock, is_first = Clock(), jax.process_index() == 0
     if not config.micro_batches:
         # A run that goes on keeps its number, whatever the devices are now: batches are made of micro-batches.
-        config.micro_batches = outputs.parts_before(workdir) or setup.automatic_parts(read(config), jax.devices())
+        before = distributed.agreed(outputs.parts_before(workdir))
+        config.micro_batches = before or setup.automatic_parts(read(config), jax.devices())
     settings = read(config)
     mesh = setup.mesh_of(settings, jax.devices())
-    workdir = outputs.open_workdir(workdir, config.to_dict(), write=is_first)
-    use_compile_cache()
+    workdir = outputs.open_workdir(workdir, config.to_dict(), is_first)
+    use_compile_cache(shared=workdir)
 
     # --- model and step: shapes and places only; no weight is read yet ------------------------------------------------
     start = setup.open_start(settings)
@@ -127,6 +128,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                         monitor.flush()  # a bad step must be known before what follows it is kept
                         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
                         checkpoints.save(done, state, {"data": schedule.digest, "bad_rows": bad_rows})
+                        if len(bad_rows) > settings.data.max_bad_rows:
+                            checkpoints.wait()  # the error below ends all processes at once
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
@@ -143,7 +146,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         if not finished:
             say(f"told to stop: step {done} is saved, the same command goes on from there")
             return
-        if not (workdir / "model").exists():
+        if not distributed.agreed((workdir / "model").exists()):
             outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
         spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
         say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
@@ -180,8 +183,8 @@ def command_line() -> None:
         raise UserError("--workdir=DIR is missing")
     logging.set_verbosity(logging.ERROR)
     read(given.config)  # before anything touches a device
-    distributed.start(given.coordinator, given.processes, given.process_id, given.start_timeout)
-    main(given.config, given.workdir)
+    with distributed.joined(given.coordinator, given.processes, given.process_id, given.start_timeout):
+        main(given.config, given.workdir)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ def command(workdir: Path, changes: Overrides, recipe: str = "finetune", argumen
 
 def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -178,12 +179,15 @@ def run_process(workdir: Path, changes: Overrides, devices: int = 1, recipe: str
     return log.read_text()
 
 
-def begin_two(workdir: Path, changes: Overrides, devices: int = 1) -> tuple[list[subprocess.Popen], list[Path]]:
+def begin_two(
+    workdir: Path, changes: Overrides, devices: int = 1, scripts: tuple[str, str] = (train.__file__,) * 2
+) -> tuple[list[subprocess.Popen], list[Path]]:
     """Two processes of one run, `devices` each."""
     logs = [workdir.with_name(f"{workdir.name}-{process}.log") for process in (0, 1)]
+    arguments = command(workdir, changes)[2:]
     together = [f"--coordinator=localhost:{free_port()}", "--processes=2"]
     children = [
-        begin([*command(workdir, changes), *together, f"--process_id={process}"], log, devices)
+        begin([sys.executable, scripts[process], *arguments, *together, f"--process_id={process}"], log, devices)
         for process, log in enumerate(logs)
     ]
     return children, logs

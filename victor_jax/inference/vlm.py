@@ -21,6 +21,7 @@ from victor_jax.errors import UserError
 from victor_jax.inference import programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
+from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
 from victor_jax.inference.platform import module_for, weight_format
 from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
 from victor_jax.models.config import VLMConfig
@@ -29,7 +30,6 @@ from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import Choice
 from victor_jax.prompt import Prompt
 from victor_jax.sharding.mesh import fetch, of_parameter
-from victor_jax.sharding.mesh import rows as row_sharding
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.names import REGISTERS
@@ -56,16 +56,20 @@ def load(
 ) -> "VLM":
     """Any known checkpoint folder, under any compression (default: the one that it was trained with).
 
+    On all devices of this process, unless a mesh says otherwise: its axis `data` shares the rows, `tensor` the weights.
     `vision` and `projector` complete a checkpoint that has none; `seed` draws what no checkpoint has, with a
     warning that it is untrained.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
-    device = mesh.devices.flat[0] if mesh is not None else jax.devices()[0]
+    if mesh is not None:
+        check_mesh(mesh)
+    device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
     checkpoint = open_checkpoint(path, vision, projector, seed)
     method = parse(compression or checkpoint.compression, checkpoint.config)
     tensors = fresh.with_own(checkpoint, method, seed)
     module = module_for(checkpoint.config, method, dtype, attention, device.platform)
+    mesh = mesh or mesh_for(module, jax.local_devices())
     single = jax.sharding.SingleDeviceSharding(device)
     abstract = {
         path: jax.ShapeDtypeStruct(
@@ -144,7 +148,7 @@ class VLM:
         """float32 [prompts]: the log-probability of each answer with its end token, summed: minus training's loss."""
         encoded = self.prompter.answer(prompts, images, answers)
         scores = [
-            fetch(self.call(programs.log_probabilities, *self.prepare(rows)))
+            fetch(self.call(programs.log_probabilities, *self.prepare(rows)))[: len(rows)]
             for rows in batches_of(encoded, batch_size)
         ]
         return np.concatenate([np.zeros(0, np.float32), *scores])[: len(encoded)]
@@ -162,7 +166,8 @@ class VLM:
         batch, sizes = self._from_arrays(input_ids, pixel_values, attention_mask)
         longest = int((batch.sequence.kinds == Kind.TEXT).sum(axis=1).max())
         text_length = min(round_up(longest, LENGTH_MULTIPLE), sizes[-1].stream)
-        return fetch(self.call(programs.text_logits, batch, sizes, text_length=text_length))[:, :longest]
+        logits = fetch(self.call(programs.text_logits, batch, sizes, text_length=text_length))
+        return logits[: len(input_ids), :longest]
 
     def generate_ids(
         self,
@@ -196,11 +201,12 @@ class VLM:
         return self.prompter.batch(rows, self.method.registers), self._sizes(rows)
 
     def call(self, program: Any, batch: Batch, sizes: tuple[Size, ...], **static: Any) -> Any:
-        """program(params, batch, module=…, sizes=…, **static), its rows over the mesh if there is one."""
+        """program(params, batch, module=…, sizes=…, **static). On a mesh its rows are cut over the batch axes, and more
+        rows may come out than went in (`place_rows`)."""
         with contextlib.ExitStack() as stack:
             if (mesh := self.mesh) is not None:
                 stack.enter_context(jax.set_mesh(mesh))
-                batch = jax.tree.map(lambda a: jax.device_put(a, row_sharding(mesh, len(a))), batch)
+                batch = place_rows(batch, mesh)
             return program(self._tree, batch, module=self.module, sizes=sizes, **static)
 
     @property
@@ -238,7 +244,7 @@ class VLM:
             pad_token=self.config.pad_token,
             greedy=temperature == 0,
         )
-        return fetch(tokens)
+        return fetch(tokens)[: len(batch.targets)]
 
     def _from_arrays(
         self, input_ids: np.ndarray, pixel_values: np.ndarray | None, attention_mask: np.ndarray | None

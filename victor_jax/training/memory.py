@@ -16,6 +16,7 @@ import jax
 
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
+from victor_jax.sharding.mesh import device_memory
 from victor_jax.training.setup import Run
 
 GIB = 2**30
@@ -53,7 +54,7 @@ def capacity(devices: Sequence[jax.Device]) -> int | None:
     if devices[0].platform == "cpu":
         size = machine_memory()
         return size and size // len(devices)
-    return min((device.memory_stats() or {}).get("bytes_limit", 0) for device in devices) or None
+    return device_memory(devices)
 
 
 def machine_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -55,9 +55,9 @@ def _has_steps(workdir: Path) -> bool:
     return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
 
 
-def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Path:
-    """The folder, with the config of the run in it. A folder that holds a step of another run is refused, and one
-    that holds a finished model and no step to resume from."""
+def open_workdir(workdir: str | Path, config: dict[str, Any], is_first: bool) -> Path:
+    """The folder, with the config of the run in it. The first process refuses a folder that holds a step of another
+    run, and one that holds a finished model and no step to resume from; the others may see an old state of it."""
     if "://" in str(workdir):
         raise UserError(f"--workdir={workdir} is no folder: mount the bucket on every host and name the mounted folder")
     workdir = Path(workdir)
@@ -65,6 +65,8 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Pa
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}): give another") from None
+    if not is_first:
+        return workdir
     file, now = workdir / "config.json", flatten_dict(json.loads(json.dumps(config)), sep=".")
     has_steps = _has_steps(workdir)
     if not has_steps and (workdir / "model").exists():
@@ -77,7 +79,7 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Pa
                     f"{workdir} holds a run with config.{key}={before.get(key)!r}, now it is {now.get(key)!r}: go on "
                     "with the old value, or give another --workdir"
                 )
-    elif write:
+    else:
         file.write_text(json.dumps(config, indent=2) + "\n")
     return workdir
 
