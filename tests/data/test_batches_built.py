@@ -74,11 +74,10 @@ def test_image_places_that_a_row_leaves_empty_are_black():
     assert (batch.pixels[0, 1] == 0).all()
 
 
-def test_without_a_shape_the_batch_is_as_large_as_its_rows_need():
+def test_normalised_pixels_stay_float32():
     rows = example([1, IMAGE, 5], [0, 0, 1], ("a",)), example([1, IMAGE, IMAGE, 6, 7], [0, 0, 0, 1, 1], ("b", "c"))
     pixels = [np.zeros((len(row.images), 3, 4, 4), np.float32) for row in rows]
-    batch = build_batch(rows, pixels, registers=2, image_size=4)
-    assert batch.sequence.kinds.shape == (2, 16)
+    batch = build_batch(rows, pixels, registers=2, image_size=4, shape=Shape(3, 2, 6))
     assert batch.pixels.shape == (2, 2, 3, 4, 4)
     assert batch.pixels.dtype == np.float32
 

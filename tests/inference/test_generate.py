@@ -24,6 +24,7 @@ from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.inference import programs
 from victor_jax.inference.prompts import open_prompter
+from victor_jax.inference.vlm import room_for
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE
@@ -188,7 +189,7 @@ def test_pictures_are_prepared_as_the_checkpoint_was_taught(tmp_path, aspect):
     picture(0).save(tmp_path / "0.png")
     asked = asked_with.ask(["a", "b <image> c <image>"], [str(tmp_path / "0.png"), [picture(1), picture(2)]])
     expected = [preprocess(picture(seed), 12, aspect) for seed in range(3)]
-    pixels = asked_with.batch(asked, registers=0).pixels
+    pixels = asked_with.batch(asked, 0, room_for(asked)).pixels
     np.testing.assert_array_equal(pixels[0, 0], expected[0])
     np.testing.assert_array_equal(pixels[1], expected[1:])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
@@ -16,10 +17,10 @@ from victor_jax.analysis.collectives import Collective, collectives
 from victor_jax.analysis.compiled import Compiled, compiled
 from victor_jax.analysis.topology import Chip
 from victor_jax.compression.plan import length_of, round_up
-from victor_jax.data.shapes import Shape
 from victor_jax.inference import programs
 from victor_jax.inference.platform import abstract_weights
-from victor_jax.models.sequence import Batch, Sequence
+from victor_jax.inference.vlm import room_for
+from victor_jax.models.sequence import IMAGE, Batch, EncodedRow, Sequence
 from victor_jax.models.vlm import VLMModule, parameters
 
 
@@ -108,8 +109,9 @@ class Answering:
 def answering(module: VLMModule, place: Mesh | jax.Device, asked: Asked) -> Answering:
     """Nothing is allocated, nothing runs."""
     method, size = module.method, module.config.vision.image_size
-    visual = asked.images * method.tokens_per_image(module.config)
-    counts = Shape(asked.text, asked.images, visual).counts(method.registers)
+    ids = np.array([0] * asked.text + [IMAGE] * asked.images)
+    row = EncodedRow(ids, ids, (method.tokens_per_image(module.config),) * asked.images)
+    counts = room_for([row]).counts(method.registers)
     sizes = method.plan.sizes(counts)
     mesh = place if isinstance(place, Mesh) else None
     over_rows = _sharding(place, PartitionSpec(("data", "fsdp")))

@@ -21,16 +21,14 @@ def build_batch(
     pixels: Rows[np.ndarray | None],  # of each row, [its images, 3, size, size]: bytes, or normalised float32
     registers: int,
     image_size: int,
-    shape: Shape | None = None,  # by default what these rows need
+    shape: Shape,  # that holds every row
 ) -> Batch:
     """The one way from encoded rows to a batch."""
-    length = None if shape is None else length_of(shape.counts(registers))
-    sequence, targets = lay_out(rows, registers, length)
-    most = max(len(row.image_tokens) if row else 0 for row in rows) if shape is None else shape.images
-    if not most:
+    sequence, targets = lay_out(rows, registers, length_of(shape.counts(registers)))
+    if not shape.images:
         return Batch(sequence, targets, None)
     dtype = next((of_row.dtype for of_row in pixels if of_row is not None), np.uint8)
-    images = np.zeros((len(rows), most, 3, image_size, image_size), dtype)
+    images = np.zeros((len(rows), shape.images, 3, image_size, image_size), dtype)
     for place, of_row in zip(images, pixels, strict=True):
         if of_row is not None:
             place[: len(of_row)] = of_row

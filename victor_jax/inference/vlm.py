@@ -17,6 +17,7 @@ from flax.traverse_util import unflatten_dict
 from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, Method, Size, round_up
 from victor_jax.compression.spec import parse
 from victor_jax.data.batches import build_batch
+from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.inference import programs
 from victor_jax.inference.ahead import read_ahead
@@ -25,7 +26,7 @@ from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
 from victor_jax.inference.platform import abstract_weights, module_for
 from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.sequence import Batch, EncodedRow, kind_counts
+from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Choice
 from victor_jax.prompt import Prompt
@@ -187,7 +188,8 @@ class VLM:
 
     def prepare(self, rows: Rows[EncodedRow]) -> Prepared:
         """Opens the pictures of encoded rows."""
-        return self.prompter.batch(rows, self.method.registers), self._sizes(rows)
+        shape = room_for(rows)
+        return self.prompter.batch(rows, self.method.registers, shape), self._sizes(shape)
 
     def call(self, program: Any, batch: Batch, sizes: tuple[Size, ...], **static: Any) -> Any:
         """program(params, batch, module=…, sizes=…, **static). On a mesh its rows are cut over the batch axes, and more
@@ -241,7 +243,16 @@ class VLM:
         size = self.config.vision.image_size
         rows = encoded_rows(input_ids, attention_mask, self.config, self.method.tokens_per_image(self.config))
         pixels = pixels_of_rows(pixel_values, rows, size)
-        return build_batch(rows, pixels, self.method.registers, size), self._sizes(rows)
+        shape = room_for(rows)
+        return build_batch(rows, pixels, self.method.registers, size, shape), self._sizes(shape)
 
-    def _sizes(self, rows: Rows[EncodedRow]) -> tuple[Size, ...]:
-        return self.method.plan.sizes(kind_counts(rows, self.method.registers))
+    def _sizes(self, shape: Shape) -> tuple[Size, ...]:
+        return self.method.plan.sizes(shape.counts(self.method.registers))
+
+
+def room_for(rows: Rows[EncodedRow]) -> Shape:
+    """What holds every row. Text is rounded up to one of four lengths per doubling, a tenth more on average, so that
+    prompts of all lengths share a handful of programs."""
+    longest = max(row.text_length for row in rows)
+    text = round_up(longest, max(LENGTH_MULTIPLE, 1 << max(longest.bit_length() - 3, 0)))
+    return Shape(text, max(len(row.image_tokens) for row in rows), max(sum(row.image_tokens) for row in rows))
