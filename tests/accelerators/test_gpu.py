@@ -1,27 +1,20 @@
 """What must not come back into the programs for a GPU: copied weights, lost donation, attention without its kernel."""
 
 import importlib.util
-from dataclasses import replace
 
 import pytest
+from shallow import SHAPE, run_of
 
-from configs import finetune
-from victor_jax.analysis import flops, stand_ins, topology, traffic
+from victor_jax.analysis import flops, topology, traffic
 from victor_jax.analysis.answering import Asked
 from victor_jax.analysis.compiled import compiled
 from victor_jax.cli import plan_pod
 from victor_jax.cli.plan_answering import compiled_for
-from victor_jax.data.shapes import Shape
-from victor_jax.models.sizes import SIZES
 from victor_jax.training.memory import bytes_of
-from victor_jax.training.settings import read
-from victor_jax.training.setup import make_run, mesh_of
 
 if importlib.util.find_spec("jax_cuda13_plugin") is None:
     pytest.skip("the compiler for GPUs (jax[cuda13]) is not installed: make accelerators", allow_module_level=True)
 
-# 7B in all but depth, which scans do not care about.
-SHALLOW = replace(SIZES["7b"], language=replace(SIZES["7b"].language, depth=4))
 H200 = topology.parse("h200")
 VICTOR = "victor:registers=8,layer=3"
 
@@ -77,21 +70,11 @@ def test_every_gpu_compiles_and_calls_cudnn(name):
 
 # --- training -------------------------------------------------------------------------------------------------------
 
-SHAPE = Shape(text=256, images=1, visual=SHALLOW.features_per_image)
-
-
-def run_of(parts):
-    """Stage 2 on parts of 16 rows."""
-    config = finetune.get_config("registers=8,layer=1")
-    config.batch_size, config.micro_batches = 16 * parts, parts
-    settings = read(config.to_dict())
-    return make_run(settings, SHALLOW, mesh_of(settings, stand_ins.devices(H200)))
-
 
 @pytest.fixture(scope="module")
 def step():
     """The two programs of a step in one part."""
-    run = run_of(1)
+    run = run_of(H200, 1)
     accumulate, update = (compiled(lowered) for lowered, _, _ in plan_pod.programs(run, SHAPE))
     return run, accumulate, update
 
@@ -99,7 +82,7 @@ def step():
 def test_parts_cost_no_memory(step):
     run, accumulate, update = step
     whole = max(accumulate.peak + bytes_of(run.state.optimizer), update.peak + bytes_of(run.frozen))
-    in_parts = plan_pod.plan(run_of(4), "usual", SHAPE, H200.chip.usable)
+    in_parts = plan_pod.plan(run_of(H200, 4), "usual", SHAPE, H200.chip.usable)
     assert in_parts.bytes <= 1.05 * whole
     state = bytes_of((run.state, run.frozen, run.sums))
     assert in_parts.bytes < state + 4 * topology.GIB, "more than activations beside the state and one sum of gradients"
