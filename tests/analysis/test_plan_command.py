@@ -1,6 +1,7 @@
 """The planning command: its arithmetic on a mesh of virtual devices, its messages, and the whole of it with libtpu."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -146,9 +147,11 @@ def said(planned):
 
 
 def command(*arguments):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TPU_")}
     return subprocess.run(
         [sys.executable, "-m", "victor_jax", "plan-pod", *arguments],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
