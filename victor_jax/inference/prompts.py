@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from victor_jax.data.batches import build_batch
-from victor_jax.data.images import BadImage, decode, preprocess
+from victor_jax.data.images import BadImage, decode, preprocess, read_file
 from victor_jax.data.labels import IMAGE_TEXT, encode, encode_prompt
 from victor_jax.data.records import BadRow, Record, Turn
 from victor_jax.data.templates import TEMPLATES, Template
@@ -136,7 +136,7 @@ def _open_tokenizer(folder: Path) -> Any:
 
 def open_picture(path: str | Path) -> Image.Image:
     try:
-        return decode(Path(path).read_bytes(), str(path))
+        return decode(read_file(Path(path)), str(path))
     except (BadImage, OSError) as error:
         reason = error.reason if isinstance(error, BadImage) else error.strerror
         raise UserError(f"the image {path} cannot be used: {reason}") from None

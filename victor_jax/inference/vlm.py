@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -221,9 +222,9 @@ class VLM:
         seed: int,
         end_tokens: tuple[int, ...],
     ) -> np.ndarray:
-        if max_new_tokens < 1 or temperature < 0:
+        if not (max_new_tokens >= 1 and 0 <= temperature < math.inf):
             raise UserError(
-                f"max_new_tokens={max_new_tokens} must be at least 1 and temperature={temperature} at least 0"
+                f"max_new_tokens={max_new_tokens} must be at least 1 and temperature={temperature} a number from 0"
             )
         logits, caches = self.call(programs.prefill, batch, sizes, room=max_new_tokens)
         tokens, _ = programs.decode(
