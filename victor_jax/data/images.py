@@ -42,6 +42,10 @@ def preprocess(image: Image.Image, size: int, aspect: Aspect) -> np.ndarray:
     """
     if aspect not in ("square", "pad"):
         raise UserError(f"unknown image aspect {aspect!r}: known are square and pad")
+    try:
+        image.load()
+    except ValueError as error:
+        raise UserError(f"a picture cannot be read: {error}") from None
     image = image if image.mode == "RGB" else image.convert("RGB")
     width, height = image.size
     if aspect == "pad":

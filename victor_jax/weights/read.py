@@ -8,6 +8,7 @@ from typing import Any
 
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError, join_names
+from victor_jax.limits import check_kind
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.prompt import Prompt, prompt_from_json
 from victor_jax.weights import fresh, orbax_format
@@ -70,6 +71,7 @@ def open_checkpoint(
 
 def _folder(path: str | Path) -> Path:
     """A folder that exists wins over a repository of its name."""
+    check_kind("path", path, (str, Path), "the path of a folder")
     if Path(path).exists():
         return Path(path)
     from victor_jax.weights.hub import local_folder  # a quarter of a second that only the Hub's users pay
