@@ -1,22 +1,26 @@
 """Evaluates a model: python eval.py --model=DIR --benchmark=digits --questions=FILE --images=DIR --out=DIR
 
-The same command goes on where it stopped. OUT/answers.jsonl holds every prompt and answer, OUT/result.json the score
-with the settings that it was measured under.
+The same command goes on where it stopped, on any number of devices and hosts. OUT/answers.jsonl holds every prompt and
+answer, OUT/result.json the score with the settings that it was measured under.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+
+import jax
 
 import victor_jax
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.errors import exit_status
 from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.runner import open_task, report, run
+from victor_jax.sharding import distributed
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    given = parse(arguments)
+def main(given: argparse.Namespace) -> None:
+    is_first = jax.process_index() == 0
     task = open_task(
         BENCHMARKS[given.benchmark],
         given.questions,
@@ -26,13 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         max_new_tokens=given.max_new_tokens,
     )
     use_compile_cache()
-    print(f"{len(task.questions)} questions; reading {given.model}", flush=True)
+    if is_first:
+        print(f"{len(task.questions)} questions; reading {given.model}", flush=True)
     vlm = victor_jax.load(given.model, given.compression, given.dtype, attention=given.attention)
-    print(report(run(vlm, task, given.out, model=given.model)))
-    print(f"answers and settings are in {given.out}")
+    result = run(vlm, task, given.out, model=given.model)
+    if is_first:
+        print(f"{report(result)}\nanswers and settings are in {given.out}")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python eval.py",
         description=__doc__,
@@ -49,14 +55,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, help="instead of the benchmark's own")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--attention", default="xla")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where several are not found")
+    parser.add_argument("--processes", type=int, help="how many processes there are")
+    parser.add_argument("--process-id", "--process_id", type=int, help="which of them this is, from 0")
     return parser.parse_args(arguments)
 
 
 def command_line() -> int:
     """The exit status: a user's mistake is one line on stderr, and 2."""
+    given = parse()
+
+    def command() -> None:
+        with distributed.joined(given.coordinator, given.processes, given.process_id):
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # jax would keep it for a training loop to ask
+            main(given)
+
     try:
-        return exit_status(main)
+        return exit_status(command)
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130

@@ -19,7 +19,7 @@ from victor_jax.data.loader import Loader
 from victor_jax.data.records import check_bad_rows
 from victor_jax.errors import UserError, exit_status
 from victor_jax.sharding import distributed
-from victor_jax.sharding.mesh import number_on_mesh, row_shares, rows_on_mesh
+from victor_jax.sharding.mesh import row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
 from victor_jax.training.metrics import Clock, Metrics, StepMonitor, peak_memory, traced
@@ -32,10 +32,14 @@ from victor_jax.weights.place import place
 def main(config: ConfigDict, workdir: str | Path) -> None:
     # --- set-up -----------------------------------------------------------------------------------------------------
     clock, is_first = Clock(), jax.process_index() == 0
+    if not config.micro_batches:
+        # A run that goes on keeps its number, whatever the devices are now: batches are made of micro-batches.
+        before = distributed.agreed(outputs.parts_before(workdir))
+        config.micro_batches = before or setup.automatic_parts(read(config), jax.devices())
     settings = read(config)
     mesh = setup.mesh_of(settings, jax.devices())
-    workdir = outputs.open_workdir(workdir, config.to_dict(), write=is_first)
-    use_compile_cache()
+    workdir = outputs.open_workdir(workdir, config.to_dict(), is_first)
+    use_compile_cache(shared=workdir)
 
     # --- model and step: shapes and places only; no weight is read yet ------------------------------------------------
     start = setup.open_start(settings)
@@ -55,16 +59,17 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         run.module.method,
         workdir / "index",
         batch_size=settings.batch_size,
-        micro_batches=settings.micro_batches,
+        parts=run.parts,
         seed=settings.seed,
         held_out_rows=settings.evaluation.rows,
-        shares=[hosts for hosts, _ in row_shares(mesh, settings.batch_size // settings.micro_batches)],
+        shares=[hosts for hosts, _ in row_shares(mesh, run.part_rows)],
     )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
-        f"epoch, programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of text is padding"
+        f"epoch, {run.parts} part{'s' * (run.parts > 1)} of {run.part_rows} rows each; programs to compile: "
+        f"{len(schedule.stretches)}; {schedule.padding_share:.1%} of text is padding"
     )
 
     kept = settings.checkpoint.keep_last, settings.checkpoint.keep_every
@@ -97,26 +102,19 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                     batch = next(loader)
                 if step == 0 and is_first:
                     outputs.show_batch(batch.parts, inputs.train.reader.tokenizer, workdir / "first_batch")
-                is_new = batch.layout not in compiled
+                is_new = not compiled.issuperset(batch.shapes)
                 with (
                     clock.measure("compile" if is_new else "step"),
-                    memory.explained(run, batch.layout),
+                    memory.explained(run, batch.shapes),
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
                 ):
                     rate = learning_rate(settings.optimizer, step, total_steps)
-                    # Loss, gradients of what is trained, AdamW; a bad step changes nothing (training/step.py).
-                    state, result = run.step(
-                        state,
-                        frozen,
-                        rows_on_mesh(batch.parts, mesh),
-                        number_on_mesh(np.int32(step), mesh),
-                        number_on_mesh(np.float32(rate), mesh),
-                        sizes=setup.sizes_of(run, batch.layout.parts),
-                    )
+                    # Gradients of each part added up, then AdamW; a bad step changes nothing (training/step.py).
+                    state, result = run.step(state, frozen, zip(batch.parts, batch.shapes, strict=True), step, rate)
                     monitor.push(step, result | monitor.work_of(batch))
                     if is_new:
                         jax.block_until_ready(result["loss"])
-                compiled.add(batch.layout)
+                compiled.update(batch.shapes)
                 monitor.amend({"data_wait": clock.latest["data"]} | peak_memory())
                 done = step + 1
                 finished = done == total_steps
@@ -130,6 +128,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
                         monitor.flush()  # a bad step must be known before what follows it is kept
                         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
                         checkpoints.save(done, state, {"data": schedule.digest, "bad_rows": bad_rows})
+                        if len(bad_rows) > settings.data.max_bad_rows:
+                            checkpoints.wait()  # the error below ends all processes at once
                     # Each loader counts the rows of its own host, and stops early; all of them together stop here.
                     check_bad_rows(bad_rows, settings.data.max_bad_rows, inputs.train.reader.records)
                 if leaving:
@@ -146,7 +146,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         if not finished:
             say(f"told to stop: step {done} is saved, the same command goes on from there")
             return
-        if not (workdir / "model").exists():
+        if not distributed.agreed((workdir / "model").exists()):
             outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
         spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
         say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
@@ -157,7 +157,8 @@ def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSou
     total, count = 0.0, 0
     for step in range(source.schedule.steps_per_epoch):
         batch = source[step]
-        for part, sizes in zip(batch.parts, setup.sizes_of(run, batch.layout.parts), strict=True):
+        for part, shape in zip(batch.parts, batch.shapes, strict=True):
+            sizes = setup.sizes_of(run, shape)
             evaluated = run.evaluate(state.train, frozen, rows_on_mesh(part, run.mesh), sizes=sizes)
             sums, counts = jax.device_get(evaluated)
             total, count = total + float(np.sum(sums)), count + int(np.sum(counts))
@@ -182,8 +183,8 @@ def command_line() -> None:
         raise UserError("--workdir=DIR is missing")
     logging.set_verbosity(logging.ERROR)
     read(given.config)  # before anything touches a device
-    distributed.start(given.coordinator, given.processes, given.process_id, given.start_timeout)
-    main(given.config, given.workdir)
+    with distributed.joined(given.coordinator, given.processes, given.process_id, given.start_timeout):
+        main(given.config, given.workdir)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ from victor_jax.models.vlm import VLMModule
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training.optimizer import in_float32, make_optimizer
 from victor_jax.training.settings import OptimizerSettings
-from victor_jax.training.step import State, make_step
+from victor_jax.training.step import State, make_accumulate, make_update, zero_sums
 
 SPECS = ("full", "victor:registers=8,layer=3")
 PARAM_DTYPE = "float32"  # of what is trained
 REMAT: Remat = "full"
 LOSS_CHUNK = 512
 # The recipes' values; none of them changes how long a step takes.
-OPTIMIZER = OptimizerSettings(2e-5, 0.0, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0)
+OPTIMIZER = OptimizerSettings(2e-5, 0.0, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0, "float32")
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,19 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
     optimizer = make_optimizer(OPTIMIZER, train)
     moments = jax.jit(lambda params: optimizer.init(in_float32(params)))(train)
     batch, sizes = batch_of(module, stage.rows, stage.text, supervised=True)
-    numbers = np.int32(0), np.float32(OPTIMIZER.learning_rate)
-    state, parts, numbers = jax.device_put((State(train, moments, jnp.float32(0)), (batch,), numbers), whole)
+    state = State(train, moments, jnp.float32(0))
+    state, batch, number, rate = jax.device_put((state, batch, np.int32(0), np.float32(1e-5)), whole)
 
-    step = jax.jit(
-        make_step(module, optimizer, LOSS_CHUNK),
-        static_argnames="sizes",
-        donate_argnums=0,
-        out_shardings=whole,
+    zeros = jax.jit(lambda: zero_sums(train), out_shardings=whole)
+    accumulate: Any = jax.jit(
+        make_accumulate(module, LOSS_CHUNK), static_argnames="sizes", donate_argnames="sums", out_shardings=whole
     )
+    update: Any = jax.jit(make_update(optimizer), donate_argnames="state", out_shardings=whole)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = step.lower(state, frozen, parts, *numbers, sizes=(sizes,)).compile()
+        sums = zeros()
+        accumulate = accumulate.lower(train, frozen, sums, batch, number, number, sizes=sizes).compile()
+        update = update.lower(state, sums, rate).compile()
     compile_seconds = time.perf_counter() - began
 
     lengths = method.plan.stage_lengths(sizes)
@@ -83,17 +84,18 @@ def start(preset: Preset, stage: Stage, spec: str) -> tuple[Callable[[], jax.Arr
         stage.trained,
         counted(module.implementation),
     )
-    kinds = {"trained": train, "frozen": frozen, "optimizer": moments, "batch": parts}
+    kinds = {"trained": train, "frozen": frozen, "optimizer": moments, "gradients": sums.grads, "batch": batch}
     memory = {kind: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
-    analysis: Any = compiled.memory_analysis()
-    memory["temporaries"] = analysis.temp_size_in_bytes
+    memory["temporaries"] = max(one.memory_analysis().temp_size_in_bytes for one in (accumulate, update))
+    del sums
     record = {"stage": stage.name, "name": spec, "rows": stage.rows, "text": stage.text, "lengths": lengths}
     record |= {"flops": cost.flops, "model_flops": cost.model_flops}
     record |= {"memory": memory, "compile_seconds": compile_seconds}
 
     def run_step() -> jax.Array:
         nonlocal state
-        state, metrics = compiled(state, frozen, parts, *numbers)
+        sums, _ = accumulate(state.train, frozen, zeros(), batch, number, number)
+        state, metrics = update(state, sums, rate)
         return metrics["loss"]
 
     return run_step, record

@@ -29,7 +29,7 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
     config.compression = f"{method}:{fields}" if fields else method
     config.total_steps = 0
     config.epochs = 1  # [llava]
-    config.micro_batches = 4  # [ours] with a length for each part, padding falls from 20 % to 6 %
+    config.micro_batches = 0  # [ours] as few parts as leave each device at most 16 rows of a part [llava: 16 per GPU]
     config.seed = 42  # [llava] the Trainer's default
     config.dtype = "bfloat16"  # [llava]
     config.param_dtype = "float32"  # [ours] AdamW at 2e-5 loses its updates in bfloat16
@@ -61,6 +61,7 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
             "b2": 0.999,
             "eps": 1e-8,
             "clip_norm": 1.0,
+            "mu_dtype": "float32",  # [ours] bfloat16 saves 12.6 GiB of 7B
         }
     )
     config.lora = ConfigDict({"rank": 0, "alpha": 256.0, "dropout": 0.05})
@@ -77,7 +78,6 @@ def shrink(config: ConfigDict) -> None:
     config.init_from = "random"
     config.total_steps = 12
     config.batch_size = 8
-    config.micro_batches = 1
     config.dtype = "float32"
     config.remat = "none"
     config.data.path = "sample"

@@ -19,7 +19,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config = STAGES[stage].get_config(rest)
     config.size = "small"
     config.batch_size = 16
-    config.micro_batches = 1  # every row has nearly the same length
     config.total_steps = 40 if stage == "pretrain" else 1050
     config.seed = 0
     config.dtype = "float32"

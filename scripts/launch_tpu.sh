@@ -71,7 +71,8 @@ run() {
   everywhere "cd victor && RESTARTS=$RESTARTS nohup scripts/launch_tpu.sh attempts $(printf '%q ' "$@")>> train.log 2>&1 < /dev/null &"
 }
 
-# On each host. When one of them falls, the others notice, fall too, and all begin again at the last checkpoint.
+# On each host. When one of them fails, all end with its status (a killed one: with another than 0 and 2), so that all
+# begin again at the last checkpoint, or none does.
 attempts() {
   if [ -e train.pid ] && kill -0 "$(cat train.pid)" 2> /dev/null; then fail "train.py runs already: stop it first"; fi
   local status attempt
@@ -79,8 +80,9 @@ attempts() {
     .venv/bin/python train.py "$@" & echo $! > train.pid
     status=0; wait $! || status=$?
     echo "$(date +%FT%T) attempt $attempt ended with status $status"
-    # Done, or told to stop and saved; a mistake of the user's, which would repeat itself; told to stop while starting.
-    case $status in 0 | 2 | 143) break ;; esac
+    # Done, or told to stop and saved; a mistake of the user's, which would repeat itself; interrupted, or told to stop
+    # while starting.
+    case $status in 0 | 2 | 130 | 143) break ;; esac
     sleep "$PAUSE"
   done
   rm -f train.pid

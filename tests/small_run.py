@@ -29,7 +29,7 @@ from victor_jax.models.config import VisionConfig
 from victor_jax.models.sizes import llava
 from victor_jax.sharding.mesh import make_mesh, row_shares
 from victor_jax.training import settings
-from victor_jax.training.setup import Run, make_run
+from victor_jax.training.setup import Run, make_run, parts_of
 from victor_jax.weights.checkpoint import Checkpoint, expected
 from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
@@ -84,16 +84,17 @@ def rewrite(checkpoint: Checkpoint, folder: Path, changed: dict[str, np.ndarray]
 
 def open_inputs(parsed: settings.Settings, start: Checkpoint, method: Method, mesh: Mesh, workdir: Path) -> Inputs:
     """As train.py does it."""
+    parts = parts_of(parsed, mesh.shape["data"] * mesh.shape["fsdp"])
     return inputs.open_inputs(
         inputs.with_paths(parsed.data, start.folder, workdir),
         start.config,
         method,
         workdir / "index",
         batch_size=parsed.batch_size,
-        micro_batches=parsed.micro_batches,
+        parts=parts,
         seed=parsed.seed,
         held_out_rows=parsed.evaluation.rows,
-        shares=[hosts for hosts, _ in row_shares(mesh, parsed.batch_size // parsed.micro_batches)],
+        shares=[hosts for hosts, _ in row_shares(mesh, parsed.batch_size // parts)],
     )
 
 
@@ -157,6 +158,7 @@ def command(workdir: Path, changes: Overrides, recipe: str = "finetune", argumen
 
 def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -177,12 +179,15 @@ def run_process(workdir: Path, changes: Overrides, devices: int = 1, recipe: str
     return log.read_text()
 
 
-def begin_two(workdir: Path, changes: Overrides, devices: int = 1) -> tuple[list[subprocess.Popen], list[Path]]:
+def begin_two(
+    workdir: Path, changes: Overrides, devices: int = 1, scripts: tuple[str, str] = (train.__file__,) * 2
+) -> tuple[list[subprocess.Popen], list[Path]]:
     """Two processes of one run, `devices` each."""
     logs = [workdir.with_name(f"{workdir.name}-{process}.log") for process in (0, 1)]
+    arguments = command(workdir, changes)[2:]
     together = [f"--coordinator=localhost:{free_port()}", "--processes=2"]
     children = [
-        begin([*command(workdir, changes), *together, f"--process_id={process}"], log, devices)
+        begin([sys.executable, scripts[process], *arguments, *together, f"--process_id={process}"], log, devices)
         for process, log in enumerate(logs)
     ]
     return children, logs

@@ -73,6 +73,8 @@ COUNT = "number = len(runs.read_text()) if runs.exists() else 0\nruns.write_text
     [
         ("sys.exit(1 if number < 2 else 0)", 3, 0),  # two crashes, then the end
         ("sys.exit(2)", 1, 2),  # a mistake of the user's
+        ("sys.exit(130)", 1, 130),  # interrupted
+        ("import os; os.abort()", 4, 134),  # what jax does where another process was killed
         ("sys.exit(1)", 4, 1),  # nothing but crashes
     ],
 )

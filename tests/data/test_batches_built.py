@@ -74,11 +74,10 @@ def test_image_places_that_a_row_leaves_empty_are_black():
     assert (batch.pixels[0, 1] == 0).all()
 
 
-def test_without_a_shape_the_batch_is_as_large_as_its_rows_need():
+def test_normalised_pixels_stay_float32():
     rows = example([1, IMAGE, 5], [0, 0, 1], ("a",)), example([1, IMAGE, IMAGE, 6, 7], [0, 0, 0, 1, 1], ("b", "c"))
     pixels = [np.zeros((len(row.images), 3, 4, 4), np.float32) for row in rows]
-    batch = build_batch(rows, pixels, registers=2, image_size=4)
-    assert batch.sequence.kinds.shape == (2, 16)
+    batch = build_batch(rows, pixels, registers=2, image_size=4, shape=Shape(3, 2, 6))
     assert batch.pixels.shape == (2, 2, 3, 4, 4)
     assert batch.pixels.dtype == np.float32
 
@@ -92,9 +91,10 @@ def source_of(folder, rows, batch=4, parts=1, **more):
 def test_each_part_of_a_batch_has_the_rows_and_pixels_of_its_step(tmp_path):
     source = source_of(tmp_path, rows_of_every_kind(), parts=2)
     for step in range(source.schedule.steps_per_epoch):
-        found, (layout, rows) = source[step], source.schedule.at(step)
+        found, (shapes, rows) = source[step], source.schedule.at(step)
+        assert found.shapes == shapes
         np.testing.assert_array_equal(found.rows, rows)
-        for part, shape, of_part in zip(found.parts, layout.parts, rows, strict=True):
+        for part, shape, of_part in zip(found.parts, shapes, rows, strict=True):
             assert (part.sequence.kinds == V).sum(axis=1).max() <= shape.images * TOKENS_PER_IMAGE
             for at, row in enumerate(of_part):
                 if row == FILLER:

@@ -61,7 +61,7 @@ def test_the_shapes_of_batches_with_their_steps_and_padding(tmp_path):
     out = io.StringIO()
     _, index = opened(tmp_path, [image_row("0.png", 3)] * 16)
     print_schedule(Schedule(index, 8, 0, 2, 2), parse("victor:registers=2,layer=1", SIZES["7b"]), out)
-    assert "2 steps per epoch, 8 rows each in 2 parts; programs to compile: 1;" in out.getvalue()
+    assert "2 steps per epoch, each of 2 parts of 4 rows; programs to compile: 1;" in out.getvalue()
     assert "of the text positions are padding" in out.getvalue()
     assert " -> " in out.getvalue()
 

@@ -24,6 +24,10 @@ def epoch(its, number):
     return [its.at(step) for step in range(number * its.steps_per_epoch, (number + 1) * its.steps_per_epoch)]
 
 
+def parts_of(batches):
+    return [part for shapes, rows in batches for part in zip(shapes, rows, strict=True)]
+
+
 def rows_of(batches):
     rows = np.concatenate([rows.ravel() for _, rows in batches])
     return rows[rows != FILLER]
@@ -50,27 +54,34 @@ def test_another_seed_has_other_batches():
 
 def test_every_row_fits_its_part():
     index = index_of()
-    for layout, rows in epoch(schedule(index), 0):
-        for part, of_part in zip(layout.parts, rows, strict=True):
-            good = of_part[of_part != FILLER]
-            assert (index.text_lengths[good] <= part.text).all()
-            assert (index.image_counts[good] <= part.images).all()
-            assert (index.visual_lengths[good] <= part.visual).all()
+    for shape, rows in parts_of(epoch(schedule(index), 0)):
+        good = rows[rows != FILLER]
+        assert (index.text_lengths[good] <= shape.text).all()
+        assert (index.image_counts[good] <= shape.images).all()
+        assert (index.visual_lengths[good] <= shape.visual).all()
 
 
-def test_text_only_rows_never_share_a_batch_with_images():
+def test_text_only_rows_never_share_a_part_with_images():
     index = index_of()
-    for layout, rows in epoch(schedule(index), 0):
+    for shape, rows in parts_of(epoch(schedule(index), 0)):
         has_images = index.image_counts[rows[rows != FILLER]] > 0
-        assert has_images.all() if layout.parts[-1].images else not has_images.any()
+        assert has_images.all() if shape.images else not has_images.any()
 
 
-def test_fewer_fillers_than_a_batch_with_images_and_without():
+def test_fewer_fillers_than_a_part_with_images_and_without():
     its = schedule()
     fillers = {False: 0, True: 0}
-    for layout, rows in epoch(its, 0):
-        fillers[layout.parts[-1].images > 0] += int((rows == FILLER).sum())
-    assert all(count < its.batch for count in fillers.values())
+    for shape, rows in parts_of(epoch(its, 0)):
+        fillers[shape.images > 0] += int((rows == FILLER).sum())
+    assert all(count < its.part_rows for count in fillers.values())
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_all_batches_but_the_last_have_all_parts(parts):
+    """And the last one is not filled up with empty parts."""
+    batches = epoch(schedule(parts=parts), 0)
+    assert [len(rows) for _, rows in batches[:-1]] == [parts] * (len(batches) - 1)
+    assert all((rows != FILLER).any(axis=1).all() for _, rows in batches)
 
 
 def test_a_step_is_the_same_whoever_asks_and_in_whatever_order():
@@ -78,9 +89,9 @@ def test_a_step_is_the_same_whoever_asks_and_in_whatever_order():
     steps = [0, its.steps_per_epoch + 3, 3, 40 * its.steps_per_epoch, 1]
     expected = [its.at(step) for step in steps]
     for other in (pickle.loads(pickle.dumps(its)), schedule()):
-        for step, (layout, rows) in reversed(list(zip(steps, expected, strict=True))):
-            found_layout, found_rows = other.at(step)
-            assert found_layout == layout
+        for step, (shapes, rows) in reversed(list(zip(steps, expected, strict=True))):
+            found_shapes, found_rows = other.at(step)
+            assert found_shapes == shapes
             np.testing.assert_array_equal(found_rows, rows)
 
 
@@ -151,17 +162,19 @@ def length_mix():
 @pytest.fixture(scope="module")
 def mix():
     index = length_mix()
-    return index, Schedule(index, 128, 0, registers=8, parts=4)
+    return lambda parts: (index, Schedule(index, 128, 0, registers=8, parts=parts))
 
 
-def test_a_tenth_of_the_text_positions_at_most_is_padding_on_a_mix_like_llavas(mix):
-    index, its = mix
+@pytest.mark.parametrize(("parts", "programs", "padding"), [(1, 16, 0.12), (4, 30, 0.07), (8, 40, 0.055)])
+def test_how_much_is_padding_on_a_mix_like_llavas(mix, parts, programs, padding):
+    """Of the text positions; smaller parts are worth more programs. The figures of docs/training.md."""
+    index, its = mix(parts)
     assert len(index.text_lengths) == 665_000
-    assert len(its.layouts) <= 8
-    assert its.padding_share <= 0.10
-    computed = sum(rows.shape[1] * part.text for layout, rows in epoch(its, 0) for part in layout.parts)
+    assert len(its.stretches) <= programs
+    assert its.padding_share <= padding
+    computed = sum(its.part_rows * shape.text for shape, _ in parts_of(epoch(its, 0)))
     assert its.padding_share == pytest.approx(1 - index.text_lengths.sum(dtype=np.int64) / computed)
 
 
 def test_the_order_of_a_large_data_set_is_small_on_its_way_to_a_worker(mix):
-    assert len(pickle.dumps(mix[1])) < 16e6
+    assert len(pickle.dumps(mix(8)[1])) < 16e6

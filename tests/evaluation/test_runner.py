@@ -1,10 +1,19 @@
-"""An evaluation can be stopped anywhere, goes on by itself, and never mixes what does not belong together."""
+"""An evaluation can be stopped anywhere, goes on by itself, and never mixes what does not belong together.
+
+Run as a script, this file is eval.py in a process that gets the signal SIGNAL when it has judged AFTER answers.
+"""
 
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from unittest import mock
 
 import pytest
+import small_run
 import talking
 
 import eval as eval_script
@@ -231,7 +240,7 @@ def test_the_command_answers_blind_and_prints_its_settings(data, tmp_path, capsy
     flags = {"model": folder / "model", "questions": tmp_path / "questions.jsonl", "out": tmp_path / "out"}
     command = [f"--{name}={value}" for name, value in flags.items()]
     command += ["--benchmark=digits", "--blind", "--dtype=float32", "--max-new-tokens=4", "--compression=vtw:layer=1"]
-    eval_script.main(command)
+    eval_script.main(eval_script.parse(command))
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     printed = capsys.readouterr().out
     assert "digits, 3 questions" in printed
@@ -242,6 +251,87 @@ def test_the_command_answers_blind_and_prints_its_settings(data, tmp_path, capsy
 
 
 def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["eval.py", "--model=x", "--benchmark=digits", "--questions=no", "--out=o"])
+    flags = ["--model=x", "--benchmark=digits", "--questions=no", "--out=o", "--processes=1"]
+    monkeypatch.setattr("sys.argv", ["eval.py", *flags])
     assert eval_script.command_line() == 2
     assert capsys.readouterr().err == "error: the questions no cannot be read: No such file or directory\n"
+
+
+def two_processes(folder, out, questions, **environment):
+    """eval.py in two processes: the exit status of each, and what they printed."""
+    named = {"model": folder / "model", "questions": questions, "images": questions.parent / "images", "out": out}
+    together = [f"--coordinator=localhost:{small_run.free_port()}", "--processes=2"]
+    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in named.items()), *together]
+    command += ["--benchmark=digits", "--dtype=float32", f"--batch-size={SIZE}"]
+    both = [
+        subprocess.Popen(
+            [*command, f"--process-id={one}"],
+            env=small_run.environment() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for one in (0, 1)
+    ]
+    try:
+        said = [child.communicate(timeout=small_run.SECONDS) for child in both]
+    finally:
+        for child in both:
+            child.kill()
+    return [child.returncode for child in both], said
+
+
+def test_two_processes_that_are_killed_go_on_as_two_or_as_one(data, finished, tmp_path):
+    folder, vlm, _ = data
+    out, result = finished
+    killed = {"AFTER": str(SIZE), "SIGNAL": str(int(signal.SIGKILL))}
+    codes, said = two_processes(folder, tmp_path / "two", folder / "questions.jsonl", **killed)
+    assert codes[0] == -signal.SIGKILL
+    assert codes[1] not in (0, 2), said
+    assert len(lines(tmp_path / "two")) == SIZE
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+
+    codes, said = two_processes(folder, tmp_path / "two", folder / "questions.jsonl")
+    assert codes == [0, 0], said
+    assert "digits, 11 questions" in said[0][0]
+    assert "digits, 11 questions" not in said[1][0]
+    written = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert written["score"] == result["score"]
+    assert (written["settings"]["answered"], written["settings"]["devices"]) == (QUESTIONS - SIZE, 2)
+
+    run(vlm, task(folder), tmp_path / "one")
+    for name in ("one", "two"):
+        assert (tmp_path / name / "answers.jsonl").read_bytes() == (out / "answers.jsonl").read_bytes()
+
+
+def test_sigterm_to_one_of_two_processes_ends_both_and_keeps_what_was_answered(data, tmp_path):
+    folder, _, _ = data
+    stopped = {"AFTER": str(SIZE), "SIGNAL": str(int(signal.SIGTERM))}
+    codes, said = two_processes(folder, tmp_path, folder / "questions.jsonl", **stopped)
+    assert codes == [130, 130], said
+    assert len(lines(tmp_path)) == SIZE
+
+
+def test_a_mistake_that_one_process_meets_ends_both(data, tmp_path):
+    """The second one reads questions 4 to 7."""
+    folder, _, _ = data
+    write_questions(tmp_path, ["x"] * QUESTIONS)
+    shutil.copytree(folder / "images", tmp_path / "images")
+    (tmp_path / "images" / "6.png").write_bytes(b"no picture")
+    codes, said = two_processes(folder, tmp_path / "out", tmp_path / "questions.jsonl")
+    assert codes == [2, 2]
+    for _, errors in said:
+        assert "error: process 1 of 2: question 106: image 6.png: not an image that can be read" in errors
+
+
+if __name__ == "__main__":
+    judged = []
+
+    def judge(question, text):
+        if len(judged) == int(os.environ.get("AFTER", QUESTIONS)):
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+        judged.append(question)
+        return DIGITS.judge(question, text)
+
+    with mock.patch.dict(eval_script.BENCHMARKS, digits=replace(DIGITS, judge=judge)):
+        sys.exit(eval_script.command_line())

@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch", reason="the tiny models are built by Huggin
 import tiny  # noqa: E402
 
 import victor_jax  # noqa: E402
+from victor_jax.inference.vlm import room_for  # noqa: E402
+from victor_jax.models.sequence import EncodedRow  # noqa: E402
 
 CONFIG = tiny.config("llama_gqa")
 # Text lengths around the images of each row: 0 to 3 images, text first or last, 2 to 25 tokens of text.
@@ -117,3 +119,11 @@ def test_bfloat16_stays_near_float32(tmp_path):
     assert rough.dtype == np.float32
     # Eight bits of mantissa through some sixty roundings: about 3 % of logits of order 1.
     assert np.sqrt(np.mean((rough - exact) ** 2)) < 0.05
+
+
+def test_prompts_of_many_lengths_share_few_programs():
+    """Text is rounded up by a quarter at most."""
+    rooms = [room_for([EncodedRow(np.zeros(n, np.int32), np.zeros(n, np.int32))]).text for n in range(1, 513)]
+    assert len(set(rooms)) == 20
+    assert all(n <= room <= max(8 * -(-n // 8), 1.25 * n) for n, room in enumerate(rooms, 1))
+    assert rooms[63] == 64

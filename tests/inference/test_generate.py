@@ -24,6 +24,7 @@ from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.inference import programs
 from victor_jax.inference.prompts import open_prompter
+from victor_jax.inference.vlm import room_for
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE
@@ -160,7 +161,7 @@ def training_batch(vlm, tmp_path):
     source = BatchSource(reader, schedule, registers, 12, asks.aspect)
     step = source[0]
     assert not step.bad
-    return step.parts[0], vlm.method.plan.sizes(step.layout.parts[0].counts(registers)), np.argsort(step.rows[0])
+    return step.parts[0], vlm.method.plan.sizes(step.shapes[0].counts(registers)), np.argsort(step.rows[0])
 
 
 def test_generate_and_score_ask_what_training_taught(vlm, training_batch):
@@ -188,7 +189,7 @@ def test_pictures_are_prepared_as_the_checkpoint_was_taught(tmp_path, aspect):
     picture(0).save(tmp_path / "0.png")
     asked = asked_with.ask(["a", "b <image> c <image>"], [str(tmp_path / "0.png"), [picture(1), picture(2)]])
     expected = [preprocess(picture(seed), 12, aspect) for seed in range(3)]
-    pixels = asked_with.batch(asked, registers=0).pixels
+    pixels = asked_with.batch(asked, 0, room_for(asked)).pixels
     np.testing.assert_array_equal(pixels[0, 0], expected[0])
     np.testing.assert_array_equal(pixels[1], expected[1:])
 

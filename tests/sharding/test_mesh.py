@@ -14,7 +14,7 @@ from victor_jax.models.layers import Lora
 from victor_jax.models.parameters import Declared
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, parameters
-from victor_jax.sharding.mesh import AXES, make_mesh, of_parameter, rows
+from victor_jax.sharding.mesh import AXES, make_mesh, of_parameter
 
 SMALL = SIZES["small"]
 MODELS: dict[str, VLMConfig] = {
@@ -78,9 +78,3 @@ def test_an_axis_that_does_not_divide_is_named_with_its_parameter_and_size() -> 
 def test_a_mesh_of_another_size_than_the_devices_is_an_error(axes: dict[str, int]) -> None:
     with pytest.raises(UserError, match=f"needs {math.prod(axes.values())} devices, there are 8"):
         make_mesh(**axes)
-
-
-def test_rows_are_cut_over_data_and_fsdp_only_where_they_divide() -> None:
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    assert rows(mesh, 8).shard_shape((8, 5)) == (2, 5)
-    assert rows(mesh, 3).shard_shape((3, 5)) == (3, 5)

@@ -68,8 +68,9 @@ def losses_of(changes, workdir, params, key=None, step=1):
     tensors = start_tensors(run, begin)
     train, frozen = trained_params(run, tensors), place(run.frozen, tensors, run.module)
     inputs = small_run.open_inputs(parsed, begin, run.module.method, mesh, workdir)
-    layout, _ = inputs.train.schedule.at(step)
-    (part,), (sizes,) = rows_on_mesh(inputs.train[step].parts, mesh), sizes_of(run, layout.parts)
+    batch = inputs.train[step]
+    (part,), (shape,) = rows_on_mesh(batch.parts, mesh), batch.shapes
+    sizes = sizes_of(run, shape)
     with jax.set_mesh(mesh):
         loss, count = jax.jit(row_losses, static_argnums=(0, 4, 5))(
             run.module, frozen | train | params, part, key, sizes, 64
@@ -134,8 +135,8 @@ def test_dropout_is_on_where_a_key_is_given_and_only_there(trained, changes):
     assert not np.isclose(noisy, other, rtol=1e-6).any()
 
 
-def test_training_drops_out_by_seed_and_step(trained, changes):
-    """The logged loss of a step is that of the parameters before it, under the dropout of that step."""
-    key = jax.random.fold_in(jax.random.key(42), 2)
+def test_training_drops_out_by_seed_step_and_part(trained, changes):
+    """The logged loss of a step is that of the parameters before it, under the dropout of its only part."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(42), 2), 0)
     noisy, _ = losses_of(changes, trained, params_of(trained, 2), key, step=2)
     assert metrics(trained)[2]["loss"] == pytest.approx(noisy.mean(), rel=1e-5)

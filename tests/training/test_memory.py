@@ -9,7 +9,7 @@ import pytest
 import small_run
 from small_run import config_of
 
-from victor_jax.data.shapes import Layout, Shape
+from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 from victor_jax.sharding.mesh import make_mesh
@@ -17,7 +17,7 @@ from victor_jax.training import memory, settings
 from victor_jax.training.memory import GIB
 from victor_jax.training.setup import abstract_part, make_run, sizes_of
 
-TINY = Layout((Shape(32, images=1, visual=SIZES["small"].features_per_image),), batches=1, text=1)
+TINY = Shape(32, images=1, visual=SIZES["small"].features_per_image)
 
 
 def run_of(size="7b", recipe="finetune", argument="registers=8,layer=3", mesh=(1, 1, 1), **changes):
@@ -37,9 +37,9 @@ def test_what_cannot_fit_is_refused_with_its_parts_and_what_to_change():
     """7 billion parameters, trained in full: 4 bytes each, 8 of moments, 4 of gradients summed over parts."""
     assert refused(run_of(), 24) == (
         "too little memory: each device would hold at least 101.3 GiB at once (optimizer 50.4 GiB, trained parameters "
-        "25.2 GiB, gradients 25.2 GiB, frozen parameters 0.5 GiB), and has 24.0; try config.param_dtype=bfloat16, "
-        "adapters (configs/finetune_lora.py) or a machine with more memory (for a smoke test on any: "
-        "--config=FILE:runlocal)"
+        "25.2 GiB, gradients 25.2 GiB, frozen parameters 0.5 GiB), and has 24.0; try "
+        "config.optimizer.mu_dtype=bfloat16, config.param_dtype=bfloat16, adapters (configs/finetune_lora.py) or a "
+        "machine with more memory (for a smoke test on any: --config=FILE:runlocal)"
     )
 
 
@@ -49,9 +49,18 @@ def test_what_might_fit_is_not_refused():
     memory.check(run_of(recipe="finetune_lora"), 20 * GIB)
 
 
-def test_gradients_of_one_part_may_be_as_narrow_as_the_arithmetic():
-    one_part = memory.held(run_of(micro_batches=1, batch_size=8))
-    assert one_part["gradients"] == pytest.approx(memory.held(run_of())["gradients"] / 2)
+def test_what_is_kept_in_bfloat16_takes_half_and_gradients_are_summed_in_float32():
+    wide, narrow = memory.held(run_of()), memory.held(run_of(param_dtype="bfloat16", optimizer__mu_dtype="bfloat16"))
+    assert narrow["trained parameters"] == wide["trained parameters"] / 2
+    assert narrow["optimizer"] == pytest.approx(wide["optimizer"] * 3 / 4)
+    assert narrow["gradients"] == wide["gradients"] == wide["trained parameters"]
+
+
+def test_more_parts_are_advised_against_activations_alone():
+    run = run_of("small", argument="registers=8,layer=3,runlocal", batch_size=32)
+    assert run.parts == 2
+    assert "config.micro_batches=4" in memory.advice(run, of_step=True)
+    assert "micro_batches" not in memory.advice(run, of_step=False)
 
 
 def test_every_device_of_fsdp_holds_its_share_and_data_copies_all():
@@ -70,12 +79,12 @@ def test_devices_that_share_the_machines_memory_have_a_part_of_it_each():
 def test_what_a_device_runs_out_of_while_it_computes_is_one_sentence():
     run = run_of("small", argument="registers=8,layer=3,runlocal")
     words = "too little memory for the step on rows of 32 text positions and 1 image:.*a smaller config.batch_size or"
-    with pytest.raises(UserError, match=words), memory.explained(run, TINY):
+    with pytest.raises(UserError, match=words), memory.explained(run, [TINY]):
         jnp.zeros(1 << 50).block_until_ready()
 
 
 def test_other_failures_of_a_step_keep_their_words():
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory.explained(run_of(), TINY):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory.explained(run_of(), [TINY]):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
@@ -118,12 +127,17 @@ def test_a_model_too_large_for_this_machine_is_refused_within_seconds(tmp_path):
 
 
 @pytest.mark.parametrize("kept", ["float32", "bfloat16"])
-def test_the_compiled_step_takes_no_less(kept):
+def test_the_compiled_programs_take_no_less(kept):
     run = run_of("small", argument="registers=8,layer=3,runlocal", dtype="bfloat16", param_dtype=kept)
-    batch = tuple(abstract_part(run, part) for part in TINY.parts)
-    number, rate = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), "float32")
+    part, number = abstract_part(run, TINY), jax.ShapeDtypeStruct((), "int32")
     with jax.set_mesh(run.mesh):
-        lowered = run.step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, TINY.parts))
-    taken = lowered.compile().memory_analysis()
-    bound = sum(memory.held(run).values())
-    assert taken.argument_size_in_bytes < bound <= taken.argument_size_in_bytes + taken.temp_size_in_bytes
+        sizes = sizes_of(run, TINY)
+        accumulate = run.accumulate.lower(run.train, run.frozen, run.sums, part, number, number, sizes=sizes)
+        update = run.update.lower(run.state, run.sums, jax.ShapeDtypeStruct((), "float32"))
+    taken, beside = accumulate.compile().memory_analysis(), memory.bytes_of(run.state.optimizer)
+    arguments, bound = taken.argument_size_in_bytes + beside, sum(memory.held(run).values())
+    assert bound == pytest.approx(arguments, rel=0.01)
+    assert bound <= arguments + taken.temp_size_in_bytes
+    taken = update.compile().memory_analysis()
+    assert taken.argument_size_in_bytes + memory.bytes_of(run.frozen) == pytest.approx(bound, rel=0.01)
+    assert taken.alias_size_in_bytes == pytest.approx(memory.bytes_of(run.state), rel=0.01)

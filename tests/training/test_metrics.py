@@ -105,7 +105,7 @@ def late(tmp_path: Path) -> Iterator[StepMonitor]:
 
 def step_of(loss: jax.Array) -> dict[str, Any]:
     """What is known of a step of one row."""
-    return {"loss": loss, "bad": False, "tokens": 8, "flops": 1.0, "rows": np.zeros(1), "row_loss": np.zeros(1)}
+    return {"loss": loss, "bad": False, "tokens": 8, "flops": 1.0, "rows": np.zeros(1), "row_loss": [np.zeros(1)]}
 
 
 def test_a_step_is_fetched_when_the_next_one_is_pushed(tmp_path: Path, late: StepMonitor) -> None:

@@ -78,6 +78,30 @@ def test_adamw_equals_torch_with_what_hugging_face_decays(own):
         np.testing.assert_allclose(found[path], param.detach().numpy(), rtol=2e-6, atol=2e-6, err_msg=path)
 
 
+def test_a_first_moment_in_bfloat16_is_rounded_once_a_step_and_all_arithmetic_is_float32():
+    chosen = replace(OPTIMIZER, weight_decay=0.0, clip_norm=1e9, mu_dtype="bfloat16")
+    params = {path: jnp.asarray(array) for path, array in arrays(0).items()}
+    optimizer = make_optimizer(chosen, params)
+    state = optimizer.init(in_float32(params))
+    wanted = {path: np.float64(array) for path, array in arrays(0).items()}
+    mu, nu = ({path: np.zeros_like(array) for path, array in wanted.items()} for _ in range(2))
+    for step in range(1, STEPS + 1):
+        grads = arrays(step)
+        params, state = update(
+            optimizer, {p: jnp.asarray(g) for p, g in grads.items()}, state, params, jnp.float32(0.1)
+        )
+        for path, grad in grads.items():
+            moment = chosen.b1 * mu[path] + (1 - chosen.b1) * grad
+            nu[path] = chosen.b2 * nu[path] + (1 - chosen.b2) * grad**2
+            scale = np.sqrt(nu[path] / (1 - chosen.b2**step)) + chosen.eps
+            wanted[path] -= 0.1 * moment / (1 - chosen.b1**step) / scale
+            mu[path] = moment.astype(np.float32).astype(jnp.bfloat16).astype(np.float64)
+    for path, array in wanted.items():
+        assert (state[1].mu[path].dtype, state[1].nu[path].dtype) == (jnp.bfloat16, jnp.float32)
+        np.testing.assert_array_equal(state[1].mu[path], mu[path].astype(jnp.bfloat16), err_msg=path)
+        np.testing.assert_allclose(params[path], array, rtol=1e-5, atol=1e-5, err_msg=path)
+
+
 def test_decay_reaches_what_hugging_faces_trainer_decays():
     """By its own rule, on a LLaVA of both towers; a method's own parameters are ours, and never decay."""
     import tiny

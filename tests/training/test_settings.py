@@ -170,6 +170,21 @@ def test_a_recipes_argument_becomes_a_compression(argument, compression):
     assert config_of({}, argument=argument).compression == compression
 
 
+@pytest.mark.parametrize("form", [["--config={}:8"], ["--config", "{}:8"]])
+def test_a_recipe_imports_its_neighbours_from_any_folder(tmp_path, monkeypatch, form):
+    folder = tmp_path / "recipes_of_mine"
+    folder.mkdir()
+    (folder / "shared.py").write_text("from ml_collections import ConfigDict\n")
+    text = "from recipes_of_mine.shared import ConfigDict\n\ndef get_config(n): return ConfigDict({'rows': int(n)})\n"
+    (folder / "mine.py").write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    before = sys.path.copy()
+    given = command.parse("train.py", lambda values: None, [part.format(folder / "mine.py") for part in form])
+    assert given.config.rows == 8
+    assert sys.path == before
+
+
 def test_an_override_is_read_as_the_type_of_its_key():
     given = command.parse(
         "train.py",

@@ -71,9 +71,10 @@ def our_losses(folder, recipe, compression):
     with jax.set_mesh(run.mesh):
         for step in range(STEPS):
             batch, counts = our_batch(step, start.config, run.module.method.registers)
-            parts, sizes = rows_on_mesh((batch,), run.mesh), run.module.method.plan.sizes(counts)
+            part, sizes = rows_on_mesh(batch, run.mesh), run.module.method.plan.sizes(counts)
             rate = learning_rate(run_settings.optimizer, step, STEPS)
-            state, metrics = run.step(state, frozen, parts, np.int32(step), np.float32(rate), sizes=(sizes,))
+            sums, _ = run.accumulate(state.train, frozen, run.zeros(), part, step, 0, sizes=sizes)
+            state, metrics = run.update(state, sums, np.float32(rate))
             losses.append(float(metrics["loss"]))
     return losses, registers
 

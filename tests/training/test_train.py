@@ -14,7 +14,6 @@ from PIL import Image
 from small_run import conversation, image_row, losses, metrics, overrides, run_here
 from soak import saved
 
-import train
 import victor_jax
 from victor_jax import cli
 from victor_jax.compression.spec import parse
@@ -76,6 +75,18 @@ def test_every_mesh_trains_alike(tmp_path, undisturbed, start, data, mesh):
 def test_one_device_trains_like_eight(tmp_path, undisturbed, start, data):
     small_run.run_process(tmp_path / "run", overrides(start, data, mesh__data=1, mesh__fsdp=1))
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(undisturbed), rtol=1e-5)
+
+
+def test_a_resumed_run_keeps_its_parts_on_other_devices(tmp_path, start, data, monkeypatch):
+    """Devices that ask for two parts, and then for one: the batches stay those of two."""
+    changes = {"batch_size": 16, "total_steps": 4, "checkpoint__every": 2}
+    monkeypatch.setattr(setup, "PART_ROWS", 1)
+    run_here(tmp_path / "run", overrides(start, data, **changes))
+    workdir = interrupted(tmp_path / "run", tmp_path, step=2)
+    monkeypatch.setattr(setup, "PART_ROWS", 2)
+    run_here(workdir, overrides(start, data, **changes))
+    assert json.loads((workdir / "config.json").read_text())["micro_batches"] == 2
+    small_run.assert_identical(saved(workdir, 4), saved(tmp_path / "run", 4))
 
 
 def test_an_interrupted_run_ends_bit_identical(tmp_path, undisturbed, start, data):
@@ -257,7 +268,7 @@ def loss_of_row(model, source, row):
 
 
 def test_a_transfer_in_the_loop_that_nobody_asked_for_is_an_error(tmp_path, start, data, monkeypatch):
-    monkeypatch.setattr(train, "number_on_mesh", lambda number, mesh: number)
+    monkeypatch.setattr(setup, "number_on_mesh", lambda number, mesh: number)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         run_here(tmp_path / "run", overrides(start, data))
 

@@ -13,6 +13,7 @@ import small_run
 from small_run import losses, metrics, overrides, run_here
 from soak import kill_once, saved
 
+import train
 import victor_jax
 
 STEPS = 20
@@ -115,8 +116,29 @@ def test_bad_rows_of_both_processes_count_together_and_stop_both(tmp_path, chang
         small_run.finish(children, logs)
     said = [[line for line in log.read_text().splitlines() if line.startswith("error: ")] for log in logs]
     assert said[0] == said[1]
-    assert said[0][0].startswith("error: more than data.max_bad_rows=10 rows cannot be used, the first are ")
+    assert " of 2: more than data.max_bad_rows=10 rows cannot be used, the first are " in said[0][0]
     assert newest(tmp_path / "run") == 5, "what was trained is kept, should more be allowed"
+
+
+def test_a_process_that_fails_alone_within_the_loop_ends_the_other_one_too(tmp_path, changes):
+    """One of them meets its seventh missing image while the other waits for it in a step; saves are under way."""
+    few = changes | {"data.max_bad_rows": 6, "checkpoint.every": 1, "mesh.fsdp": 2}
+    children, logs = small_run.begin_two(tmp_path / "run", few)
+    with pytest.raises(AssertionError, match=r"^\[2, 2\]\n"):
+        small_run.finish(children, logs)
+    for log in logs:
+        assert " of 2: more than data.max_bad_rows=6 rows cannot be used" in log.read_text()
+
+
+def test_a_host_with_an_old_view_of_the_folder_does_what_the_first_one_says(tmp_path, alone, changes):
+    """It sees neither the newest step nor the model. Two processes that each believe their own eyes would train
+    different steps, or wait for each other for ever."""
+    workdir = shutil.copytree(alone, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    scripts = (train.__file__, str(small_run.ROOT / "tests" / "old_view.py"))
+    small_run.finish(*small_run.begin_two(workdir, changes | {"mesh.fsdp": 2}, scripts=scripts))
+    assert newest(workdir) == STEPS
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
 
 
 def test_two_processes_that_share_their_rows_train_like_one(tmp_path, alone, changes):

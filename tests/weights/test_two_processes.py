@@ -100,7 +100,7 @@ def main(process: int, port: int, folder: str, out: str) -> None:
     copies = make_mesh(data=2, fsdp=4)  # each process holds everything
     for mesh, share in ((side_by_side, 0.5), (interleaved, 0.5), (copies, 1.0)):
         check_placement(folder, mesh, share)
-    vlm = victor_jax.load(folder, dtype="float32", mesh=side_by_side)
+    vlm = victor_jax.load(folder, dtype="float32", mesh=make_mesh(data=4, tensor=2))
     np.savez(
         Path(out) / f"{process}.npz",
         logits=vlm.logits(**batch()),

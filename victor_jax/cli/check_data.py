@@ -1,7 +1,7 @@
 """victor-jax check-data --config=FILE[:args] [--config.data.path=… …]: walks the data without training.
 
-Counts, lengths, the shapes of batches, rows and images that cannot be used, and a few rows as the model reads them,
-with what is supervised in colour.
+Counts, lengths, the shapes of batches (in parts as on one device), rows and images that cannot be used, and a few rows
+as the model reads them, with what is supervised in colour.
 """
 
 import functools
@@ -30,7 +30,7 @@ from victor_jax.data.schedule import Index, Schedule
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.losses import IGNORE
 from victor_jax.training import command, settings
-from victor_jax.training.setup import open_start
+from victor_jax.training.setup import open_start, parts_of
 
 LISTED = 200  # bad rows that are named
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -90,20 +90,20 @@ def _print_lengths(text_lengths: np.ndarray, image_counts: np.ndarray, max_lengt
 
 
 def print_schedule(schedule: Schedule, method: Method, out: TextIO) -> None:
-    """The batches of an epoch. Broken images are only found when they are read: a run's schedule counts on them too."""
-    in_parts = f" in {schedule.parts} parts" if schedule.parts > 1 else ""
+    """The parts of an epoch. Broken images are only found when they are read: a run's schedule counts on them too."""
+    rows, parts, plan = schedule.part_rows, schedule.parts, method.plan
     print(
-        f"\n{schedule.steps_per_epoch} steps per epoch, {schedule.batch} rows each{in_parts}; "
-        f"programs to compile: {len(schedule.layouts)}; {schedule.padding_share:.1%} of the text positions are padding",
+        f"\n{schedule.steps_per_epoch} steps per epoch, each of {parts} part{'s' * (parts > 1)} of "
+        f"{rows} rows; programs to compile: {len(schedule.stretches)}; {schedule.padding_share:.1%} of the text "
+        "positions are padding",
         file=out,
     )
-    print(f"{'steps':>8}{'padding':>9}{'images':>8}   text positions of each part -> positions in the stages", file=out)
-    plan = method.plan
-    for layout in schedule.layouts:
-        lengths = [plan.stage_lengths(plan.sizes(part.counts(method.registers))) for part in layout.parts]
-        shown = (f"{part.text} -> {', '.join(map(str, of))}" for part, of in zip(layout.parts, lengths, strict=True))
-        padding = f"{layout.padding_share(schedule.batch):.1%}"
-        print(f"{layout.batches:8}{padding:>9}{layout.parts[-1].images:8}   {'; '.join(shown)}", file=out)
+    print(f"{'parts':>8}{'padding':>9}{'images':>8}   text positions of a row -> positions in the stages", file=out)
+    for stretch in schedule.stretches:
+        lengths = plan.stage_lengths(plan.sizes(stretch.shape.counts(method.registers)))
+        shown = f"{stretch.shape.text} -> {', '.join(map(str, lengths))}"
+        padding = f"{stretch.padding_share(rows):.1%}"
+        print(f"{stretch.micro_batches:8}{padding:>9}{stretch.shape.images:8}   {shown}", file=out)
 
 
 def _bad_images(records: Records, index: Index, workers: int, progress: bool) -> Iterator[Bad]:
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
     if len(bad) == len(reader):
         print("\nerror: no row can be used", file=sys.stderr)
         return 1
-    schedule = Schedule(index, recipe.batch_size, recipe.seed, method.registers, recipe.micro_batches)
+    schedule = Schedule(index, recipe.batch_size, recipe.seed, method.registers, parts_of(recipe, devices=1))
     print_schedule(schedule, method, sys.stdout)
     if len(bad) > data.max_bad_rows:
         print(f"\nerror: {len(bad)} bad rows are more than data.max_bad_rows={data.max_bad_rows}", file=sys.stderr)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -26,9 +26,9 @@ from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 from victor_jax.training import command
-from victor_jax.training.memory import advice, bytes_of, described, state_bytes
+from victor_jax.training.memory import advice, bytes_of, described, held
 from victor_jax.training.settings import read
-from victor_jax.training.setup import Run, abstract_part, make_run, mesh_of, sizes_of, step_costs
+from victor_jax.training.setup import Run, abstract_part, make_run, mesh_of, part_cost, sizes_of
 
 QUICK = -1.0  # of jax_exec_time_optimization_effort: compiles several times faster, temporaries within a tenth
 TEXT = 512  # of a usual row: above the mean of LLaVA's mix665k
@@ -43,7 +43,7 @@ class Planned:
 
     name: str
     run: Run
-    parts: tuple[Shape, ...]  # of the batch
+    shape: Shape  # of every part of the batch
     arguments: dict[str, int]  # bytes by kind: in memory throughout, updated in place
     bytes: int  # at the peak
     fits: bool
@@ -53,7 +53,7 @@ class Planned:
     @property
     def kinds(self) -> dict[str, int]:
         """Bytes at the peak; the last kind is what the step makes and drops, gathered weights too."""
-        return self.arguments | {"activations and gradients": self.bytes - sum(self.arguments.values())}
+        return self.arguments | {"activations": self.bytes - sum(self.arguments.values())}
 
 
 def shapes_of(run: Run, text: int, images: int) -> dict[str, Shape]:
@@ -66,25 +66,33 @@ def shapes_of(run: Run, text: int, images: int) -> dict[str, Shape]:
 
 def plan(run: Run, name: str, shape: Shape) -> Planned:
     """Compiles the step for rows of one shape. Nothing is allocated."""
-    parts = (shape,) * run.settings.micro_batches
-    batch = tuple(abstract_part(run, part) for part in parts)
-    number, rate = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((), "float32")
+    part, number, rate = (
+        abstract_part(run, shape),
+        jax.ShapeDtypeStruct((), "int32"),
+        jax.ShapeDtypeStruct((), "float32"),
+    )
+    programs: Any = run
     with jax.set_mesh(run.mesh):
-        step: Any = run.step
-        lowered = step.lower(run.state, run.frozen, batch, number, rate, sizes=sizes_of(run, parts))
-    arguments = state_bytes(run) | {"batch": bytes_of(batch)}
-    start, found = time.perf_counter(), None
-    try:
-        program = lowered.compile()
+        accumulate = programs.accumulate.lower(
+            run.train, run.frozen, run.sums, part, number, number, sizes=sizes_of(run, shape)
+        )
+        update = programs.update.lower(run.state, run.sums, rate)
+    arguments = held(run) | {"batch": bytes_of(part)}
+    # Bytes that are in memory beside the arguments of each program; how often it runs in a step.
+    beside = bytes_of(run.state.optimizer), bytes_of((run.frozen, part))
+    start, peak, found = time.perf_counter(), sum(arguments.values()), list[Collective]()
+    for lowered, more, times in zip((accumulate, update), beside, (run.parts, 1), strict=True):
+        try:
+            program = lowered.compile()
+        except Exception as error:  # its class differs between versions of jax
+            if not (needed := exhausted(str(error))):
+                raise
+            peak = max(peak, needed + more)
+            return Planned(name, run, shape, arguments, peak, False, [], time.perf_counter() - start)
         # Below arguments + temporaries: donated arguments are reused for outputs.
-        needed = program.memory_analysis().peak_memory_in_bytes
-        found = collectives(program.as_text() or "")
-    except Exception as error:  # its class differs between versions of jax
-        if not (needed := exhausted(str(error))):
-            raise
-    seconds = time.perf_counter() - start
-    peak = max(needed, sum(arguments.values()))
-    return Planned(name, run, parts, arguments, peak, found is not None, found or [], seconds)
+        peak = max(peak, program.memory_analysis().peak_memory_in_bytes + more)
+        found += [replace(one, times=times * one.times) for one in collectives(program.as_text() or "")]
+    return Planned(name, run, shape, arguments, peak, True, found, time.perf_counter() - start)
 
 
 def exhausted(message: str) -> int:
@@ -95,12 +103,12 @@ def exhausted(message: str) -> int:
 
 def times(planned: Planned, topology: slices.Topology) -> dict[str, float]:
     """Seconds of one step at the chip's peak rates, by resource."""
-    chip, chips, parts = topology.chip, topology.chips, step_costs(planned.run, planned.parts)
+    chip, chips, run = topology.chip, topology.chips, planned.run
     # Gradients, parameters and both moments are read and written.
     update = 2 * (2 * planned.arguments["trained parameters"] + planned.arguments["optimizer"])
     delivered = sum(one.bytes * one.times for one in planned.collectives)
     return {
-        "arithmetic": sum(part.flops for part in parts) / chips / chip.flops,
+        "arithmetic": run.parts * part_cost(run, planned.shape).flops / chips / chip.flops,
         "memory": (2 * delivered + update) / chip.bandwidth,
         "links": sum(one.wire_bytes for one in planned.collectives) / chip.links,
     }
@@ -135,11 +143,11 @@ def _heading(planned: Sequence[Planned], topology: slices.Topology) -> list[str]
         f"{settings.dtype} on {settings.param_dtype} parameters, remat {settings.remat}, "
         f"{settings.attention} attention",
         f"{topology.name}: {topology.chips} chips, rented as {topology.accelerator_type}; mesh {mesh}; "
-        f"{settings.batch_size} rows per step{f' in {n} parts' if (n := settings.micro_batches) > 1 else ''}",
+        f"{settings.batch_size} rows per step{f' in {n} parts' if (n := run.parts) > 1 else ''}",
     ]
     for one in planned:
-        part, steps = one.parts[0], run.module.method.plan
-        stages = zip(steps.stages, steps.stage_lengths(sizes_of(run, one.parts)[0]), strict=True)
+        part, steps = one.shape, run.module.method.plan
+        stages = zip(steps.stages, steps.stage_lengths(sizes_of(run, part)), strict=True)
         on = ", ".join(f"{layers} layer{'s' * (layers != 1)} on {length}" for layers, length in stages)
         images = f"{part.images} image{'s' * (part.images != 1)}"
         lines.append(f"  {one.name} rows: {part.text} text positions, {images}: {on} (compiled in {one.seconds:.0f} s)")
@@ -151,9 +159,9 @@ def _column(one: Planned, topology: slices.Topology) -> dict[str, str]:
     sizes = one.kinds | {"in all": one.bytes, "usable": topology.chip.usable}
     cells = {"\nGiB on each chip": one.name} | {kind: f"{size / slices.GIB:.2f}" for kind, size in sizes.items()}
     cells |= {"fits": "yes" if one.fits else "no", "\nwork": one.name}
-    costs = step_costs(one.run, one.parts)
-    cells["PFLOP of a step"] = f"{sum(part.flops for part in costs) / 1e15:.2f}"
-    cells["  of them computed again"] = f"{sum(part.recomputed for part in costs) / 1e15:.2f}"
+    cost = part_cost(one.run, one.shape)
+    cells["PFLOP of a step"] = f"{one.run.parts * cost.flops / 1e15:.2f}"
+    cells["  of them computed again"] = f"{one.run.parts * cost.recomputed / 1e15:.2f}"
     if not one.fits:
         return cells
     sums, seconds = totals(one.collectives), times(one, topology)

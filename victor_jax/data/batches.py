@@ -11,7 +11,7 @@ from victor_jax.data.images import Aspect, BadImage, Records, preprocess
 from victor_jax.data.labels import Reader
 from victor_jax.data.records import Bad, BadRow
 from victor_jax.data.schedule import FILLER, Schedule
-from victor_jax.data.shapes import Layout, Shape
+from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import Batch, EncodedRow, lay_out
 
@@ -21,16 +21,14 @@ def build_batch(
     pixels: Rows[np.ndarray | None],  # of each row, [its images, 3, size, size]: bytes, or normalised float32
     registers: int,
     image_size: int,
-    shape: Shape | None = None,  # by default what these rows need
+    shape: Shape,  # that holds every row
 ) -> Batch:
     """The one way from encoded rows to a batch."""
-    length = None if shape is None else length_of(shape.counts(registers))
-    sequence, targets = lay_out(rows, registers, length)
-    most = max(len(row.image_tokens) if row else 0 for row in rows) if shape is None else shape.images
-    if not most:
+    sequence, targets = lay_out(rows, registers, length_of(shape.counts(registers)))
+    if not shape.images:
         return Batch(sequence, targets, None)
     dtype = next((of_row.dtype for of_row in pixels if of_row is not None), np.uint8)
-    images = np.zeros((len(rows), most, 3, image_size, image_size), dtype)
+    images = np.zeros((len(rows), shape.images, 3, image_size, image_size), dtype)
     for place, of_row in zip(images, pixels, strict=True):
         if of_row is not None:
             place[: len(of_row)] = of_row
@@ -41,7 +39,7 @@ class Step(NamedTuple):
     """The batch of one step."""
 
     number: int
-    layout: Layout
+    shapes: tuple[Shape, ...]  # of each part
     rows: np.ndarray  # int64 [parts, rows of each], over all hosts: records, FILLER where there is none
     parts: tuple[Batch, ...]  # the rows of this host
     bad: list[Bad]  # records of this host that cannot be read: fillers stand in their place
@@ -60,19 +58,20 @@ class BatchSource:
     hosts: int = 1
 
     def __post_init__(self) -> None:
-        if self.schedule.batch // self.schedule.parts % self.hosts:
+        rows, parts = self.schedule.part_rows, self.schedule.parts
+        if rows % self.hosts:
             raise UserError(
-                f"batch_size={self.schedule.batch} in {self.schedule.parts} parts does not divide over "
-                f"{self.hosts} hosts: choose a multiple of {self.schedule.parts * self.hosts}"
+                f"batch_size={rows * parts} in {parts} parts does not divide over {self.hosts} hosts: choose a "
+                f"multiple of {parts * self.hosts}"
             )
 
     def __getitem__(self, step: int) -> Step:
-        layout, rows = self.schedule.at(step)
+        shapes, rows = self.schedule.at(step)
         share = rows.shape[1] // self.hosts
         here = rows[:, self.host * share : (self.host + 1) * share]
         bad: list[Bad] = []
-        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(layout.parts, here.tolist(), strict=True)]
-        return Step(step, layout, rows, tuple(parts), bad)
+        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(shapes, here.tolist(), strict=True)]
+        return Step(step, shapes, rows, tuple(parts), bad)
 
     def _part(self, shape: Shape, rows: list[int], bad: list[Bad]) -> Batch:
         encoded: list[EncodedRow | None] = []

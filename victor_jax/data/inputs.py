@@ -68,7 +68,7 @@ def open_inputs(
     index_folder: Path,
     *,
     batch_size: int,
-    micro_batches: int,
+    parts: int,  # of a batch
     seed: int,
     held_out_rows: int,
     shares: list[tuple[int, ...]],  # for each share of a batch's rows, the hosts that read it
@@ -90,7 +90,7 @@ def open_inputs(
     share = next(number for number, hosts in enumerate(shares) if jax.process_index() in hosts)
 
     def source(rows: np.ndarray) -> BatchSource:
-        schedule = Schedule(index, batch_size, seed, method.registers, micro_batches, rows=rows)
+        schedule = Schedule(index, batch_size, seed, method.registers, parts, rows=rows)
         size = model.vision.image_size
         return BatchSource(reader, schedule, method.registers, size, data.aspect, share, len(shares))
 

@@ -1,7 +1,8 @@
 """Runs a benchmark batch by batch. It can be stopped at any time; all that decides the score stands beside it.
 
 A folder of results holds settings.json, written before the first answer; answers.jsonl, which grows batch by batch;
-and result.json, written after the last.
+and result.json, written after the last. Several processes answer the batches in turn and send their answers to process
+0, which alone reads and writes that folder: answers are the same, in the same order, however many processes there are.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from victor_jax.data.images import BadImage, ImageFolder
 from victor_jax.errors import UserError, join_names
 from victor_jax.evaluation.benchmark import Benchmark, Judged, Question
 from victor_jax.inference.vlm import VLM
+from victor_jax.sharding.distributed import agreed, receive, send
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "transformers")
 
@@ -70,21 +72,36 @@ def open_task(
 
 
 def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any]:
-    """Answers what is not answered yet, and returns what result.json holds. `model`: its name in the report."""
-    settings, answers, finished = describe(vlm, task, model), Path(out) / "answers.jsonl", Path(out) / "result.json"
-    _keep_settings(settings, Path(out))
-    judged = _read_answers(answers, task.questions)
-    if finished.exists() and len(judged) == len(task.questions):
-        return json.loads(finished.read_text())
-    timing = _answer(vlm, task, judged, answers)
-    result = {
-        "benchmark": task.benchmark.name,
-        **task.benchmark.summarise(judged),
-        "questions": len(task.questions),
-        "settings": settings | {"batch_size": task.batch_size} | timing,
-    }
-    _write_json(finished, result)
-    return result
+    """Answers what is not answered yet, and returns what result.json holds. `model`: its name in the report. To be
+    called on all processes."""
+    out, judged, result, settings = Path(out), list[Judged](), None, dict[str, Any]()
+    if is_first := jax.process_index() == 0:
+        settings = describe(vlm, task, model)
+        _keep_settings(settings, out)
+        judged = _read_answers(out / "answers.jsonl", task.questions)
+        if (out / "result.json").exists() and len(judged) == len(task.questions):
+            result = json.loads((out / "result.json").read_text())
+    asked = [task.digest, task.batch_size, task.max_new_tokens]
+    done, result, asked_first = agreed([len(judged), result, asked])
+    if asked != asked_first:
+        raise UserError("it was given other questions, another batch size or other limits than process 0")
+    if result is not None:
+        return result
+    texts = _texts(vlm, task, done)
+    if is_first:
+        timing = _write(texts, task, judged, out / "answers.jsonl")
+        devices = jax.process_count() * (vlm.mesh.size if vlm.mesh else 1)
+        result = {
+            "benchmark": task.benchmark.name,
+            **task.benchmark.summarise(judged),
+            "questions": len(task.questions),
+            "settings": settings | {"batch_size": task.batch_size, "devices": devices} | timing,
+        }
+        _write_json(out / "result.json", result)
+    else:
+        for start, of_batch in texts:
+            send(f"answers/{start}", of_batch)
+    return agreed(result)
 
 
 def describe(vlm: VLM, task: Task, model: str) -> dict[str, Any]:
@@ -110,6 +127,7 @@ def describe(vlm: VLM, task: Task, model: str) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
     """For people: the score, by category, and how it was measured."""
     settings = result["settings"]
+    devices = f"{settings['devices']} x {settings['device']}"
     shares = {"all": result["score"], **result["by_category"]}
     width = max(map(len, shares))
     lines = [f"{result['benchmark']}, {result['questions']} questions"]
@@ -118,7 +136,7 @@ def report(result: dict[str, Any]) -> str:
     lines.append(
         f"{settings['model']}, {settings['compression']}{'' if settings['with_images'] else ', without images'}; "
         f"{settings['template']}, {settings['aspect']}, {settings['dtype']}, {settings['decoding']['method']}, at most "
-        f"{settings['decoding']['max_new_tokens']} tokens; {speed} on {settings['device']}; jax "
+        f"{settings['decoding']['max_new_tokens']} tokens; {speed} on {devices}; jax "
         f"{settings['versions']['jax']}; questions {settings['questions_sha256'][:12]}"
     )
     return "\n".join(lines)
@@ -146,18 +164,28 @@ def _read_answers(file: Path, questions: Sequence[Question]) -> list[Judged]:
     return judged
 
 
-def _answer(vlm: VLM, task: Task, judged: list[Judged], file: Path) -> dict[str, Any]:
-    """Adds what is not in `judged` yet, there and to the file, and says how long that took. Batches begin at the same
-    questions whenever the run was stopped."""
-    benchmark, total, size, done = task.benchmark, len(task.questions), task.batch_size, len(judged)
+def _texts(vlm: VLM, task: Task, done: int) -> Iterator[tuple[int, list[str]]]:
+    """The first question of each batch that is not answered yet, and what the model says: on process 0 all batches in
+    order, on another one its own. Batches begin at the same questions whenever the run was stopped."""
+    total, size, processes, me = len(task.questions), task.batch_size, jax.process_count(), jax.process_index()
     starts = range(done // size * size if done < total else total, total, size)
-    texts_of = vlm.generate_batches((_asked(task, start) for start in starts), task.max_new_tokens)
+    answers = vlm.generate_batches((_asked(task, start) for start in starts[me::processes]), task.max_new_tokens)
+    for number, start in enumerate(starts):
+        if number % processes == me:
+            yield start, next(answers)
+        elif me == 0:
+            yield start, receive(f"answers/{start}")
+
+
+def _write(texts: Iterator[tuple[int, list[str]]], task: Task, judged: list[Judged], file: Path) -> dict[str, Any]:
+    """Judges what is not in `judged` yet, adds it there and to the file, and says how long that took."""
+    benchmark, total, size, done = task.benchmark, len(task.questions), task.batch_size, len(judged)
     ended = [time.perf_counter()]
     with tqdm(total=total, initial=done, desc=benchmark.name, unit="question", mininterval=0.5) as bar:
         bar.set_postfix_str("compiling")
-        for start, texts in zip(starts, texts_of, strict=True):
+        for start, of_batch in texts:
             known, questions = max(done - start, 0), task.questions[start : start + size]
-            answers = list(zip(questions, texts, strict=False))[known:]  # without fillers
+            answers = list(zip(questions, of_batch, strict=False))[known:]  # without fillers
             new = [Judged(question, text, benchmark.judge(question, text)) for question, text in answers]
             with open(file, "a", encoding="utf-8") as lines:
                 lines.writelines(json.dumps(_row(benchmark, one), ensure_ascii=False) + "\n" for one in new)
@@ -166,8 +194,9 @@ def _answer(vlm: VLM, task: Task, judged: list[Judged], file: Path) -> dict[str,
             bar.set_postfix_str(f"{right:.1%} right", refresh=False)
             bar.update(len(new))
             ended.append(time.perf_counter())
-    steady = np.diff(ended)[1:]  # the first batch compiles
-    rate = round(min(size, total) / float(np.median(steady)), 3) if steady.size else None
+    processes = jax.process_count()
+    steady = np.diff(ended[1::processes])  # between batches of this process; the first one compiles
+    rate = round(processes * min(size, total) / float(np.median(steady)), 3) if steady.size else None
     return {"seconds": round(ended[-1] - ended[0], 3), "answered": total - done, "images_per_second": rate}
 
 

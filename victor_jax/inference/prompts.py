@@ -13,6 +13,7 @@ from victor_jax.data.batches import build_batch
 from victor_jax.data.images import BadImage, decode, preprocess, read_file
 from victor_jax.data.labels import IMAGE_TEXT, encode, encode_prompt
 from victor_jax.data.records import BadRow, Record, Turn
+from victor_jax.data.shapes import Shape
 from victor_jax.data.templates import TEMPLATES, Template
 from victor_jax.errors import UserError
 from victor_jax.limits import check_whole
@@ -50,10 +51,10 @@ class Prompter:
             raise UserError(f"{len(records)} prompts want {len(records)} answers, one for each")
         return [self._encoded(record, answer) for record, answer in zip(records, answers, strict=True)]
 
-    def batch(self, rows: Sequence[EncodedRow], registers: int) -> Batch:
+    def batch(self, rows: Sequence[EncodedRow], registers: int, shape: Shape) -> Batch:
         """Opens the pictures, and prepares everything as training does."""
         pixels = [np.stack([self.pixels(one) for one in row.images]) if row.images else None for row in rows]
-        return build_batch(rows, pixels, registers, self.config.vision.image_size)
+        return build_batch(rows, pixels, registers, self.config.vision.image_size, shape)
 
     def pixels(self, picture: Picture) -> np.ndarray:
         """uint8 [3, size, size]: what the vision tower sees of it, before it is normalised."""

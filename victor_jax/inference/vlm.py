@@ -18,20 +18,21 @@ from flax.traverse_util import unflatten_dict
 from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, Method, Size, round_up
 from victor_jax.compression.spec import parse
 from victor_jax.data.batches import build_batch
+from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
 from victor_jax.inference import programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
+from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
 from victor_jax.inference.platform import module_for, weight_format
 from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
 from victor_jax.limits import check_kind, check_whole
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.sequence import Batch, EncodedRow, kind_counts
+from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import Choice
 from victor_jax.prompt import Prompt
 from victor_jax.sharding.mesh import fetch, of_parameter
-from victor_jax.sharding.mesh import rows as row_sharding
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.names import REGISTERS
@@ -59,6 +60,7 @@ def load(
 ) -> "VLM":
     """Any known checkpoint folder, under any compression (default: the one that it was trained with).
 
+    On all devices of this process, unless a mesh says otherwise: its axis `data` shares the rows, `tensor` the weights.
     `vision` and `projector` complete a checkpoint that has none; `seed` draws what no checkpoint has, with a
     warning that it is untrained.
     """
@@ -66,14 +68,16 @@ def load(
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
     if compression is not None:
         check_kind("compression", compression, str, "a text such as victor:registers=8,layer=3")
+    check_whole("seed", seed, least=0, most=MOST_SEED)
     if mesh is not None:
         check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
-    check_whole("seed", seed, least=0, most=MOST_SEED)
-    device = mesh.devices.flat[0] if mesh is not None else jax.devices()[0]
+        check_mesh(mesh)
+    device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
     checkpoint = open_checkpoint(path, vision, projector, seed)
     method = parse(compression or checkpoint.compression, checkpoint.config)
     tensors = fresh.with_own(checkpoint, method, seed)
     module = module_for(checkpoint.config, method, dtype, attention, device.platform)
+    mesh = mesh or mesh_for(module, jax.local_devices())
     single = jax.sharding.SingleDeviceSharding(device)
     abstract = {
         path: jax.ShapeDtypeStruct(
@@ -152,7 +156,7 @@ class VLM:
         """float32 [prompts]: the log-probability of each answer with its end token, summed: minus training's loss."""
         encoded = self.prompter.answer(prompts, images, answers)
         scores = [
-            fetch(self.call(programs.log_probabilities, *self.prepare(rows)))
+            fetch(self.call(programs.log_probabilities, *self.prepare(rows)))[: len(rows)]
             for rows in batches_of(encoded, batch_size)
         ]
         return np.concatenate([np.zeros(0, np.float32), *scores])[: len(encoded)]
@@ -170,7 +174,8 @@ class VLM:
         batch, sizes = self._from_arrays(input_ids, pixel_values, attention_mask)
         longest = int((batch.sequence.kinds == Kind.TEXT).sum(axis=1).max())
         text_length = min(round_up(longest, LENGTH_MULTIPLE), sizes[-1].stream)
-        return fetch(self.call(programs.text_logits, batch, sizes, text_length=text_length))[:, :longest]
+        logits = fetch(self.call(programs.text_logits, batch, sizes, text_length=text_length))
+        return logits[: len(input_ids), :longest]
 
     def generate_ids(
         self,
@@ -203,14 +208,16 @@ class VLM:
 
     def prepare(self, rows: Rows[EncodedRow]) -> Prepared:
         """Opens the pictures of encoded rows."""
-        return self.prompter.batch(rows, self.method.registers), self._sizes(rows)
+        shape = room_for(rows)
+        return self.prompter.batch(rows, self.method.registers, shape), self._sizes(shape)
 
     def call(self, program: Any, batch: Batch, sizes: tuple[Size, ...], **static: Any) -> Any:
-        """program(params, batch, module=…, sizes=…, **static), its rows over the mesh if there is one."""
+        """program(params, batch, module=…, sizes=…, **static). On a mesh its rows are cut over the batch axes, and more
+        rows may come out than went in (`place_rows`)."""
         with contextlib.ExitStack() as stack:
             if (mesh := self.mesh) is not None:
                 stack.enter_context(jax.set_mesh(mesh))
-                batch = jax.tree.map(lambda a: jax.device_put(a, row_sharding(mesh, len(a))), batch)
+                batch = place_rows(batch, mesh)
             return program(self._tree, batch, module=self.module, sizes=sizes, **static)
 
     @property
@@ -248,7 +255,7 @@ class VLM:
             pad_token=self.config.pad_token,
             greedy=temperature == 0,
         )
-        return fetch(tokens)
+        return fetch(tokens)[: len(batch.targets)]
 
     def _from_arrays(
         self, input_ids: np.ndarray, pixel_values: np.ndarray | None, attention_mask: np.ndarray | None
@@ -256,7 +263,16 @@ class VLM:
         size = self.config.vision.image_size
         rows = encoded_rows(input_ids, attention_mask, self.config, self.method.tokens_per_image(self.config))
         pixels = pixels_of_rows(pixel_values, rows, size)
-        return build_batch(rows, pixels, self.method.registers, size), self._sizes(rows)
+        shape = room_for(rows)
+        return build_batch(rows, pixels, self.method.registers, size, shape), self._sizes(shape)
 
-    def _sizes(self, rows: Rows[EncodedRow]) -> tuple[Size, ...]:
-        return self.method.plan.sizes(kind_counts(rows, self.method.registers))
+    def _sizes(self, shape: Shape) -> tuple[Size, ...]:
+        return self.method.plan.sizes(shape.counts(self.method.registers))
+
+
+def room_for(rows: Rows[EncodedRow]) -> Shape:
+    """What holds every row. Text is rounded up to one of four lengths per doubling, a tenth more on average, so that
+    prompts of all lengths share a handful of programs."""
+    longest = max(row.text_length for row in rows)
+    text = round_up(longest, max(LENGTH_MULTIPLE, 1 << max(longest.bit_length() - 3, 0)))
+    return Shape(text, max(len(row.image_tokens) for row in rows), max(sum(row.image_tokens) for row in rows))

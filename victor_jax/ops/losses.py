@@ -28,8 +28,9 @@ def cross_entropy(x: jax.Array, head: jax.Array, targets: jax.Array, chunk: int)
         states, wanted = part
         logits = jnp.einsum("BCD,DW->BCW", states, head, preferred_element_type=jnp.float32)
         supervised = wanted != IGNORE
-        chosen = jnp.take_along_axis(logits, jnp.where(supervised, wanted, 0)[..., None], axis=-1)[..., 0]
-        loss = jax.nn.logsumexp(logits, axis=-1) - chosen
+        # A comparison fuses with the matrix product; the gradient of a gather would be a scatter into all logits.
+        is_wanted = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == wanted[..., None]
+        loss = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_wanted, logits, 0.0), axis=-1)
         return total + jnp.sum(jnp.where(supervised, loss, 0.0), axis=1), None
 
     total, _ = jax.lax.scan(add, jnp.zeros(B, jnp.float32), (x, split))

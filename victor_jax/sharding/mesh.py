@@ -43,10 +43,9 @@ def of_parameter(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: M
     return NamedSharding(mesh, spec)
 
 
-def rows(mesh: Mesh, count: int) -> NamedSharding:
-    """Where an array of `count` rows lies: cut over the batch axes where they divide it, else everywhere whole."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    return NamedSharding(mesh, PartitionSpec(BATCH) if count % parts == 0 else PartitionSpec())
+def device_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes of the smallest of these devices of this process; None where they do not say."""
+    return min((device.memory_stats() or {}).get("bytes_limit", 0) for device in devices) or None
 
 
 def over_rows(x: jax.Array) -> jax.Array:

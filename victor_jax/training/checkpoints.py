@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from victor_jax.errors import UserError, join_names
-from victor_jax.sharding.distributed import check_shared
+from victor_jax.sharding.distributed import agreed, check_shared
 from victor_jax.training.step import State
 from victor_jax.weights.names import current_name
 
@@ -61,8 +61,8 @@ class Checkpoints(AbstractContextManager):
             signal.signal(signal.SIGTERM, self._leave)
 
     def latest(self) -> int | None:
-        """The newest step, one that is still being written included."""
-        return self._manager.latest_step()
+        """The newest step that process 0 sees, one that is still being written included."""
+        return agreed(self._manager.latest_step())
 
     def reached_preemption(self, step: int) -> bool:
         """Whether SIGTERM came, and all processes leave after this step. To be asked once after every step."""
@@ -112,9 +112,11 @@ class Checkpoints(AbstractContextManager):
         """Until the last save is on disk; an error of it comes up here."""
         self._written(self._manager.wait_until_finished)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._handler)
+        elif error is not None:
+            return  # Orbax would wait for the other processes, which do not know yet that this one leaves
         self._written(self._manager.close)
 
     def _leave(self, *_: object) -> None:

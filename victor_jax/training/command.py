@@ -1,8 +1,10 @@
 """The command line of everything that takes a recipe: --config=FILE[:args] --config.some.key=value."""
 
+import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -20,7 +22,8 @@ def parse(
     config_flags.DEFINE_config_file("config", None, "a recipe, FILE[:args]", flag_values=given, sys_argv=command)
     define(given)
     try:
-        rest, config = given(command)[1:], given["config"].value
+        with _neighbours(command):
+            rest, config = given(command)[1:], given["config"].value
         is_given = bool(config and config.to_dict())  # which fails where the file could not be read
     except AttributeError as error:  # of a ConfigDict: the key, and the nearest one
         key = str(error).replace("\\n", ": ").replace("\\'", "").strip("'\"")
@@ -33,3 +36,15 @@ def parse(
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags begin with --")
     return given
+
+
+@contextlib.contextmanager
+def _neighbours(command: list[str]) -> Iterator[None]:
+    """Recipes import each other by their folder's name (`configs.common`), wherever the command is given."""
+    files = re.findall(r"^--?config[=\n]([^:\n]+)", "\n".join(command), re.MULTILINE)
+    before = sys.path.copy()
+    sys.path += [str(Path(file).resolve().parent.parent) for file in files]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

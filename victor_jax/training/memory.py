@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from victor_jax.data.shapes import Layout
+from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
+from victor_jax.sharding.mesh import device_memory
 from victor_jax.training.setup import Run
 
 GIB = 2**30
@@ -35,14 +35,14 @@ def check(run: Run, available: int | None = None) -> None:
 
 
 @contextmanager
-def explained(run: Run, layout: Layout) -> Iterator[None]:
-    """The first step of a layout: where the compiler or the device runs out of memory, one error says so."""
+def explained(run: Run, shapes: Sequence[Shape]) -> Iterator[None]:
+    """A step on parts of these shapes: where the compiler or the device runs out of memory, one error says so."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        longest = layout.parts[-1]
+        longest = max(shapes, key=lambda shape: shape.text + shape.visual)
         raise UserError(
             f"too little memory for the step on rows of {longest.text} text positions and {longest.images} image"
             f"{'s' * (longest.images != 1)}: it needs more than {described(held(run))}; {advice(run, of_step=True)}"
@@ -54,7 +54,7 @@ def capacity(devices: Sequence[jax.Device]) -> int | None:
     if devices[0].platform == "cpu":
         size = machine_memory()
         return size and size // len(devices)
-    return min((device.memory_stats() or {}).get("bytes_limit", 0) for device in devices) or None
+    return device_memory(devices)
 
 
 def machine_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -70,10 +70,8 @@ def machine_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgr
 
 
 def held(run: Run) -> dict[str, int]:
-    """Lower bound on the peak bytes of a device, by kind."""
-    # One part's gradients may keep the type of the arithmetic up to the update; sums over parts are float32.
-    narrow = min(jnp.dtype(run.settings.param_dtype).itemsize, jnp.dtype(run.settings.dtype).itemsize)
-    return state_bytes(run) | {"gradients": bytes_of(run.train, narrow if run.settings.micro_batches == 1 else 4)}
+    """Lower bound on the peak bytes of a device, by kind. Gradients are summed in float32."""
+    return state_bytes(run) | {"gradients": bytes_of(run.train, itemsize=4)}
 
 
 def state_bytes(run: Run) -> dict[str, int]:
@@ -100,15 +98,16 @@ def advice(run: Run, of_step: bool) -> str:
     """What to change, the cheapest first; `of_step`: the step itself is too large, not only the state between steps."""
     settings, mesh = run.settings, run.mesh.shape
     platform, wide = run.mesh.devices.flat[0].platform, "language" in settings.trainable
-    rows, parts = settings.batch_size // settings.micro_batches, mesh["data"] * mesh["fsdp"]
+    devices = mesh["data"] * mesh["fsdp"]
     choices = {
         "config.remat=full": of_step and settings.remat != "full",
-        f"config.micro_batches={2 * settings.micro_batches}": of_step and rows % (2 * parts) == 0,
+        f"config.micro_batches={2 * run.parts} (for activations)": of_step and run.part_rows % (2 * devices) == 0,
         "config.attention=splash (no scores in memory)": of_step and platform == "tpu" and settings.attention == "xla",
         "a smaller config.batch_size or config.data.max_length": of_step,
         f"{GPU_FRACTION}=0.95 in the environment (jax takes 0.75 of a GPU by itself)": platform == "gpu"
         and GPU_FRACTION not in os.environ,
         "config.dtype=bfloat16": settings.dtype == "float32",
+        "config.optimizer.mu_dtype=bfloat16": wide and settings.optimizer.mu_dtype == "float32",
         "config.param_dtype=bfloat16": wide and settings.param_dtype == "float32",
         "adapters (configs/finetune_lora.py)": wide,
         "config.mesh.data=1 with a larger config.mesh.fsdp, which cuts what data copies": mesh["data"] > 1,

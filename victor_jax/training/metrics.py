@@ -24,7 +24,7 @@ from victor_jax.data.batches import Step
 from victor_jax.data.schedule import FILLER, Index
 from victor_jax.errors import UserError
 from victor_jax.sharding.mesh import row_shares
-from victor_jax.training.setup import Run, step_costs
+from victor_jax.training.setup import Run, part_cost
 
 PLAIN_SECONDS = 10.0  # between two lines, where the output is no terminal
 
@@ -156,11 +156,11 @@ class StepMonitor:
 
     def __init__(self, run: Run, index: Index, metrics: Metrics, total_steps: int) -> None:
         self._run, self._index, self._metrics, self._last = run, index, metrics, total_steps - 1
-        self._costs = functools.cache(functools.partial(step_costs, run))
+        self._cost = functools.cache(functools.partial(part_cost, run))
         self._peak = peak_flops(jax.devices()[0].device_kind)
         self._skipped, self._before = 0, time.perf_counter()
         self._held: tuple[int, dict[str, Any]] | None = None
-        shares = row_shares(run.mesh, run.settings.batch_size // run.settings.micro_batches)
+        shares = row_shares(run.mesh, run.part_rows)
         # Row i of a part, as the devices hold it, is row order[i] of the schedule.
         self._order = np.argsort(np.concatenate([places for _, places in shares]))
 
@@ -171,7 +171,7 @@ class StepMonitor:
         of_loss = batch.rows[:, self._order].reshape(-1)
         return {
             "tokens": int(tokens),
-            "flops": sum(cost.model_flops for cost in self._costs(batch.layout.parts)),
+            "flops": sum(self._cost(shape).model_flops for shape in batch.shapes),
             "rows": of_loss,
         }
 
@@ -192,7 +192,7 @@ class StepMonitor:
             self._log(step, jax.device_get(values))
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
-        rows, row_loss = values.pop("rows"), np.asarray(values.pop("row_loss"))
+        rows, row_loss = values.pop("rows"), np.concatenate(values.pop("row_loss"))
         # Steps are fetched in order, each when it is done: the time between two of them is the time of a step.
         self._before, seconds = time.perf_counter(), time.perf_counter() - self._before
         values |= {"step_time": seconds, "tokens_per_second": values["tokens"] / seconds}

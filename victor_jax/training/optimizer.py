@@ -1,6 +1,7 @@
 """AdamW, its arithmetic and moments in float32 whatever type the parameters have, and its learning rate."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,21 +33,22 @@ def make_optimizer(settings: OptimizerSettings, params: Params) -> optax.Gradien
     ratios = {path: ratio if path.startswith(("projector/", "compression/")) else 1.0 for path in params}
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
-        optax.scale_by_adam(settings.b1, settings.b2, settings.eps),
+        optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=settings.mu_dtype),
         optax.add_decayed_weights(settings.weight_decay, mask={path: is_decayed(path) for path in params}),
         optax.stateless(lambda changes, _: {path: ratios[path] * change for path, change in changes.items()}),
         optax.scale_by_schedule(lambda count: -1.0),  # its count is in the checkpoints of earlier revisions
     )
 
 
-def in_float32(tree: Params) -> Params:
-    return {path: leaf.astype(jnp.float32) for path, leaf in tree.items()}
+def in_float32(tree: Any) -> Any:
+    """Any tree of arrays, those in bfloat16 widened."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf, tree)
 
 
 def update(
     optimizer: optax.GradientTransformation, grads: Params, state: optax.OptState, params: Params, rate: jax.Array
 ) -> tuple[Params, optax.OptState]:
-    """One step in float32, the result rounded to the type that each parameter is kept in."""
+    """One step in float32, the result rounded to the types that parameters and moments are kept in."""
     masters = in_float32(params)
-    changes, state = optimizer.update(in_float32(grads), state, masters)
+    changes, state = optimizer.update(in_float32(grads), in_float32(state), masters)
     return {path: (masters[path] + rate * changes[path]).astype(leaf.dtype) for path, leaf in params.items()}, state

@@ -45,9 +45,19 @@ FREE = (
 SHOWN = 16  # rows of the first batch
 
 
-def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Path:
-    """The folder, with the config of the run in it. A folder that holds a step of another run is refused, and one
-    that holds a finished model and no step to resume from."""
+def parts_before(workdir: str | Path) -> int:
+    """config.micro_batches of the run that has steps in this folder; 0 where there is none."""
+    file = Path(workdir) / "config.json"
+    return json.loads(file.read_text())["micro_batches"] if _has_steps(Path(workdir)) and file.exists() else 0
+
+
+def _has_steps(workdir: Path) -> bool:
+    return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+
+
+def open_workdir(workdir: str | Path, config: dict[str, Any], is_first: bool) -> Path:
+    """The folder, with the config of the run in it. The first process refuses a folder that holds a step of another
+    run, and one that holds a finished model and no step to resume from; the others may see an old state of it."""
     if "://" in str(workdir):
         raise UserError(f"--workdir={workdir} is no folder: mount the bucket on every host and name the mounted folder")
     workdir = Path(workdir)
@@ -55,8 +65,10 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Pa
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}): give another") from None
+    if not is_first:
+        return workdir
     file, now = workdir / "config.json", flatten_dict(json.loads(json.dumps(config)), sep=".")
-    has_steps = any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+    has_steps = _has_steps(workdir)
     if not has_steps and (workdir / "model").exists():
         raise UserError(f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir")
     if has_steps and file.exists():
@@ -67,7 +79,7 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], write: bool) -> Pa
                     f"{workdir} holds a run with config.{key}={before.get(key)!r}, now it is {now.get(key)!r}: go on "
                     "with the old value, or give another --workdir"
                 )
-    elif write:
+    else:
         file.write_text(json.dumps(config, indent=2) + "\n")
     return workdir
 

@@ -29,6 +29,7 @@ class OptimizerSettings:
     b2: Share
     eps: Annotated[float, POSITIVE]
     clip_norm: Annotated[float, POSITIVE]
+    mu_dtype: Dtype  # of the first moment as it is kept; bfloat16 halves its memory
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Settings:
     total_steps: Count  # 0: as many as `epochs` take
     epochs: Positive
     batch_size: Positive
-    micro_batches: Positive  # parts of the batch, one after the other, each with a length of its own
+    micro_batches: Count  # parts of the batch, one after the other; 0: as few as leave a device 16 rows of a part
     seed: Count
     dtype: Dtype  # of the computation and of what is frozen
     param_dtype: Dtype  # of what is trained
@@ -105,7 +106,7 @@ def read(config: Mapping[str, Any]) -> Settings:
     settings: Settings = _section(Settings, config, "")
     if settings.evaluation.every and not settings.evaluation.rows:
         raise UserError(f"config.evaluation.every={settings.evaluation.every} needs config.evaluation.rows to hold out")
-    if settings.batch_size % settings.micro_batches:
+    if settings.micro_batches and settings.batch_size % settings.micro_batches:
         raise UserError(
             f"config.batch_size={settings.batch_size} does not divide into {settings.micro_batches} micro_batches"
         )

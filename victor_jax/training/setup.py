@@ -1,11 +1,11 @@
-"""From settings to a run: the module, its parameters trained and frozen on the mesh, and the compiled step.
+"""From settings to a run: the module, its parameters trained and frozen on the mesh, and the compiled programs.
 
 Shapes and shardings are known before a byte of weights is read, so nothing is ever held twice.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,10 +27,10 @@ from victor_jax.models.sequence import Sequence as Positions
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import choose
-from victor_jax.sharding.mesh import BATCH, make_mesh, of_parameter
+from victor_jax.sharding.mesh import BATCH, make_mesh, number_on_mesh, of_parameter, rows_on_mesh
 from victor_jax.training.optimizer import Params, in_float32, make_optimizer
 from victor_jax.training.settings import Settings
-from victor_jax.training.step import PartSizes, State, make_step, row_losses
+from victor_jax.training.step import State, Sums, make_accumulate, make_update, row_losses, zero_sums
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint, own_parameters
 from victor_jax.weights.place import place, put
@@ -38,6 +38,7 @@ from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor, cast
 
 Abstract = dict[str, jax.ShapeDtypeStruct]
+PART_ROWS = 16  # of one device: more of them hardly make 7B faster, and cost memory
 
 
 def open_start(settings: Settings) -> Checkpoint:
@@ -55,23 +56,48 @@ class Run:
     """What is known before data and weights are read: the model, every parameter's shape and place, the programs."""
 
     settings: Settings
+    parts: int  # of a batch, see `parts_of`
     module: VLMModule
     mesh: Mesh
     optimizer: optax.GradientTransformation
     train: Abstract  # by path, with shardings
     frozen: Abstract
     state: State  # abstract, with shardings
-    step: Callable[..., tuple[State, dict[str, jax.Array]]]  # see make_step; compiled on first use
+    sums: Sums  # the same
+    # Programs, compiled on first use.
+    zeros: Callable[[], Sums]
+    accumulate: Callable[..., tuple[Sums, jax.Array]]  # see make_accumulate
+    update: Callable[..., tuple[State, dict[str, jax.Array]]]  # see make_update
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]  # see row_losses
+
+    @property
+    def part_rows(self) -> int:
+        return self.settings.batch_size // self.parts
+
+    def step(
+        self,
+        state: State,
+        frozen: Params,
+        parts: Iterable[tuple[Batch, Shape]],  # each with the rows of this host
+        number: int,
+        rate: float,
+    ) -> tuple[State, dict[str, Any]]:
+        """One training step -> the next state and the metrics, `row_loss` a list with an array for each part.
+
+        Everything is dispatched and nothing is awaited: the next part is on its way while one is computed.
+        """
+        step, sums, row_loss = number_on_mesh(np.int32(number), self.mesh), self.zeros(), []
+        for which, (part, shape) in enumerate(parts):
+            place = number_on_mesh(np.int32(which), self.mesh)
+            rows, sizes = rows_on_mesh(part, self.mesh), sizes_of(self, shape)
+            sums, of_rows = self.accumulate(state.train, frozen, sums, rows, step, place, sizes=sizes)
+            row_loss.append(of_rows)
+        state, metrics = self.update(state, sums, number_on_mesh(np.float32(rate), self.mesh))
+        return state, metrics | {"row_loss": row_loss}
 
 
 def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
-    rows, parts = settings.batch_size // settings.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % parts:
-        raise UserError(
-            f"config.batch_size={settings.batch_size} in {settings.micro_batches} micro_batches gives {rows} rows, "
-            f"which do not divide over data * fsdp = {parts} devices"
-        )
+    parts = parts_of(settings, mesh.shape["data"] * mesh.shape["fsdp"])
     platform, dtype = mesh.devices.flat[0].platform, jnp.dtype(settings.dtype)
     attention = choose(settings.attention, platform=platform, dtype=dtype, head_dims=config.head_dims)
     method = parse(settings.compression, config)
@@ -81,18 +107,46 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
     optimizer = make_optimizer(settings.optimizer, train)  # type: ignore[arg-type]  # shapes do as well
     state = abstract_state(optimizer, train, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    step = jax.jit(
-        make_step(module, optimizer, settings.loss_chunk, settings.bad_step.spike_factor, settings.seed),
+    sums = abstract_sums(train, mesh)
+    of_state, of_sums = jax.tree.map(lambda leaf: leaf.sharding, (state, sums))
+    zeros = jax.jit(lambda: zero_sums(train), out_shardings=of_sums)  # type: ignore[arg-type]
+    accumulate = jax.jit(
+        make_accumulate(module, settings.loss_chunk, settings.seed),
         static_argnames="sizes",
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
+        donate_argnames="sums",
+        out_shardings=(of_sums, everywhere),
+    )
+    update = jax.jit(
+        make_update(optimizer, settings.bad_step.spike_factor),
+        donate_argnames="state",
+        out_shardings=(of_state, everywhere),
     )
 
     def evaluate(train: Params, frozen: Params, batch: Batch, *, sizes: tuple[Size, ...]) -> Any:
         return row_losses(module, frozen | train, batch, None, sizes, settings.loss_chunk)
 
     evaluate = jax.jit(evaluate, static_argnames="sizes", out_shardings=everywhere)
-    return Run(settings, module, mesh, optimizer, train, frozen, state, step, evaluate)
+    return Run(
+        settings, parts, module, mesh, optimizer, train, frozen, state, sums, zeros, accumulate, update, evaluate
+    )
+
+
+def parts_of(settings: Settings, devices: int) -> int:
+    """In how many parts a batch is computed: `micro_batches`, or where that is 0 the fewest that leave no device more
+    than PART_ROWS rows of a part. Fewer are better: each part gathers the weights once, and pads rows for itself.
+    `devices`: how many share the rows, data * fsdp of the mesh."""
+    batch = settings.batch_size
+
+    def fits(parts: int) -> bool:
+        return batch % (parts * devices) == 0 and batch // (parts * devices) <= PART_ROWS
+
+    parts = settings.micro_batches or next(filter(fits, range(1, batch + 1)), 1)
+    if batch // parts % devices:
+        raise UserError(
+            f"config.batch_size={batch} in {parts} micro_batches gives {batch // parts} rows, which do not divide "
+            f"over data * fsdp = {devices} devices"
+        )
+    return parts
 
 
 def described(run: Run, start: Checkpoint) -> str:
@@ -118,9 +172,14 @@ def abstract_parameters(settings: Settings, module: VLMModule, mesh: Mesh) -> tu
     return train, frozen
 
 
+def automatic_parts(settings: Settings, devices: Sequence[jax.Device]) -> int:
+    mesh = mesh_of(settings, devices)
+    return parts_of(settings, mesh.shape["data"] * mesh.shape["fsdp"])
+
+
 def mesh_of(settings: Settings, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of the settings, where -1 stands for as many devices as there is work for."""
-    wanted, rows = settings.mesh, settings.batch_size // settings.micro_batches
+    wanted, rows = settings.mesh, settings.batch_size // (settings.micro_batches or 1)
     data, fsdp, tensor = wanted.data, wanted.fsdp, wanted.tensor
     if fsdp == -1:
         left = len(devices) // (data * max(tensor, 1)) or 1
@@ -141,6 +200,17 @@ def abstract_state(optimizer: optax.GradientTransformation, train: Abstract, mes
 
     moments = jax.tree.map_with_path(placed, jax.eval_shape(optimizer.init, masters))
     return State(train, moments, jax.ShapeDtypeStruct((), jnp.float32, sharding=whole))  # type: ignore[arg-type]
+
+
+def abstract_sums(train: Abstract, mesh: Mesh) -> Sums:
+    """Sums of gradients are sharded like their parameter."""
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    of_train: Any = {path: leaf.sharding for path, leaf in train.items()}
+    return jax.tree.map(placed, jax.eval_shape(zero_sums, train), Sums(of_train, whole, whole))  # type: ignore[arg-type]
 
 
 # --- from a checkpoint to parameters on devices ---------------------------------------------------------------------
@@ -174,8 +244,8 @@ def first_state(run: Run, train: Params) -> State:
 
 
 def abstract_part(run: Run, shape: Shape) -> Batch:
-    """One part of the global batch, with shardings: what the step is compiled for."""
-    rows, size = run.settings.batch_size // run.settings.micro_batches, run.module.config.vision.image_size
+    """One part of the global batch, with shardings: what `accumulate` is compiled for."""
+    rows, size = run.part_rows, run.module.config.vision.image_size
     over_rows = NamedSharding(run.mesh, PartitionSpec(BATCH))
 
     def of(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -186,17 +256,14 @@ def abstract_part(run: Run, shape: Shape) -> Batch:
     return Batch(Positions(line, line, line, of((), jnp.int32)), line, pixels)
 
 
-def sizes_of(run: Run, parts: tuple[Shape, ...]) -> PartSizes:
+def sizes_of(run: Run, shape: Shape) -> tuple[Size, ...]:
     method = run.module.method
-    return tuple(method.plan.sizes(part.counts(method.registers)) for part in parts)
+    return method.plan.sizes(shape.counts(method.registers))
 
 
-def step_costs(run: Run, parts: tuple[Shape, ...]) -> list[flops.StepCost]:
-    """FLOPs of each part of a batch, all devices together."""
-    settings, plan = run.settings, run.module.method.plan
-    rows = settings.batch_size // len(parts)
-    works = [
-        flops.Work.of_loss(rows, plan.stage_lengths(sizes), rows * part.images, settings.loss_chunk)
-        for part, sizes in zip(parts, sizes_of(run, parts), strict=True)
-    ]
-    return [flops.training_step(run.module, work, settings.trainable) for work in works]
+def part_cost(run: Run, shape: Shape) -> flops.StepCost:
+    """FLOPs of one part of a batch, all devices together."""
+    settings, rows = run.settings, run.part_rows
+    lengths = run.module.method.plan.stage_lengths(sizes_of(run, shape))
+    work = flops.Work.of_loss(rows, lengths, rows * shape.images, settings.loss_chunk)
+    return flops.training_step(run.module, work, settings.trainable)

@@ -1,4 +1,5 @@
-"""One training step: loss on supervised positions, gradients of the trainable tree only, AdamW."""
+"""A training step in two programs: `accumulate` adds the gradients of one part of the batch to running sums, `update`
+is AdamW on the sums. Parts run one after the other, so the memory of a step is that of one part."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,82 +27,91 @@ class State:
     loss_average: jax.Array  # float32: of recent good steps, 0 before the first
 
 
-PartSizes = tuple[tuple[Size, ...], ...]  # of each part: the static lengths of the plan
+@flax.struct.dataclass
+class Sums:
+    """What the parts of a batch add up to. Sums, not means: parts hold different numbers of supervised positions."""
+
+    grads: Params  # float32, of the summed loss
+    loss: jax.Array  # float32
+    count: jax.Array  # int32: supervised positions
 
 
-def make_step(
-    module: VLMModule,
-    optimizer: optax.GradientTransformation,
-    loss_chunk: int,  # positions whose logits live at a time
-    spike_factor: float = 0.0,  # a loss above this many times the recent average is a bad step; 0: never
-    seed: int = 0,  # of dropout
-) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """step(state, frozen, parts, number, rate, sizes=…) -> the next state and its metrics; to be compiled.
+Accumulate = Callable[..., tuple[Sums, jax.Array]]
+Update = Callable[[State, Sums, jax.Array], tuple[State, dict[str, jax.Array]]]
 
-    The batch comes in parts of equally many rows, each of one length; their gradients are added up. The loss is the
-    mean over all supervised positions of the batch, whatever part they are in.
 
-    A bad step (a loss or a gradient that is not finite, or a spike) leaves the state as it was and says so in
-    `bad`: nothing broken ever reaches the parameters.
+def zero_sums(train: Params) -> Sums:
+    grads = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in train.items()}
+    return Sums(grads, jnp.float32(0), jnp.int32(0))
+
+
+def make_accumulate(module: VLMModule, loss_chunk: int, seed: int = 0) -> Accumulate:
+    """accumulate(train, frozen, sums, part, number, which, sizes=…) -> the sums with this part, float32 [rows] mean
+    loss of each row; to be compiled, with `sums` donated.
+
+    `number` is that of the step and `which` that of the part, for dropout; `sizes` are the static lengths of the plan;
+    at most `loss_chunk` positions of a row have logits at a time.
     """
 
-    def step(
-        state: State, frozen: Params, parts: tuple[Batch, ...], number: jax.Array, rate: jax.Array, *, sizes: PartSizes
-    ) -> tuple[State, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        grads, row_loss, row_count = gradients(module, state.train, frozen, parts, key, sizes, loss_chunk)
-        count = jnp.maximum(row_count.sum(), 1)
-        grads = {path: grad / count.astype(grad.dtype) for path, grad in grads.items()}
-        loss, norm = row_loss.sum() / count, optax.tree.norm(grads)
+    def accumulate(
+        train: Params,
+        frozen: Params,
+        sums: Sums,
+        part: Batch,
+        number: jax.Array,
+        which: jax.Array,
+        *,
+        sizes: tuple[Size, ...],
+    ) -> tuple[Sums, jax.Array]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), which)
+
+        def summed(train: Params) -> tuple[jax.Array, Any]:
+            loss, count = row_losses(module, frozen | train, part, key, sizes, loss_chunk)
+            return loss.sum(), (loss, count)
+
+        total, backward, (loss, count) = jax.vjp(summed, train, has_aux=True)
+        grads = add_gradients(sums.grads, train, backward, jnp.ones_like(total))
+        return Sums(grads, sums.loss + total, sums.count + count.sum()), loss / jnp.maximum(count, 1)
+
+    return accumulate
+
+
+def add_gradients(sums: Params, train: Params, backward: Any, seed: jax.Array) -> Params:
+    """The sums with the gradients that `backward`, of jax.vjp, computes.
+
+    A float32 gradient is added to its sum inside the backward pass, layer by layer, so that no second set of gradients
+    is ever in memory. A gradient has the type of its parameter: those of narrower parameters are added afterwards.
+    """
+    if any(leaf.dtype != jnp.float32 for leaf in train.values()):
+        (grads,) = backward(seed)
+        return {path: total + grads[path].astype(jnp.float32) for path, total in sums.items()}
+    refs = {path: jax.new_ref(total) for path, total in sums.items()}
+    backward.with_refs(refs)(seed)
+    return {path: jax.freeze(ref) for path, ref in refs.items()}
+
+
+def make_update(optimizer: optax.GradientTransformation, spike_factor: float = 0.0) -> Update:
+    """update(state, sums, rate) -> the next state and the metrics of the step; to be compiled, with `state` donated.
+
+    The loss is the mean over all supervised positions of the batch, whatever part they are in. A loss above
+    `spike_factor` times the recent average is a spike; 0: never. A bad step (a spike, or a loss or a gradient that is
+    not finite) leaves the state as it was and sets `bad`: nothing broken ever reaches the parameters.
+    """
+
+    def advance(state: State, sums: Sums, rate: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        count = jnp.maximum(sums.count, 1)
+        grads = {path: grad / count for path, grad in sums.grads.items()}
+        loss, norm = sums.loss / count, optax.tree.norm(grads)
         average = state.loss_average
         spike = (spike_factor > 0) & (average > 0) & (loss > spike_factor * average)
         bad = ~jnp.isfinite(loss) | ~jnp.isfinite(norm) | spike
         train, moments = update(optimizer, grads, state.optimizer, state.train, rate)
         recent = jnp.where(average > 0, AVERAGE_DECAY * average + (1 - AVERAGE_DECAY) * loss, loss)
-        after = State(train, moments, recent)
-        after = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state, after)
-        metrics = {
-            "loss": loss,
-            "grad_norm": norm,
-            "learning_rate": rate,
-            "supervised": row_count.sum(),
-            "bad": bad,
-            "row_loss": row_loss / jnp.maximum(row_count, 1),  # [B], to name the rows of a bad step
-        }
+        after = jax.tree.map(lambda old, new: jnp.where(bad, old, new), state, State(train, moments, recent))
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "supervised": sums.count, "bad": bad}
         return after, metrics
 
-    return step
-
-
-def gradients(
-    module: VLMModule,
-    train: Params,
-    frozen: Params,
-    parts: tuple[Batch, ...],
-    key: jax.Array,
-    sizes: PartSizes,
-    chunk: int,
-) -> tuple[Params, jax.Array, jax.Array]:
-    """Gradients of the summed loss; float32 [B] summed loss and int32 [B] supervised positions of each row."""
-
-    def of(part: Batch, part_key: jax.Array, part_sizes: tuple[Size, ...]) -> tuple[Params, jax.Array, jax.Array]:
-        def summed(train: Params) -> tuple[jax.Array, Any]:
-            loss, count = row_losses(module, frozen | train, part, part_key, part_sizes, chunk)
-            return loss.sum(), (loss, count)
-
-        grads, (loss, count) = jax.grad(summed, has_aux=True)(train)
-        return grads, loss, count
-
-    total, loss, count = of(parts[0], key, sizes[0])
-    losses, counts = [loss], [count]
-    for number, (part, part_sizes) in enumerate(zip(parts[1:], sizes[1:], strict=True), start=1):
-        # The barrier keeps parts one after the other: side by side they would need the memory of all.
-        total, part = jax.lax.optimization_barrier((total, part))
-        grads, loss, count = of(part, jax.random.fold_in(key, number), part_sizes)
-        total = {path: total[path].astype(jnp.float32) + grads[path].astype(jnp.float32) for path in total}
-        losses.append(loss)
-        counts.append(count)
-    return total, jnp.concatenate(losses), jnp.concatenate(counts)
+    return advance
 
 
 def row_losses(
