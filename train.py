@@ -5,6 +5,7 @@ The same command goes on where it stopped, on any number of devices, hosts and d
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
+from victor_jax.training.lock import owned
 from victor_jax.training.metrics import Clock, Metrics, StepMonitor, peak_memory, traced
 from victor_jax.training.optimizer import Params, learning_rate
 from victor_jax.training.settings import read
@@ -30,6 +32,12 @@ from victor_jax.weights.place import place
 
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
+    workdir = outputs.make_workdir(workdir)
+    with owned(workdir) if jax.process_index() == 0 else nullcontext():
+        train(config, workdir)
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
     # --- set-up -----------------------------------------------------------------------------------------------------
     clock, is_first = Clock(), jax.process_index() == 0
     if not config.micro_batches:
@@ -38,7 +46,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         config.micro_batches = before or setup.automatic_parts(read(config), jax.devices())
     settings = read(config)
     mesh = setup.mesh_of(settings, jax.devices())
-    workdir = outputs.open_workdir(workdir, config.to_dict(), is_first)
+    if is_first:
+        outputs.keep_config(workdir, config.to_dict())
     use_compile_cache(shared=workdir)
 
     # --- model and step: shapes and places only; no weight is read yet ------------------------------------------------
@@ -146,7 +155,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         if not finished:
             say(f"told to stop: step {done} is saved, the same command goes on from there")
             return
-        if not distributed.agreed((workdir / "model").exists()):
+        if not distributed.agreed(outputs.has_model(workdir)):
             outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
         spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
         say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
@@ -188,4 +197,4 @@ def command_line() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(command_line))
+    sys.exit(exit_status(command_line, interrupted="stopped: the same command goes on from the last checkpoint"))

@@ -221,3 +221,11 @@ def test_a_format_that_starts_programs_is_no_image(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
     with pytest.raises(BadImage, match=r"not an image that can be read"):
         ImageFolder(tmp_path).open("a.eps")
+
+
+@pytest.mark.parametrize("path", ["a\x1b[2Jb.png", "a\ud800.png", "a\0.png"])
+def test_a_path_that_a_terminal_would_obey_is_escaped(tmp_path, path):
+    with pytest.raises(BadImage) as found:
+        ImageFolder(tmp_path).open(path)
+    assert str(found.value).startswith(f"image {path!a}: ")
+    assert str(found.value).isprintable()

@@ -31,7 +31,8 @@ class BadImage(Exception):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"image {self.path}: {self.reason}"
+        # Escaped where a terminal would obey it, or could not show it.
+        return f"image {self.path if self.path.isprintable() else ascii(self.path)}: {self.reason}"
 
 
 def preprocess(image: Image.Image, size: int, aspect: Aspect) -> np.ndarray:
