@@ -84,14 +84,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     kept = settings.checkpoint.keep_last, settings.checkpoint.keep_every
     with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", *kept) as checkpoints:
         # --- resume or begin: what is trained is read from the checkpoint or from the start, never from both ----------
-        first_step = checkpoints.latest() or 0
-        if first_step:
-            saved = checkpoints.meta(first_step)
-            outputs.check_data(saved, schedule.digest, workdir)
-            bad_rows = [(row, reason) for row, reason in saved["bad_rows"]]
-            state = checkpoints.restore(first_step, run.state)
+        if saved := checkpoints.newest(run.state, lambda meta: outputs.check_data(meta, schedule.digest, workdir)):
+            first_step, state, meta = saved
+            bad_rows = [(row, reason) for row, reason in meta["bad_rows"]]
         else:
-            state = setup.first_state(run, setup.trained_params(run, tensors))
+            first_step, state = 0, setup.first_state(run, setup.trained_params(run, tensors))
         frozen = place(run.frozen, tensors, run.module) if first_step < total_steps else {}
         say(f"step {first_step} of {total_steps}")
 

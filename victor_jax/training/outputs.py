@@ -147,7 +147,9 @@ def _text(part: Batch, row: int, tokenizer: Any) -> str:
 
 def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
     """Refuses to go on from a checkpoint whose data had another digest."""
-    if meta.get("data") != data:
+    if not isinstance(meta.get("data"), str) or not isinstance(meta.get("bad_rows"), list):
+        raise UserError(f"the newest checkpoint in {workdir} says nothing of its data: delete its folder")
+    if meta["data"] != data:
         raise UserError(
             f"the data of the run in {workdir} has changed since its checkpoint: rows, lengths or shapes are not the "
             "same; put the old data back, or give another --workdir"
