@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import victor_jax
 from victor_jax.errors import UserError
-from victor_jax.sharding.distributed import start
+from victor_jax.sharding.distributed import joined
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training.checkpoints import Checkpoints
 from victor_jax.training.checksums import checksums
@@ -301,7 +301,7 @@ def test_two_processes_with_a_folder_each_are_told_so(tmp_path: Path) -> None:
         folder.mkdir()
     for process, run in enumerate(both(folders, 3)):
         ended(run)
-        assert run.returncode == 1
+        assert run.returncode == 2
         assert "process 1 does not see what process 0 writes" in (folders[process] / f"{process}.log").read_text()
 
 
@@ -326,8 +326,14 @@ def main(folder: str, total: int, every: int, process: int | None = None, port: 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_disable_most_optimizations", True)
-    if process is not None:
-        start(f"localhost:{port}", 2, process)
+    if process is None:
+        run(folder, total, every)
+    else:
+        with joined(f"localhost:{port}", 2, process):
+            run(folder, total, every)
+
+
+def run(folder: str, total: int, every: int) -> None:
     mesh = make_mesh(fsdp=jax.device_count())
     state = begin(params_of(count=2))
     places = shardings(mesh, state)
