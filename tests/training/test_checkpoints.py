@@ -194,9 +194,7 @@ def test_a_step_with_a_changed_bit_is_set_aside_for_the_one_before(tmp_path: Pat
     flip(tmp_path / "3" / "params")
     seen = []
     with Checkpoints(tmp_path, keep_last=3) as checkpoints:
-        with pytest.warns(
-            UserWarning, match=r"3 is damaged \(params/projector/linear_1/kernel\): set aside"
-        ):
+        with pytest.warns(UserWarning, match=r"3 is damaged \(params/projector/linear_1/kernel\): set aside"):
             step, found, meta = checkpoints.newest(state, seen.append)
         assert (step, meta["bad_rows"], [meta["bad_rows"] for meta in seen]) == (2, [2], [[3], [2]])
         assert_same(found, state)

@@ -151,7 +151,7 @@ def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
         raise UserError(f"the newest checkpoint in {workdir} says nothing of its data: delete its folder")
     if meta["data"] != data:
         raise UserError(
-            f"the data of the run in {workdir} has changed since its checkpoint: rows, lengths or shapes are not the "
+            f"the data of the run in {workdir} has changed since its checkpoint: its words, rows or shapes are not the "
             "same; put the old data back, or give another --workdir"
         )
 
