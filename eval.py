@@ -71,11 +71,7 @@ def command_line() -> int:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # jax would keep it for a training loop to ask
             main(given)
 
-    try:
-        return exit_status(command)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_status(command, interrupted="stopped: the same command goes on from here")
 
 
 if __name__ == "__main__":

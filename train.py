@@ -5,6 +5,7 @@ The same command goes on where it stopped, on any number of devices, hosts and d
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
 from victor_jax.training.checkpoints import Checkpoints
+from victor_jax.training.lock import owned
 from victor_jax.training.metrics import Clock, Metrics, StepMonitor, peak_memory, traced
 from victor_jax.training.optimizer import Params, learning_rate
 from victor_jax.training.settings import read
@@ -30,6 +32,12 @@ from victor_jax.weights.place import place
 
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
+    workdir = outputs.make_workdir(workdir)
+    with owned(workdir) if jax.process_index() == 0 else nullcontext():
+        train(config, workdir)
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
     # --- set-up -----------------------------------------------------------------------------------------------------
     clock, is_first = Clock(), jax.process_index() == 0
     if not config.micro_batches:
@@ -38,7 +46,8 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         config.micro_batches = before or setup.automatic_parts(read(config), jax.devices())
     settings = read(config)
     mesh = setup.mesh_of(settings, jax.devices())
-    workdir = outputs.open_workdir(workdir, config.to_dict(), is_first)
+    if is_first:
+        outputs.keep_config(workdir, config.to_dict())
     use_compile_cache(shared=workdir)
 
     # --- model and step: shapes and places only; no weight is read yet ------------------------------------------------
@@ -75,14 +84,11 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
     kept = settings.checkpoint.keep_last, settings.checkpoint.keep_every
     with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", *kept) as checkpoints:
         # --- resume or begin: what is trained is read from the checkpoint or from the start, never from both ----------
-        first_step = checkpoints.latest() or 0
-        if first_step:
-            saved = checkpoints.meta(first_step)
-            outputs.check_data(saved, schedule.digest, workdir)
-            bad_rows = [(row, reason) for row, reason in saved["bad_rows"]]
-            state = checkpoints.restore(first_step, run.state)
+        if saved := checkpoints.newest(run.state, lambda meta: outputs.check_data(meta, schedule.digest, workdir)):
+            first_step, state, meta = saved
+            bad_rows = [(row, reason) for row, reason in meta["bad_rows"]]
         else:
-            state = setup.first_state(run, setup.trained_params(run, tensors))
+            first_step, state = 0, setup.first_state(run, setup.trained_params(run, tensors))
         frozen = place(run.frozen, tensors, run.module) if first_step < total_steps else {}
         say(f"step {first_step} of {total_steps}")
 
@@ -146,7 +152,7 @@ def main(config: ConfigDict, workdir: str | Path) -> None:
         if not finished:
             say(f"told to stop: step {done} is saved, the same command goes on from there")
             return
-        if not distributed.agreed((workdir / "model").exists()):
+        if not distributed.agreed(outputs.has_model(workdir)):
             outputs.export(run, state.train, start, tensors, Path(data.tokenizer), workdir / "model")
         spent = ", ".join(f"{name} {share:.0%}" for name, share in clock.shares().items() if share >= 0.005)
         say(f"done: the model is in {workdir / 'model'}; time went to {spent}")
@@ -188,4 +194,4 @@ def command_line() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(command_line))
+    sys.exit(exit_status(command_line, interrupted="stopped: the same command goes on from the last checkpoint"))

@@ -16,8 +16,9 @@ def join_names(names: list[str], limit: int = 8) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def exit_status(command: Callable[[], Any]) -> int:
-    """Of a command, which returns it, or None for 0. A user's mistake is one line on stderr, and 2; so is a warning."""
+def exit_status(command: Callable[[], Any], interrupted: str = "interrupted") -> int:
+    """Of a command, which returns it, or None for 0. A user's mistake is one line on stderr, and 2; so is a warning.
+    Ctrl-C is one line, and 130."""
     show = warnings.showwarning
 
     def in_one_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
@@ -32,5 +33,8 @@ def exit_status(command: Callable[[], Any]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
     finally:
         warnings.showwarning = show

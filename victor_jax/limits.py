@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
+from victor_jax.errors import UserError
+
 
 class Limit(NamedTuple):
     words: str
@@ -16,3 +18,14 @@ Count = Annotated[int, NOT_NEGATIVE]
 Number = Annotated[float, NOT_NEGATIVE]
 Share = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]
 Devices = Annotated[int, Limit("a number of devices, or -1 for the rest", lambda value: value > 0 or value == -1)]
+
+
+def check_whole(name: str, value: Any, least: int = 1, most: int = 1_000_000) -> None:
+    """Of an argument that a user writes."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{name}={value!r} must be a whole number from {least:,} to {most:,}")
+
+
+def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:
+    if not isinstance(value, kinds):
+        raise UserError(f"{name}={value!r} must be {words}")

@@ -61,7 +61,7 @@ def test_written_form_is_canonical(written, canonical):
         ("vtw:layer=33", "layer=33 is outside the language tower of 32 layers"),
         ("vtw:layer=-1", "layer=-1 .* must be a whole number"),
         ("vtw:layer=3,layer=4", "'layer' is given twice"),
-        ("victor:registers=0,layer=3", "registers=0 .* must be a positive whole number"),
+        ("victor:registers=0,layer=3", "registers=0 .* must be a whole number from 1"),
         ("victor:registers=8,layer=3,positions=drop", "positions=drop .* keep or renumber"),
         ("victor:registers=8,layer", "unknown field 'layer'"),
     ],

@@ -1,7 +1,10 @@
 """Pixels are those of transformers' PIL processors, bit by bit, and a bad image says which and why."""
 
 import io
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -174,3 +177,55 @@ def test_the_folder_must_exist_and_may_be_left_out(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(BadImage, match="no image folder is set"):
         open_source(tmp_path / "a.jsonl").open("x.png")
+
+
+@pytest.mark.parametrize(("width", "height"), [(700, 31), (31, 700), (640, 480), (300, 999)])
+def test_padding_strip_by_strip_is_padding_the_whole_square(width, height):
+    image = picture(width, height)
+    for size in (SIZE, 336):
+        edges = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+        expected = theirs(image, LlavaImageProcessorPil(do_pad=True, **edges))
+        assert_same(np.asarray(normalise(preprocess(image, size, "pad"))), expected)
+
+
+def test_a_long_picture_is_padded_in_little_memory(tmp_path):
+    """A few kilobytes of file: its square would take 3.2 GB."""
+    Image.new("RGB", (32768, 164)).save(tmp_path / "long.png")
+    script = (
+        "import resource, sys; from pathlib import Path; from victor_jax.data.images import decode, preprocess;"
+        "data = Path(sys.argv[1]).read_bytes(); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "print(preprocess(decode(data, 'x'), 336, 'pad').shape);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "long.png"], capture_output=True, text=True, check=True
+    )
+    shape, kilobytes = ran.stdout.splitlines()
+    assert shape == "(3, 336, 336)"
+    assert int(kilobytes) < 300_000
+
+
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
+    Image.new("1", (9440, 9450)).save(tmp_path / "vast.png")
+    with pytest.raises(BadImage, match=r"image vast.png: 9440 x 9450 pixels are more than 89,000,000"):
+        ImageFolder(tmp_path).open("vast.png")
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match=r"image pipe.png: cannot be read: it is not a file"):
+        ImageFolder(tmp_path).open("pipe.png")
+
+
+def test_a_format_that_starts_programs_is_no_image(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    with pytest.raises(BadImage, match=r"not an image that can be read"):
+        ImageFolder(tmp_path).open("a.eps")
+
+
+@pytest.mark.parametrize("path", ["a\x1b[2Jb.png", "a\ud800.png", "a\0.png"])
+def test_a_path_that_a_terminal_would_obey_is_escaped(tmp_path, path):
+    with pytest.raises(BadImage) as found:
+        ImageFolder(tmp_path).open(path)
+    assert str(found.value).startswith(f"image {path!a}: ")
+    assert str(found.value).isprintable()

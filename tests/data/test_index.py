@@ -27,6 +27,15 @@ def test_lengths_are_those_of_the_text_and_images_of_each_row(tmp_path):
         assert index.visual_lengths[row] == TOKENS_PER_IMAGE * (ids == IMAGE).sum()
 
 
+def test_a_changed_answer_of_the_same_length_changes_its_checksum(tmp_path):
+    rows = rows_of_every_kind()
+    before = built(reader(tmp_path, rows))
+    rows[0]["conversations"][1]["value"] = rows[0]["conversations"][1]["value"][::-1]
+    after = built(reader(tmp_path, rows))
+    np.testing.assert_array_equal(before.text_lengths[1:], after.text_lengths[1:])
+    assert np.flatnonzero(before.checksums != after.checksums).tolist() == [0]
+
+
 def test_bad_rows_are_listed_with_their_index_and_reason(tmp_path):
     rows = [text_row(3), image_row("0.png", 3), text_row(3), text_row(3)]
     rows[1]["conversations"][1]["value"] = "  "
@@ -54,6 +63,7 @@ def test_worker_processes_measure_the_same(tmp_path, monkeypatch):
     alone, together = built(its), built(its, workers=2)
     np.testing.assert_array_equal(alone.text_lengths, together.text_lengths)
     np.testing.assert_array_equal(alone.image_counts, together.image_counts)
+    np.testing.assert_array_equal(alone.checksums, together.checksums)
     assert alone.bad == together.bad == [(20, alone.bad[0][1])]
 
 

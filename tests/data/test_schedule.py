@@ -7,13 +7,17 @@ from victor_jax.data.schedule import FILLER, Index, Schedule
 from victor_jax.errors import UserError
 
 
+def sums(rows):
+    return np.arange(rows, dtype=np.uint32)
+
+
 def index_of(rows=203, seed=0):
     """Rows with no, one or two images; rows 5 and 50 are bad."""
     rng = np.random.default_rng(seed)
     text_lengths = rng.integers(5, 120, rows).astype(np.int32)
     image_counts = rng.choice([0, 1, 1, 1, 2], rows).astype(np.int32)
     text_lengths[[5, 50]] = 0
-    return Index(text_lengths, image_counts, image_counts * 10, [(5, "empty"), (50, "empty")])
+    return Index(text_lengths, image_counts, image_counts * 10, [(5, "empty"), (50, "empty")], sums(len(text_lengths)))
 
 
 def schedule(index=None, batch=8, seed=7, parts=2, **more):
@@ -96,7 +100,7 @@ def test_a_step_is_the_same_whoever_asks_and_in_whatever_order():
 
 
 def test_the_order_is_the_same_in_every_version_of_numpy():
-    index = Index(np.full(8, 10, np.int32), *np.zeros((2, 8), np.int32), [])
+    index = Index(np.full(8, 10, np.int32), *np.zeros((2, 8), np.int32), [], sums(8))
     its = Schedule(index, 4, 3, 0)
     assert [its.at(step)[1].tolist() for step in range(2)] == [[[6, 1, 5, 2]], [[7, 4, 3, 0]]]
 
@@ -109,8 +113,11 @@ def test_only_chosen_rows_take_part():
 def test_digest_tells_different_data_and_settings_apart():
     changed = index_of()
     changed.text_lengths[0] += 1
-    digests = [schedule().digest, schedule(seed=8).digest, schedule(parts=1).digest, schedule(changed).digest]
-    assert len(set(digests)) == 4
+    reworded = index_of()
+    reworded.checksums[7] += 1
+    others = schedule(seed=8), schedule(parts=1), schedule(changed), schedule(reworded)
+    digests = [schedule().digest, *(other.digest for other in others)]
+    assert len(set(digests)) == 5
     assert schedule().digest == digests[0]
 
 
@@ -156,7 +163,13 @@ def length_mix():
     text = np.concatenate([*with_image, text_only]).round()
     images = np.ones(len(text), np.int32)
     images[-len(text_only) :] = 0
-    return Index(np.clip(text, 50, np.where(images, 2048 - 576, 2048)).astype(np.int32), images, images * 576, [])
+    return Index(
+        np.clip(text, 50, np.where(images, 2048 - 576, 2048)).astype(np.int32),
+        images,
+        images * 576,
+        [],
+        sums(len(text)),
+    )
 
 
 @pytest.fixture(scope="module")

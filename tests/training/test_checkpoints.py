@@ -26,6 +26,7 @@ from victor_jax.errors import UserError
 from victor_jax.sharding.distributed import joined
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training.checkpoints import Checkpoints
+from victor_jax.training.checksums import checksums
 from victor_jax.training.optimizer import make_optimizer, update
 from victor_jax.training.settings import OptimizerSettings
 from victor_jax.training.step import State
@@ -129,7 +130,7 @@ def test_meta_comes_back(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         checkpoints.save(3, begin(params_of()), meta)
     with Checkpoints(tmp_path, keep_last=1) as checkpoints:
-        assert checkpoints.meta(3) == meta
+        assert {key: value for key, value in checkpoints.meta(3).items() if key != "checksums"} == meta
 
 
 def test_the_last_ones_and_every_so_manyth_are_kept(tmp_path: Path) -> None:
@@ -175,6 +176,47 @@ def test_a_damaged_step_says_which_folder_to_delete(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"cannot be read.*delete the folder 2") as error:
             checkpoints.restore(2, state)
     assert len(str(error.value)) < 600
+
+
+def flip(folder: Path) -> None:
+    """One bit in the middle of the largest file: of a value, not of Orbax's own records."""
+    file = max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+def test_a_step_with_a_changed_bit_is_set_aside_for_the_one_before(tmp_path: Path) -> None:
+    state = begin({"projector/linear_1/kernel": jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)))})
+    with Checkpoints(tmp_path, keep_last=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, {"bad_rows": [step]})
+    flip(tmp_path / "3" / "params")
+    seen = []
+    with Checkpoints(tmp_path, keep_last=3) as checkpoints:
+        with pytest.warns(UserWarning, match=r"3 is damaged \(params/projector/linear_1/kernel\): set aside"):
+            step, found, meta = checkpoints.newest(state, seen.append)
+        assert (step, meta["bad_rows"], [meta["bad_rows"] for meta in seen]) == (2, [2], [[3], [2]])
+        assert_same(found, state)
+        checkpoints.save(3, state, {})
+    assert {folder.name for folder in tmp_path.iterdir()} == {"1", "2", "3", "3.damaged"}
+
+
+def test_without_a_step_there_is_no_newest(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        assert checkpoints.newest(begin(params_of()), lambda meta: None) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_a_checksum_is_the_same_on_every_mesh_and_changes_with_every_bit_and_place(dtype: str) -> None:
+    array = np.random.default_rng(0).integers(-100, 100, (8, 24)).astype(dtype)
+    plain = int(checksums({"x": jnp.asarray(array)})["x"])
+    cut = jax.device_put(array, NamedSharding(make_mesh(fsdp=4, tensor=2), PartitionSpec("fsdp", "tensor")))
+    assert int(checksums({"x": cut})["x"]) == plain
+    other = array.copy()
+    other.view(f"uint{8 * other.itemsize}")[5, 7] ^= 1
+    swapped = array[[1, 0, *range(2, 8)]]
+    assert plain not in (int(checksums({"x": jnp.asarray(changed)})["x"]) for changed in (other, swapped))
 
 
 # --- runs in processes of their own

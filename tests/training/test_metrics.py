@@ -98,7 +98,7 @@ def test_wandb_that_is_not_there_is_said_before_the_run(tmp_path: Path) -> None:
 @pytest.fixture
 def late(tmp_path: Path) -> Iterator[StepMonitor]:
     """Of a run of two steps that writes to this folder."""
-    run, index = small_run.small_run(), Index(*(np.zeros(1, np.int32),) * 3, [])
+    run, index = small_run.small_run(), Index(*(np.zeros(1, np.int32),) * 3, [], np.zeros(1, np.uint32))
     with Metrics(tmp_path, 2, True) as metrics:
         yield StepMonitor(run, index, metrics, total_steps=2)
 

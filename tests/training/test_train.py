@@ -24,6 +24,7 @@ from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE
 from victor_jax.sharding.mesh import make_mesh
 from victor_jax.training import outputs, settings, setup
+from victor_jax.training.lock import owned
 from victor_jax.training.outputs import export
 from victor_jax.training.setup import open_start
 from victor_jax.weights.names import REGISTERS
@@ -184,6 +185,14 @@ def test_a_resumed_run_refuses_other_data(tmp_path, start, data, undisturbed):
     (other / "data.json").write_text(json.dumps([*rows, image_row(0)]))
     with pytest.raises(UserError, match=r"the data of the run in .* has changed since its checkpoint"):
         run_here(workdir, overrides(start, other))
+
+
+def test_a_second_start_in_one_folder_is_refused(tmp_path, start, data):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with owned(workdir), pytest.raises(UserError, match="belongs to a run that is at work"):
+        run_here(workdir, overrides(start, data))
+    assert [file.name for file in workdir.iterdir()] == ["lock"]
 
 
 def test_a_failed_start_does_not_block_the_corrected_one(tmp_path, start, data):

@@ -311,15 +311,15 @@ def test_weights_that_are_whole_numbers(hf, net):
         (lambda raw: raw.update(vision_feature_select_strategy="cls"), r"vision_feature_select_strategy 'cls'"),
         (
             lambda raw: raw["text_config"].update(hidden_size="64"),
-            r"text_config of .* has hidden_size '64', expected a positive whole number",
+            r"text_config of .* has hidden_size '64', expected a whole number from 1 to",
         ),
         (
             lambda raw: raw["vision_config"].update(image_size=[12, 12]),
-            r"vision_config of .* has image_size \[12, 12\], expected a positive whole number",
+            r"vision_config of .* has image_size \[12, 12\], expected a whole number from 1 to",
         ),
         (
             lambda raw: raw["text_config"].update(num_attention_heads=0),
-            r"text_config of .* has num_attention_heads 0, expected a positive whole number",
+            r"text_config of .* has num_attention_heads 0, expected a whole number from 1 to",
         ),
         (lambda raw: raw.update(model_type=["llava"]), r"config.json has model_type \['llava'\], expected a text"),
         (
@@ -469,7 +469,7 @@ def test_a_side_file_with_an_unknown_compression(hf):
         ("victr:registers=4,layer=2", r"unknown compression 'victr' .* did you mean 'victor'"),
         ("victor:registers=4,layr=2", r"unknown field 'layr=2' .* did you mean 'layer'"),
         ("victor:registers=4", r"needs layer"),
-        ("victor:registers=0,layer=2", r"registers=0 .* positive whole number"),
+        ("victor:registers=0,layer=2", r"registers=0 .* must be a whole number from 1"),
         ("victor:registers=4,layer=two", r"layer=two .* whole number"),
         ("victor:registers=4,layer=5", r"layer=5.*4"),
         ("vtw:layer=99", r"layer=99.*4"),

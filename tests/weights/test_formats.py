@@ -120,8 +120,23 @@ def test_a_tied_head_in_a_pickled_file_is_skipped(tmp_path):
     layouts.write_config(tmp_path, net.config.to_dict())
     layouts.write_torch(tmp_path, state(net, "4.x on disk"))
     checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.skipped == ("language_model.lm_head.weight",)
+    assert checkpoint.skipped == ("language/head",)
     assert "language/head" not in checkpoint.tensors
+
+
+def test_a_head_of_its_own_is_used_even_where_the_config_ties_it(tmp_path, question):
+    """As transformers 5 does; `convert` keeps it."""
+    net = layouts.model("qwen2_tied")
+    tensors = state(net, "4.x on disk")
+    tensors["language_model.lm_head.weight"] = torch.randn(net.lm_head.weight.shape) * 0.2
+    layouts.hf(tmp_path / "m", net, tensors)
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "m")
+    assert not torch.equal(theirs.lm_head.weight, theirs.model.language_model.embed_tokens.weight)
+    with pytest.warns(UserWarning, match="ties the head to the embedding, but its weights hold another"):
+        ours = victor_jax.load(tmp_path / "m", dtype="float32")
+    np.testing.assert_allclose(ours.logits(*question), hf_logits(theirs, *question), atol=1e-5, rtol=0)
+    ours.save(tmp_path / "again")
+    assert "language/head" in open_checkpoint(tmp_path / "again").tensors
 
 
 def test_opening_reads_no_weights(hf, tmp_path):

@@ -11,14 +11,17 @@ from victor_jax.compression.plan import Method, Positive
 from victor_jax.compression.pool import pool
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
+from victor_jax.limits import check_kind
 from victor_jax.models.config import VLMConfig
 
+MOST = 10_000  # of registers, layers, tokens: what no image and no tower has
 # A method is a function of the architecture; its other parameters are the fields of its written form.
 METHODS: dict[str, Callable[..., Method]] = {"full": full, "victor": victor, "vtw": vtw, "fastv": fastv, "pool": pool}
 
 
 def parse(spec: str, config: VLMConfig) -> Method:
     """A written compression, for a model of this architecture."""
+    check_kind("compression", spec, str, "a text such as victor:registers=8,layer=3")
     name, _, written = spec.partition(":")
     if name not in METHODS:
         raise UserError(f"unknown compression {name!r} in {spec!r}{_nearest(name, list(METHODS))}")
@@ -45,8 +48,9 @@ def _value(text: str, kind: Any, where: str) -> int | str:
         if text not in choices:
             raise UserError(f"{where} must be {' or '.join(choices)}")
         return text
-    if not text.isascii() or not text.isdigit() or (kind is Positive and int(text) == 0):
-        raise UserError(f"{where} must be a {'positive ' * (kind is Positive)}whole number")
+    least = 1 if kind is Positive else 0
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= MOST):
+        raise UserError(f"{where} must be a whole number from {least} to {MOST:,}")
     return int(text)
 
 

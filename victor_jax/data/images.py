@@ -1,6 +1,9 @@
 """Images as LLaVA-1.5 sees them: the CLIP processor's arithmetic bit by bit, in PIL and numpy alone."""
 
+import errno
 import io
+import stat
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,8 +15,12 @@ from victor_jax.errors import UserError
 from victor_jax.prompt import Aspect
 
 BACKGROUND = (122, 116, 104)  # the mean colour, cut to whole numbers as LLaVA does
-# A hair's breadth would be enlarged, and a very long side squared, to gigabytes.
-MAX_RATIO, MAX_SIDE = 200, 1 << 15
+# A hair's breadth would be enlarged to gigabytes; a picture of more pixels takes seconds to decode.
+MAX_RATIO, MAX_SIDE, MAX_PIXELS = 200, 1 << 15, 89_000_000
+STRIP = 256  # rows of a picture that are padded at once
+# Those of PIL's that read pixels alone: others start programs (EPS: Ghostscript) or read further files.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS speaks for itself
 
 
 class BadImage(Exception):
@@ -24,7 +31,8 @@ class BadImage(Exception):
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
-        return f"image {self.path}: {self.reason}"
+        # Escaped where a terminal would obey it, or could not show it.
+        return f"image {self.path if self.path.isprintable() else ascii(self.path)}: {self.reason}"
 
 
 def preprocess(image: Image.Image, size: int, aspect: Aspect) -> np.ndarray:
@@ -35,33 +43,45 @@ def preprocess(image: Image.Image, size: int, aspect: Aspect) -> np.ndarray:
     """
     if aspect not in ("square", "pad"):
         raise UserError(f"unknown image aspect {aspect!r}: known are square and pad")
-    image = image.convert("RGB")
-    if aspect == "pad":
-        image = _padded(image)
+    try:
+        image.load()
+    except ValueError as error:
+        raise UserError(f"a picture cannot be read: {error}") from None
+    image = image if image.mode == "RGB" else image.convert("RGB")
     width, height = image.size
-    short, long = sorted((width, height))
-    longer = int(size * long / short)
-    image = image.resize((size, longer) if width <= height else (longer, size), Image.Resampling.BICUBIC)
+    if aspect == "pad":
+        image = _padded_to_square(image, size)
+    else:
+        short, long = sorted((width, height))
+        longer = int(size * long / short)
+        image = image.resize((size, longer) if width <= height else (longer, size), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     pixels = np.asarray(image)[top : top + size, left : left + size]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _padded(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    square = Image.new("RGB", (side, side), BACKGROUND)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+def _padded_to_square(image: Image.Image, size: int) -> Image.Image:
+    """What padding to a square of the longer side and resizing it gives, bit by bit, without ever holding that square.
+
+    PIL resizes along the rows first, and each row by itself: so strips of rows are padded and resized, one by one.
+    """
+    (width, height), side = image.size, max(image.size)
+    narrow = Image.new("RGB", (size, side), BACKGROUND)
+    for top in range(0, height, STRIP):
+        rows = min(STRIP, height - top)
+        strip = Image.new("RGB", (side, rows), BACKGROUND)
+        strip.paste(image.crop((0, top, width, top + rows)), ((side - width) // 2, 0))
+        narrow.paste(strip.resize((size, rows), Image.Resampling.BICUBIC), (0, (side - height) // 2 + top))
+    return narrow.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def decode(data: bytes, path: str) -> Image.Image:
     """RGB, read to the last byte, so that a broken file is found here."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             short, long = sorted(image.size)
+            if short * long > MAX_PIXELS:
+                raise BadImage(path, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             if long > min(MAX_SIDE, MAX_RATIO * short):
                 raise BadImage(path, f"{image.width} x {image.height} pixels are too long or too narrow")
             if image.mode == "P":
@@ -79,6 +99,13 @@ def _reason(error: Exception) -> str:
     return f"cannot be read: {str(error) or type(error).__name__}"
 
 
+def read_file(path: Path) -> bytes:
+    """Of a file: a pipe would never end, and a device give anything."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a file")
+    return path.read_bytes()
+
+
 class ImageFolder:
     """Image files below one folder; no path leads out of it."""
 
@@ -92,7 +119,7 @@ class ImageFolder:
         if parts.is_absolute() or ".." in parts.parts:
             raise BadImage(path, "the path leads out of the image folder")
         try:
-            return (self.folder / parts).read_bytes()
+            return read_file(self.folder / parts)
         except FileNotFoundError:
             raise BadImage(path, f"there is no such file in {self.folder}") from None
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte

@@ -7,6 +7,7 @@ import os
 import pickle
 import uuid
 import zipfile
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def open_index(
 
 
 def build_index(reader: Reader, workers: int, max_bad_rows: int | None = None, progress: bool = True) -> Index:
-    lengths = np.zeros((3, len(reader)), np.int32)
+    found = np.zeros((4, len(reader)), np.int64)
     bad: list[Bad] = []
     chunks = [range(start, min(start + CHUNK, len(reader))) for start in range(0, len(reader), CHUNK)]
     measured = grain.MapDataset.source(chunks).map(functools.partial(measure, reader))
@@ -52,16 +53,22 @@ def build_index(reader: Reader, workers: int, max_bad_rows: int | None = None, p
         tqdm(total=len(reader), desc="reading rows", unit=" rows", disable=not progress) as bar,
     ):
         for chunk, (of_chunk, chunk_bad) in zip(chunks, results, strict=True):
-            lengths[:, chunk.start : chunk.stop] = of_chunk
+            found[:, chunk.start : chunk.stop] = of_chunk
             bad += chunk_bad
             check_bad_rows(bad, max_bad_rows, reader.records)  # at once, not after minutes
             bar.update(len(chunk))
-    return Index(lengths[0], lengths[1], lengths[2], bad)
+    return _index(found, bad)
+
+
+def _index(found: np.ndarray, bad: list[Bad]) -> Index:
+    text, images, visual = found[:3].astype(np.int32)
+    return Index(text, images, visual, bad, found[3].astype(np.uint32))
 
 
 def measure(reader: Reader, rows: range) -> tuple[np.ndarray, list[Bad]]:
-    """int32 [3, rows]: text tokens, images and visual tokens of each; and the bad rows among them."""
-    lengths = np.zeros((3, len(rows)), np.int32)
+    """int64 [4, rows]: text tokens, images and visual tokens of each, a checksum of its ids and targets; and the bad
+    rows among them."""
+    found = np.zeros((4, len(rows)), np.int64)
     bad: list[Bad] = []
     for at, row in enumerate(rows):
         try:
@@ -69,8 +76,9 @@ def measure(reader: Reader, rows: range) -> tuple[np.ndarray, list[Bad]]:
         except BadRow as error:
             bad.append((row, error.reason))
             continue
-        lengths[:, at] = encoded.text_length, len(encoded.image_tokens), sum(encoded.image_tokens)
-    return lengths, bad
+        checksum = zlib.crc32(encoded.targets.tobytes(), zlib.crc32(encoded.ids.tobytes()))
+        found[:, at] = encoded.text_length, len(encoded.image_tokens), sum(encoded.image_tokens), checksum
+    return found, bad
 
 
 def index_key(reader: Reader, path: Path) -> str:
@@ -91,8 +99,7 @@ def _read(file: Path) -> Index | None:
     try:
         with file.open("rb") as stream, np.load(stream) as arrays:
             bad = [(row, reason) for row, reason in json.loads(str(arrays["bad"]))]
-            text, images, visual = arrays["lengths"]
-            return Index(text, images, visual, bad)
+            return _index(arrays["found"], bad)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -101,8 +108,10 @@ def _write(file: Path, index: Index) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{uuid.uuid4()}.npz")  # of its own: several processes may write the same index
     try:
-        lengths = np.stack([index.text_lengths, index.image_counts, index.visual_lengths])
-        np.savez(unfinished, lengths=lengths, bad=json.dumps(index.bad))
+        found = np.stack(
+            [index.text_lengths, index.image_counts, index.visual_lengths, index.checksums], dtype=np.int64
+        )
+        np.savez(unfinished, found=found, bad=json.dumps(index.bad))
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)

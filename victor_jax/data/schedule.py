@@ -24,6 +24,7 @@ class Index:
     image_counts: np.ndarray  # int32 [n]
     visual_lengths: np.ndarray  # int32 [n]: visual tokens of all its images
     bad: list[Bad]
+    checksums: np.ndarray  # uint32 [n]: of each row's ids and targets
 
 
 class Schedule:
@@ -58,6 +59,7 @@ class Schedule:
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         # Equal where the batches of every step are.
         known = repr((self.stretches, batch, parts, seed)).encode() + ordered.tobytes() + lengths.tobytes()
+        known += index.checksums[rows].tobytes()  # the words of the rows, not only how many
         self.digest = hashlib.sha256(known).hexdigest()[:16]
 
     @property

@@ -55,7 +55,10 @@ def _row(number: int, ids: np.ndarray, config: VLMConfig, tokens_per_image: int)
 
 def _checked(input_ids: np.ndarray, attention_mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Ids and a bool mask [B, T], or one error."""
-    ids = np.asarray(input_ids)
+    try:
+        ids = np.asarray(input_ids)
+    except ValueError:
+        raise UserError("input_ids has rows of several lengths: pad them, and say where in attention_mask") from None
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"input_ids must be whole numbers [rows, length], got {ids.dtype} {ids.shape}")
     mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)

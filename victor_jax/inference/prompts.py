@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from victor_jax.data.batches import build_batch
-from victor_jax.data.images import BadImage, decode, preprocess
+from victor_jax.data.images import BadImage, decode, preprocess, read_file
 from victor_jax.data.labels import IMAGE_TEXT, encode, encode_prompt
 from victor_jax.data.records import BadRow, Record, Turn
 from victor_jax.data.shapes import Shape
 from victor_jax.data.templates import TEMPLATES, Template
 from victor_jax.errors import UserError
+from victor_jax.limits import check_whole
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.ops.losses import IGNORE
@@ -45,7 +46,8 @@ class Prompter:
     ) -> list[EncodedRow]:
         """As `ask`, with the answer and its end token after each prompt, supervised."""
         records = self._records(prompts, images)
-        if isinstance(answers, str) or len(answers) != len(records):
+        _check_texts("answers", answers)
+        if len(answers) != len(records):
             raise UserError(f"{len(records)} prompts want {len(records)} answers, one for each")
         return [self._encoded(record, answer) for record, answer in zip(records, answers, strict=True)]
 
@@ -58,6 +60,8 @@ class Prompter:
         """uint8 [3, size, size]: what the vision tower sees of it, before it is normalised."""
         if not isinstance(picture, Image.Image):
             picture = open_picture(picture)
+        if not all(picture.size):
+            raise UserError(f"a picture of {picture.width} x {picture.height} pixels shows nothing")
         return preprocess(picture, self.config.vision.image_size, self.aspect)  # type: ignore[arg-type]
 
     @functools.cached_property
@@ -76,17 +80,16 @@ class Prompter:
         return self.tokenizer.decode(said.tolist(), skip_special_tokens=True).strip()
 
     def _records(self, prompts: Sequence[str], images: Sequence[Pictures] | None) -> list[Record]:
-        if isinstance(prompts, str):
-            raise UserError("prompts must be a list of texts, even if there is only one")
+        _check_texts("prompts", prompts)
         if images is None:
             images = [None] * len(prompts)
-        if isinstance(images, (str, Path, Image.Image)) or len(images) != len(prompts):
+        if not isinstance(images, (list, tuple)) or len(images) != len(prompts):
             raise UserError(
                 f"{len(prompts)} prompts want {len(prompts)} entries in images, one for each: a picture, a list of "
                 "pictures, or None"
             )
         return [
-            self._record(number, prompt, _listed(pictures))
+            self._record(number, prompt, _listed(number, pictures))
             for number, (prompt, pictures) in enumerate(zip(prompts, images, strict=True))
         ]
 
@@ -137,7 +140,7 @@ def _open_tokenizer(folder: Path) -> Any:
 
 def open_picture(path: str | Path) -> Image.Image:
     try:
-        return decode(Path(path).read_bytes(), str(path))
+        return decode(read_file(Path(path)), str(path))
     except (BadImage, OSError) as error:
         reason = error.reason if isinstance(error, BadImage) else error.strerror
         raise UserError(f"the image {path} cannot be used: {reason}") from None
@@ -146,14 +149,29 @@ def open_picture(path: str | Path) -> Image.Image:
 def batches_of(encoded: Sequence[EncodedRow], size: int) -> Iterator[Sequence[EncodedRow]]:
     """Runs of `size`; after a first whole one, the last is filled up with its last row, so that no other program
     has to be compiled for it."""
-    if size < 1:
-        raise UserError(f"batch_size={size} must be at least 1")
+    check_whole("batch_size", size)
     for start in range(0, len(encoded), size):
         rows = list(encoded[start : start + size])
         yield rows + rows[-1:] * (size - len(rows) if start else 0)
 
 
-def _listed(pictures: Pictures) -> tuple[Picture, ...]:
+def _check_texts(name: str, texts: Any) -> None:
+    if not isinstance(texts, (list, tuple)):
+        raise UserError(f"{name} must be a list of texts, even if there is only one")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"entry {number} of {name} is a {type(text).__name__}: expected a text")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"entry {number} of {name} holds half a character (a lone surrogate)")
+
+
+def _listed(number: int, pictures: Any) -> tuple[Picture, ...]:
     if pictures is None:
         return ()
-    return (pictures,) if isinstance(pictures, (str, Path, Image.Image)) else tuple(pictures)
+    listed = tuple(pictures) if isinstance(pictures, (list, tuple)) else (pictures,)
+    for picture in listed:
+        if not isinstance(picture, (str, Path, Image.Image)):
+            raise UserError(
+                f"entry {number} of images holds a {type(picture).__name__}: expected a picture of PIL or its path"
+            )
+    return listed

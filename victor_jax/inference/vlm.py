@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
 from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
 from victor_jax.inference.platform import abstract_weights, module_for
 from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
+from victor_jax.limits import check_kind, check_whole
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.models.vlm import VLMModule
@@ -39,6 +41,7 @@ from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor
 from victor_jax.weights.write import write_checkpoint
 
+MOST_SEED = 2**32 - 1
 DTYPES = ("bfloat16", "float32", "float16")
 
 Prepared = tuple[Batch, tuple[Size, ...]]  # and the static lengths that choose the program
@@ -63,7 +66,11 @@ def load(
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
+    if compression is not None:
+        check_kind("compression", compression, str, "a text such as victor:registers=8,layer=3")
+    check_whole("seed", seed, least=0, most=MOST_SEED)
     if mesh is not None:
+        check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
         check_mesh(mesh)
     device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
     checkpoint = open_checkpoint(path, vision, projector, seed)
@@ -174,10 +181,12 @@ class VLM:
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
+        check_kind("path", path, (str, Path), "the path of a folder")
         write_checkpoint(self._checkpoint(), path, format)
 
     def push(self, repository: str, private: bool = True) -> str:
         """Writes the format `hf` and a model card to `org/name` on the Hugging Face Hub; returns the address."""
+        check_kind("repository", repository, str, "org/name")
         from victor_jax.weights.hub import push_checkpoint  # a quarter of a second to import
 
         return push_checkpoint(self._checkpoint(), repository, private)
@@ -218,10 +227,10 @@ class VLM:
         seed: int,
         end_tokens: tuple[int, ...],
     ) -> np.ndarray:
-        if max_new_tokens < 1 or temperature < 0:
-            raise UserError(
-                f"max_new_tokens={max_new_tokens} must be at least 1 and temperature={temperature} at least 0"
-            )
+        check_whole("max_new_tokens", max_new_tokens)
+        check_whole("seed", seed, least=0, most=MOST_SEED)
+        if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
+            raise UserError(f"temperature={temperature!r} must be a number from 0")
         logits, caches = self.call(programs.prefill, batch, sizes, room=max_new_tokens)
         tokens, _ = programs.decode(
             self._tree,

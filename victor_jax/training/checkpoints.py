@@ -1,12 +1,14 @@
 """What a run goes on from: Orbax checkpoints, written in the background, each of them whole or not there.
 
-Three items per step: `params` (the trained ones), `optimizer` (its state and the running loss) and `meta`. A step's
-number is the count of steps done. Names of leaves are paths, whatever types the state is made of.
+Three items per step: `params` (the trained ones), `optimizer` (its state and the running loss) and `meta`, which holds
+a checksum of every array. A step's number is the count of steps done. Names of leaves are paths, whatever types the
+state is made of.
 """
 
 import functools
 import signal
 import textwrap
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from victor_jax.errors import UserError, join_names
 from victor_jax.sharding.distributed import agreed, check_shared
+from victor_jax.training.checksums import checksums
 from victor_jax.training.step import State
 from victor_jax.weights.names import current_name
 
@@ -72,6 +75,7 @@ class Checkpoints(AbstractContextManager):
 
     def save(self, step: int, state: State, meta: dict[str, Any]) -> None:
         """Begins to write the step. The state may be donated afterwards."""
+        meta = meta | {"checksums": jax.tree.map(int, jax.device_get(checksums(_leaves(state))))}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(nest(state.train)),
             optimizer=ocp.args.StandardSave(nest(_optimizer_leaves(state))),
@@ -104,9 +108,29 @@ class Checkpoints(AbstractContextManager):
         return State(found["params"], rest["optimizer"], rest["loss_average"])
 
     def meta(self, step: int) -> dict[str, Any]:
-        return self._checked(
-            step, lambda: self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        )
+        read = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._checked(step, lambda: self._manager.restore(step, args=read)["meta"])
+
+    def newest(
+        self, abstract: State, accept: Callable[[dict[str, Any]], None]
+    ) -> tuple[int, State, dict[str, Any]] | None:
+        """The newest step that is whole, its state and meta; None where there is no step. `accept` may refuse the meta
+        before anything else is read. A damaged step is set aside under another name, with a warning."""
+        while (step := self.latest()) is not None:
+            accept(meta := self.meta(step))
+            state = self.restore(step, abstract)
+            found, expected = jax.device_get(checksums(_leaves(state))), meta.get("checksums", {})
+            changed = [path for path in expected if path in found and int(found[path]) != expected[path]]
+            if not changed:
+                return step, state, meta
+            aside = self.directory / f"{step}.damaged"
+            warnings.warn(f"checkpoint {step} is damaged ({join_names(changed)}): set aside as {aside}", stacklevel=2)
+            if jax.process_index() == 0:
+                (self.directory / str(step)).rename(aside)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("set aside")
+            self._manager.reload()
+        return None
 
     def wait(self) -> None:
         """Until the last save is on disk; an error of it comes up here."""
@@ -127,7 +151,7 @@ class Checkpoints(AbstractContextManager):
         self.wait()  # a step that is being written is none yet
         try:
             return read()
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # of damaged files its readers raise nearly anything
             raise self._unreadable(step, _first_line(error)) from error
 
     def _unreadable(self, step: int, why: str) -> UserError:
@@ -155,6 +179,11 @@ class _Manager(ocp.CheckpointManager):
         if removal is not None:
             removal.result()
         super().close()
+
+
+def _leaves(state: State) -> Leaves:
+    params = {f"params/{path}": leaf for path, leaf in state.train.items()}
+    return params | {f"optimizer/{name}": leaf for name, leaf in _optimizer_leaves(state).items()}
 
 
 def _all_but_params(state: State) -> dict[str, Any]:

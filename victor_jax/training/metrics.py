@@ -112,8 +112,12 @@ class _Lines:
 def _cut(path: Path, resume_step: int) -> None:
     """Drops the lines that the run is going to write again, and what a kill left of a line; at once or not at all."""
     partial = path.with_name(path.name + ".partial")
-    with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
-        kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < resume_step)
+    try:
+        with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
+            kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < resume_step)
+    except (ValueError, KeyError, TypeError):
+        partial.unlink()
+        raise UserError(f"{path} is damaged: move it away, and the run goes on with a new one") from None
     os.replace(partial, path)
 
 

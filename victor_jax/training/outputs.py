@@ -26,6 +26,7 @@ from victor_jax.sharding.mesh import fetch
 from victor_jax.training.optimizer import Params
 from victor_jax.training.setup import Run
 from victor_jax.weights.checkpoint import Checkpoint
+from victor_jax.weights.folder import read_json
 from victor_jax.weights.place import layers_of
 from victor_jax.weights.tensors import Index, Tensor
 from victor_jax.weights.write import write_checkpoint
@@ -45,19 +46,7 @@ FREE = (
 SHOWN = 16  # rows of the first batch
 
 
-def parts_before(workdir: str | Path) -> int:
-    """config.micro_batches of the run that has steps in this folder; 0 where there is none."""
-    file = Path(workdir) / "config.json"
-    return json.loads(file.read_text())["micro_batches"] if _has_steps(Path(workdir)) and file.exists() else 0
-
-
-def _has_steps(workdir: Path) -> bool:
-    return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
-
-
-def open_workdir(workdir: str | Path, config: dict[str, Any], is_first: bool) -> Path:
-    """The folder, with the config of the run in it. The first process refuses a folder that holds a step of another
-    run, and one that holds a finished model and no step to resume from; the others may see an old state of it."""
+def make_workdir(workdir: str | Path) -> Path:
     if "://" in str(workdir):
         raise UserError(f"--workdir={workdir} is no folder: mount the bucket on every host and name the mounted folder")
     workdir = Path(workdir)
@@ -65,23 +54,46 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], is_first: bool) ->
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made ({error.strerror}): give another") from None
-    if not is_first:
-        return workdir
-    file, now = workdir / "config.json", flatten_dict(json.loads(json.dumps(config)), sep=".")
-    has_steps = _has_steps(workdir)
+    if (workdir / "checkpoints").exists() and not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir / 'checkpoints'} is not a folder: give another --workdir")
+    return workdir
+
+
+def parts_before(workdir: Path) -> int:
+    """config.micro_batches of the run that has steps in this folder; 0 where there is none."""
+    return _config_before(workdir).get("micro_batches", 0) if _has_steps(workdir) else 0
+
+
+def has_model(workdir: Path) -> bool:
+    """Whether the trained model is there: its folder appears whole."""
+    return (workdir / "model" / "config.json").exists()
+
+
+def _has_steps(workdir: Path) -> bool:
+    return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+
+
+def _config_before(workdir: Path) -> dict[str, Any]:
+    file = workdir / "config.json"
+    return read_json(file) if file.exists() else {}
+
+
+def keep_config(workdir: Path, config: dict[str, Any]) -> None:
+    """Writes the config of the run into its folder. A folder that holds a step of another run is refused, and one that
+    holds a finished model and no step to resume from. For the first process: others may see an old state of it."""
+    has_steps, before = _has_steps(workdir), flatten_dict(_config_before(workdir), sep=".")
     if not has_steps and (workdir / "model").exists():
         raise UserError(f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir")
-    if has_steps and file.exists():
-        before = flatten_dict(json.loads(file.read_text()), sep=".")
-        for key in sorted(before.keys() | now.keys()):
-            if not key.startswith(FREE) and before.get(key) != now.get(key):
-                raise UserError(
-                    f"{workdir} holds a run with config.{key}={before.get(key)!r}, now it is {now.get(key)!r}: go on "
-                    "with the old value, or give another --workdir"
-                )
-    else:
-        file.write_text(json.dumps(config, indent=2) + "\n")
-    return workdir
+    if not (has_steps and before):
+        (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        return
+    now = flatten_dict(json.loads(json.dumps(config)), sep=".")
+    for key in sorted(before.keys() | now.keys()):
+        if not key.startswith(FREE) and before.get(key) != now.get(key):
+            raise UserError(
+                f"{workdir} holds a run with config.{key}={before.get(key)!r}, now it is {now.get(key)!r}: go on "
+                "with the old value, or give another --workdir"
+            )
 
 
 def list_parameters(run: Run, file: Path) -> None:
@@ -135,9 +147,11 @@ def _text(part: Batch, row: int, tokenizer: Any) -> str:
 
 def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
     """Refuses to go on from a checkpoint whose data had another digest."""
-    if meta.get("data") != data:
+    if not isinstance(meta.get("data"), str) or not isinstance(meta.get("bad_rows"), list):
+        raise UserError(f"the newest checkpoint in {workdir} says nothing of its data: delete its folder")
+    if meta["data"] != data:
         raise UserError(
-            f"the data of the run in {workdir} has changed since its checkpoint: rows, lengths or shapes are not the "
+            f"the data of the run in {workdir} has changed since its checkpoint: its words, rows or shapes are not the "
             "same; put the old data back, or give another --workdir"
         )
 

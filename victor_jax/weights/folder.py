@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist: is {path.parent} the folder of a checkpoint?") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of thousands of digits
         raise UserError(f"{path} is not JSON ({error}): copy it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected a JSON object")
@@ -94,6 +94,8 @@ def _open(path: Path) -> Any:
         return safe_open(str(path), framework="numpy")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     except SafetensorError as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error}): copy it again") from None
 

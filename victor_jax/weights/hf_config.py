@@ -28,6 +28,10 @@ VISION_KEYS = {
 CLIP_DEFAULT = VisionConfig(
     width=768, mlp_width=3072, depth=12, heads=12, image_size=224, patch_size=32, activation="quick_gelu", norm_eps=1e-5
 )
+MOST, MOST_LAYERS = (
+    10_000_000,
+    1_000,
+)  # of any size: beyond, a number is damaged, and names and shapes would fill memory
 FAMILIES = ("llama", "mistral", "qwen2")
 # The key of the file -> our field, where both hold the same value, and the default of each family.
 LANGUAGE: dict[str, tuple[Any, ...]] = {
@@ -177,7 +181,8 @@ def _checked(written: Any, kind: Any, key: str, where: str) -> Any:
     elif kind is bool:
         is_right, expected = isinstance(written, bool), "true or false"
     elif kind is int:
-        is_right, expected = _is_int(written) and written > 0, "a positive whole number"
+        most = MOST_LAYERS if key == "num_hidden_layers" else MOST
+        is_right, expected = _is_int(written) and 0 < written <= most, f"a whole number from 1 to {most:,}"
     else:
         is_right = (_is_int(written) or isinstance(written, float)) and 0 < written < math.inf
         expected = "a positive number"

@@ -102,16 +102,13 @@ def current_name(path: str) -> str:
     return f"{parent}/{REGISTERS}".lstrip("/") if is_old else path
 
 
-def from_torch(
-    tensors: Table, source: str, *, clip_folder: bool = False, tied_head: bool = False
-) -> tuple[Table, tuple[str, ...]]:
+def from_torch(tensors: Table, source: str, *, clip_folder: bool = False) -> tuple[Table, tuple[str, ...]]:
     """Tensors under PyTorch keys -> by our names in our layout, and the keys that are not needed."""
     table: Table = {}
     skipped, unknown, twice = [], [], []
     for key, tensor in tensors.items():
         name = from_torch_name(key, clip_folder)
-        is_skippable = _SKIPPABLE.fullmatch(key) or (clip_folder and _CLIP_SKIPPABLE.fullmatch(key))
-        if is_skippable or (tied_head and name == HEAD):  # a tied head is the embedding
+        if _SKIPPABLE.fullmatch(key) or (clip_folder and _CLIP_SKIPPABLE.fullmatch(key)):
             skipped.append(key)
         elif name is None:
             unknown.append(key)

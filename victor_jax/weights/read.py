@@ -8,7 +8,8 @@ from typing import Any
 
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError, join_names
-from victor_jax.models.config import ProjectorConfig, VisionConfig, VLMConfig
+from victor_jax.limits import check_kind
+from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.prompt import Prompt, prompt_from_json
 from victor_jax.weights import fresh, orbax_format
 from victor_jax.weights.checkpoint import Checkpoint, check
@@ -25,7 +26,8 @@ from victor_jax.weights.hf_config import (
     vision_config,
     vlm_config,
 )
-from victor_jax.weights.names import OWN, PATCHES, Table, current_name, from_torch
+from victor_jax.weights.names import HEAD, OWN, PATCHES, Table, current_name, from_torch
+from victor_jax.weights.tensors import equal, transposed
 from victor_jax.weights.torch_files import read_torch_file
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -69,6 +71,7 @@ def open_checkpoint(
 
 def _folder(path: str | Path) -> Path:
     """A folder that exists wins over a repository of its name."""
+    check_kind("path", path, (str, Path), "the path of a folder")
     if Path(path).exists():
         return Path(path)
     from victor_jax.weights.hub import local_folder  # a quarter of a second that only the Hub's users pay
@@ -97,8 +100,25 @@ def _open_orbax(folder: Path, raw: dict[str, Any]) -> Checkpoint:
 def _open_hf(folder: Path, raw: dict[str, Any]) -> Checkpoint:
     generation = folder / "generation_config.json"
     config = vlm_config(raw, str(folder / "config.json"), read_json(generation) if generation.exists() else {})
-    table, skipped = from_torch(read_folder(folder), str(folder), tied_head=config.language.tied_embeddings)
-    return Checkpoint("hf", folder, config, table, skipped=skipped)
+    table, skipped = from_torch(read_folder(folder), str(folder))
+    language, copies = _settle_head(config.language, table, folder)
+    return Checkpoint("hf", folder, replace(config, language=language), table, skipped=skipped + copies)
+
+
+def _settle_head(config: LanguageConfig, table: Table, folder: Path) -> tuple[LanguageConfig, tuple[str, ...]]:
+    """Where the head is tied to the embedding, a file may still hold one. A copy of the embedding leaves `table` and is
+    named; another is used, as transformers 5 does."""
+    head, embedding = table.get(HEAD), table.get("language/embedding")
+    if not config.tied_embeddings or head is None or embedding is None:
+        return config, ()
+    if head.shape == embedding.shape[::-1] and equal(transposed(head), embedding):
+        del table[HEAD]
+        return config, (HEAD,)
+    warnings.warn(
+        f"{folder / 'config.json'} ties the head to the embedding, but its weights hold another head: that one is used",
+        stacklevel=4,
+    )
+    return replace(config, tied_embeddings=False), ()
 
 
 def _with_side_files(checkpoint: Checkpoint) -> Checkpoint:
@@ -132,7 +152,9 @@ def _open_parts(
     file = str(folder / "config.json")
     is_llava = raw.get("model_type") in ORIGINAL_TYPES or "mm_vision_tower" in raw
     language = language_config(raw, file, ORIGINAL_TYPES.get(raw.get("model_type", "llava")))
-    table, skipped = from_torch(read_folder(folder), str(folder), tied_head=language.tied_embeddings)
+    table, skipped = from_torch(read_folder(folder), str(folder))
+    language, copies = _settle_head(language, table, folder)
+    skipped += copies
     held = _own_parts(folder, table, vision, projector)
     if is_llava and not projector and "projector" not in held:
         projector = folder / PROJECTOR_FILE

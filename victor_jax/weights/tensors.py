@@ -55,6 +55,12 @@ def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return replace(tensor, shape=shape, read=lambda index: tensor.load().reshape(shape)[index])
 
 
+def equal(one: Tensor, other: Tensor, rows: int = 4096) -> bool:
+    """Of two matrices of one shape, some rows at a time; the first difference ends it."""
+    parts = [(slice(at, min(at + rows, one.shape[0])), slice(0, one.shape[1])) for at in range(0, one.shape[0], rows)]
+    return all(np.array_equal(one.read(part), other.read(part)) for part in parts)
+
+
 def cast(tensor: Tensor, dtype: np.dtype) -> Tensor:
     return replace(tensor, dtype=np.dtype(dtype), read=lambda index: tensor.read(index).astype(dtype, copy=False))
 

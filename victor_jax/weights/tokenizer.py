@@ -30,8 +30,9 @@ def open_tokenizer(folder: Path) -> Any:
     is_ours = file.exists() and read_json(file).get("model_type") == MODEL_TYPE
     try:
         return AutoTokenizer.from_pretrained(folder, **({"config": PreTrainedConfig()} if is_ours else {}))
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer could be read from {folder} ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # of a damaged file its readers raise nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"no tokenizer could be read from {folder} ({reason}): copy its files again") from None
 
 
 def tokenizer_with_image_token(source: Path) -> Any | None:
