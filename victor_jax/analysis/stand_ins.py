@@ -15,6 +15,8 @@ from jax.experimental import topologies
 from victor_jax.analysis.topology import FRACTION, Gpu, Topology, Tpu
 from victor_jax.errors import UserError
 
+NO_AUTOTUNING = "--xla_gpu_autotune_level=0"
+
 
 def devices(topology: Topology) -> list[Any]:
     compiler, extra = ("libtpu", "tpu") if isinstance(topology.chip, Tpu) else ("jax_cuda13_plugin", "cuda")
@@ -50,7 +52,8 @@ def _tpus(topology: Topology, chip: Tpu) -> list[Any]:
 
 def _gpus(chip: Gpu, count: int) -> list[Any]:
     # Without a GPU no kernel can be timed. XLA reads this when it is loaded, or when it compiles for the first time.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    if NO_AUTOTUNING not in (given := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{given} {NO_AUTOTUNING}".strip()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(FRACTION))  # `usable` is what that leaves
     _answer_for(chip)
     found = topologies.get_topology_desc(
