@@ -4,9 +4,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile far more than they compute: without XLA's costly passes they take half the time. What the programs
 # mean is the same, and that is what is tested; benchmarks compile as users do.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Linux allows a process 65,530 memory maps, of which every compiled program takes some: all tests in one process
+    would come close to them, and XLA dies of a signal where it gets no more."""
+    yield
+    jax.clear_caches()

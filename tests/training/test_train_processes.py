@@ -72,7 +72,7 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, monkeypatch, a
         monkeypatch.setenv(key, value)
     workdir, rng, kills = tmp_path / "run", random.Random(0), 0
     while kills < KILLS or newest(workdir) == 0:  # a kill may fall before the first save has ended
-        kill = kill_once(small_run.command(workdir, changes), workdir, tmp_path / "log", rng.uniform(0, 0.3))
+        kill = kill_once(small_run.command(workdir, changes), workdir, tmp_path / "log", rng.uniform(0, 1.5))
         assert kill is not None, "it ended before it was killed"
         kills += 1
     small_run.run_process(workdir, changes)

@@ -56,7 +56,7 @@ def test_a_model_loads_by_its_name_on_the_hub(format, cache):
     vlm = victor_jax.load("org/tiny-victor.1", dtype="float32")
     assert vlm.compression == METHOD
     logits = vlm.logits(expected["input_ids"], expected["pixel_values"])
-    np.testing.assert_allclose(logits, expected["logits"], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-5, rtol=0)
 
 
 def test_a_revision_is_what_follows_the_at_sign(cache):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 Leaves = dict[str, jax.Array]  # by path
 
 
-@jax.jit
+@jax.jit  # all in one program: many small ones that exchange sums at once can block each other on CPU devices
 def checksums(leaves: Leaves) -> dict[str, jax.Array]:
     """uint32 of each array: its bits, each element times an odd number that belongs to its place, summed modulo 2^32.
     One element that changes always changes the sum, two that change places nearly always."""
