@@ -49,7 +49,7 @@ PRESETS = {
 
 
 def kernel(preset: Preset) -> Implementation:
-    """That the preset's attention means on this machine."""
+    """What the preset's attention means on this machine."""
     platform, heads = jax.devices()[0].platform, preset.config.head_dims
     return choose(preset.attention, platform=platform, dtype=preset.dtype, head_dims=heads)
 

@@ -3,11 +3,10 @@
 import importlib.util
 
 import pytest
-from shallow import SHAPE, run_of
+from shallow import SHAPE, peak_of, run_of, step_of
 
 from victor_jax.analysis import flops, topology, traffic
 from victor_jax.analysis.answering import Asked
-from victor_jax.analysis.compiled import compiled
 from victor_jax.cli import plan_pod
 from victor_jax.cli.plan_answering import compiled_for
 from victor_jax.training.memory import bytes_of
@@ -74,16 +73,13 @@ def test_every_gpu_compiles_and_calls_cudnn(name):
 @pytest.fixture(scope="module")
 def step():
     """The two programs of a step in one part."""
-    run = run_of(H200, 1)
-    accumulate, update = (compiled(lowered) for lowered, _, _ in plan_pod.programs(run, SHAPE))
-    return run, accumulate, update
+    return step_of(H200)
 
 
 def test_parts_cost_no_memory(step):
-    run, accumulate, update = step
-    whole = max(accumulate.peak + bytes_of(run.state.optimizer), update.peak + bytes_of(run.frozen))
+    run, _, _ = step
     in_parts = plan_pod.plan(run_of(H200, 4), "usual", SHAPE, H200.chip.usable)
-    assert in_parts.bytes <= 1.05 * whole
+    assert in_parts.bytes <= 1.05 * peak_of(*step)
     state = bytes_of((run.state, run.frozen, run.sums))
     assert in_parts.bytes < state + 4 * topology.GIB, "more than activations beside the state and one sum of gradients"
 

@@ -3,11 +3,10 @@
 import importlib.util
 
 import pytest
-from shallow import SHAPE, run_of
+from shallow import SHAPE, peak_of, run_of, step_of
 
 from victor_jax.analysis import flops, topology, traffic
 from victor_jax.analysis.answering import Asked
-from victor_jax.analysis.compiled import compiled
 from victor_jax.cli import plan_pod
 from victor_jax.cli.plan_answering import compiled_for
 from victor_jax.training.memory import bytes_of
@@ -58,15 +57,11 @@ def test_what_a_token_computes_is_what_the_closed_form_says(answers):
 @pytest.fixture(scope="module")
 def step():
     """The two programs of a step in one part, each device with two rows and an eighth of every parameter."""
-    run = run_of(SLICE, 1)
-    accumulate, update = (compiled(lowered) for lowered, _, _ in plan_pod.programs(run, SHAPE))
-    return run, accumulate, update
+    return step_of(SLICE)
 
 
 def test_parts_cost_no_memory(step):
-    run, accumulate, update = step
-    whole = max(accumulate.peak + bytes_of(run.state.optimizer), update.peak + bytes_of(run.frozen))
-    assert plan_pod.plan(run_of(SLICE, 4), "usual", SHAPE, SLICE.chip.usable).bytes <= 1.05 * whole
+    assert plan_pod.plan(run_of(SLICE, 4), "usual", SHAPE, SLICE.chip.usable).bytes <= 1.05 * peak_of(*step)
 
 
 def test_sums_and_state_are_updated_in_place(step):

@@ -7,6 +7,7 @@ from PIL import Image
 
 import victor_jax
 from victor_jax.errors import UserError
+from victor_jax.weights.tokenizer import open_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,5 @@ def test_a_damaged_tokenizer(vlm, tmp_path, name, text):
     for file in vlm.folder.glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / name).write_text(text)
-    from victor_jax.weights.tokenizer import open_tokenizer
-
     with pytest.raises(UserError, match="no tokenizer could be read from"):
         open_tokenizer(tmp_path)

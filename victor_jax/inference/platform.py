@@ -19,10 +19,8 @@ GPU = PLATFORMS["cudnn"]
 TRANSPOSED = ("/q/kernel", "/k/kernel", "/v/kernel")
 # XLA:GPU would join the products of q, k and v, and copy their weights into one array for it. Means nothing elsewhere.
 COMPILER_OPTIONS = {"xla_gpu_dot_merger_threshold_mb": 0}
-ROW_MAJOR = (
-    "/gate/kernel",
-    "/up/kernel",
-)  # said, since a TPU may choose otherwise for a width that 128 does not divide
+# Said, since a TPU may choose otherwise for a width that 128 does not divide.
+ROW_MAJOR = ("/gate/kernel", "/up/kernel")
 
 
 def module_for(

@@ -28,10 +28,8 @@ VISION_KEYS = {
 CLIP_DEFAULT = VisionConfig(
     width=768, mlp_width=3072, depth=12, heads=12, image_size=224, patch_size=32, activation="quick_gelu", norm_eps=1e-5
 )
-MOST, MOST_LAYERS = (
-    10_000_000,
-    1_000,
-)  # of any size: beyond, a number is damaged, and names and shapes would fill memory
+# Of any size, and of layers: beyond, a number is damaged, and the names of all layers would fill memory.
+MOST, MOST_LAYERS = 10_000_000, 1_000
 FAMILIES = ("llama", "mistral", "qwen2")
 # The key of the file -> our field, where both hold the same value, and the default of each family.
 LANGUAGE: dict[str, tuple[Any, ...]] = {
