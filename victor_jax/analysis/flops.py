@@ -20,6 +20,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from victor_jax.models.vision import stage_lengths
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import causal_blocks
 
@@ -58,7 +59,8 @@ def forward(module: VLMModule, work: Work, causal: Causal = "full") -> int:
     config, sizes = module.config, _sizes(module)
     positions, patches = config.vision.patches + 1, config.vision.patches
     kernels, patch = _sum(sizes, "vision/stages_", "/kernel"), _sum(sizes, "vision/patch_embedding/kernel")
-    attention = max(config.feature_levels) * 4 * positions**2 * config.vision.width
+    layers = sum(stage_lengths(config, module.method.compressor))
+    attention = layers * 4 * positions**2 * config.vision.width
     vision = work.images * (2 * patches * patch + 2 * positions * kernels + attention)
     tokens = work.images * module.method.tokens_per_image(config)
     language = sum(

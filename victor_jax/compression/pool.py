@@ -10,13 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from victor_jax.compression.plan import Layers, Method, Plan, Positive
+from victor_jax.compression.plan import Compressor, Layers, Method, Plan, Positive
+from victor_jax.compression.stream import Seen
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 
 
 @dataclass(frozen=True)
-class Squares:
+class Squares(Compressor):
     """A compressor: the grid of patches -> a smaller grid of `side` x `side` means."""
 
     side: int
@@ -31,10 +32,10 @@ class Squares:
 class MeanPool(nn.Module):
     side: int
 
-    def __call__(self, features: jax.Array) -> jax.Array:  # [I, P, E] -> [I, side * side, E]
-        images, patches, width = features.shape
+    def __call__(self, seen: Seen) -> jax.Array:  # [I, P, E] -> [I, side * side, E]
+        images, patches, width = seen.features.shape
         square = math.isqrt(patches) // self.side
-        grid = features.reshape(images, self.side, square, self.side, square, width)
+        grid = seen.features.reshape(images, self.side, square, self.side, square, width)
         return grid.mean(axis=(2, 4)).reshape(images, self.side**2, width)
 
 

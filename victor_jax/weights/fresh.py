@@ -13,7 +13,7 @@ from victor_jax.models.config import VLMConfig
 from victor_jax.models.parameters import Constant, Declared, Normal, Start, Uniform
 from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
 from victor_jax.weights.names import OWN, REGISTERS
-from victor_jax.weights.tensors import Index, Tensor, cast
+from victor_jax.weights.tensors import Index, Tensor, cast, first_rows
 
 
 def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
@@ -40,9 +40,9 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
     held = checkpoint.own
     if not needed:
         return tensors
-    same_method = checkpoint.compression.partition(":")[0] == method.spec.partition(":")[0]
-    if same_method and {name: t.shape for name, t in held.items()} == {name: t.shape for name, t in needed.items()}:
-        return checkpoint.tensors
+    same_method = _names(checkpoint.compression) == _names(method.spec)
+    if same_method and held.keys() == needed.keys() and all(_serves(held[name], needed[name]) for name in needed):
+        return tensors | {name: first_rows(held[name], leaf.shape) for name, leaf in needed.items()}
     if held:
         raise UserError(
             f"{checkpoint.folder} was trained with {described(held)} ({checkpoint.compression}), {method.spec} asks "
@@ -54,6 +54,16 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
         stacklevel=3,
     )
     return tensors | {name: drawn(name, leaf.shape, leaf.start, seed) for name, leaf in needed.items()}
+
+
+def _names(compression: str) -> list[str]:
+    return [written.partition(":")[0] for written in compression.split("+")]
+
+
+def _serves(tensor: Tensor, leaf: Declared) -> bool:
+    if not leaf.nested:
+        return tensor.shape == leaf.shape
+    return tensor.shape[0] >= leaf.shape[0] and tensor.shape[1:] == leaf.shape[1:]
 
 
 def described(own: Mapping[str, Tensor | Declared]) -> str:
