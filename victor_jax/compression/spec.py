@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.compression.fastv import fastv
+from victor_jax.compression.hidrop import hidrop
 from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
 from victor_jax.compression.pyramiddrop import pyramiddrop
@@ -23,6 +24,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vtw": vtw,
     "fastv": fastv,
     "pyramiddrop": pyramiddrop,
+    "hidrop": hidrop,
     "pool": pool,
 }
 
