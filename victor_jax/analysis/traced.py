@@ -6,12 +6,14 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def matrix_flops(program: Callable[..., Any], *arguments: Any) -> int:
-    """Of all matrix products, two for each multiplication with its addition. Arrays may be shapes. A loop without a
-    known length is an error; of the branches of a condition the dearest counts."""
-    return _flops(jax.make_jaxpr(program)(*arguments).jaxpr)
+    """Of all matrix products that the results need, two for each multiplication with its addition. Arrays may be
+    shapes. A loop without a known length is an error; of the branches of a condition the dearest counts."""
+    traced = jax.make_jaxpr(program)(*arguments).jaxpr
+    return _flops(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
 
 
 def _flops(jaxpr: Jaxpr) -> int:
