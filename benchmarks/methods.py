@@ -40,6 +40,8 @@ SPECS = (
     "victor:registers=64,layer=3",
     "vtw:layer=16",
     "fastv:keep=64,layer=3",
+    "pyramiddrop",
+    "hidrop",
     "pool:tokens=64",
 )
 

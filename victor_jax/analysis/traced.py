@@ -6,12 +6,16 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def matrix_flops(program: Callable[..., Any], *arguments: Any) -> int:
-    """Of all matrix products, two for each multiplication with its addition. Arrays may be shapes. A loop without a
-    known length is an error; of the branches of a condition the dearest counts."""
-    return _flops(jax.make_jaxpr(program)(*arguments).jaxpr)
+    """Of all matrix products, two for each multiplication with its addition. Arrays may be shapes. What no output needs
+    is left out, as the compiler does. A loop without a known length is an error; of the branches of a condition the
+    dearest counts."""
+    jaxpr = jax.make_jaxpr(program)(*arguments).jaxpr
+    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _flops(needed)
 
 
 def _flops(jaxpr: Jaxpr) -> int:
