@@ -42,6 +42,7 @@ SPECS = (
     "fastv:keep=64,layer=3",
     "pyramiddrop",
     "hidrop",
+    "mod",
     "pool:tokens=64",
 )
 
