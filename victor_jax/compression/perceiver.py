@@ -21,7 +21,6 @@ from victor_jax.models.config import VLMConfig
 from victor_jax.models.layers import Dense, LayerNorm
 from victor_jax.models.parameters import Normal, declare
 
-DEPTH = Positive(6)
 HEADS, HEAD_DIM, WIDENING, EPS = 8, 64, 4, 1e-5
 
 
@@ -67,6 +66,6 @@ class Block(nn.Module):
         return latents + Dense(width, False, self.dtype, axes=("tensor", "fsdp"), name="down")(y)
 
 
-def perceiver(config: VLMConfig, tokens: Positive, depth: Positive = DEPTH) -> Method:
+def perceiver(config: VLMConfig, tokens: Positive, depth: Positive = Positive(6)) -> Method:
     check_fewer(config, tokens)
     return Method(Plan((Layers(config.language.depth),)), compressor=Latents(tokens, depth))
