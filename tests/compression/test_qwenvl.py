@@ -21,9 +21,10 @@ CONFIG = SIZES["7b"]
 def reference(own, features, side):
     positions = blocks.positions(side, features.shape[-1])
     of_patches = blocks.resized(positions[None], 4, "bicubic")[0]
-    q = blocks.norm(own, "norm_queries", blocks.tensor(own["queries"]), 1e-6) + positions
-    x = blocks.norm(own, "norm_features", features, 1e-6)
-    read = blocks.attend(own, 2, q.expand(len(x), -1, -1), x + of_patches, x)
+    reader = {name.removeprefix("reader/"): array for name, array in own.items()}
+    q = blocks.norm(reader, "norm_queries", blocks.tensor(reader["queries"]), 1e-6) + positions
+    x = blocks.norm(reader, "norm_features", features, 1e-6)
+    read = blocks.attend(reader, 2, q.expand(len(x), -1, -1), x + of_patches, x)
     return blocks.norm(own, "norm", read, 1e-6)
 
 

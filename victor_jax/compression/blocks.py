@@ -10,7 +10,8 @@ import numpy as np
 
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.layers import Dense
+from victor_jax.models.layers import Dense, LayerNorm
+from victor_jax.models.parameters import Normal, declare
 from victor_jax.ops.attention import attention
 
 Interpolation = Literal["linear", "cubic"]
@@ -33,6 +34,28 @@ class CrossAttention(nn.Module):
         )
         y = attention(q, k, v, causal=False).reshape(*q.shape[:2], -1)
         return Dense(queries.shape[-1], self.bias, self.dtype, axes=("tensor", "fsdp"), name="o")(y)
+
+
+class GridQueries(nn.Module):
+    """A grid of learned queries reads the features in one cross-attention. Fixed positions on the image are added to
+    queries and keys, after their norms; those of the features are the queries' ones, resized."""
+
+    side: int
+    head_dim: int
+    eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:  # [I, P, E] -> [I, side * side, E]
+        images, patches, width = features.shape
+        positions = grid_positions(self.side, width)
+        queries = self.param("queries", declare(Normal(0.02)), positions.shape)
+        queries = LayerNorm(self.eps, name="norm_queries")(queries) + positions
+        values = LayerNorm(self.eps, name="norm_features")(features)
+        keys = values + resized(positions, math.isqrt(patches), "cubic").astype(values.dtype)[None]
+        heads = head_count(width, self.head_dim)
+        attend = CrossAttention(heads, width // heads, True, self.dtype, name="attention")
+        return attend(jnp.broadcast_to(queries, (images, *queries.shape)), keys, values)
 
 
 def head_count(width: int, head_dim: int) -> int:
@@ -93,6 +116,14 @@ def check_fewer(config: VLMConfig, tokens: int) -> None:
         raise UserError(
             f"tokens={tokens} compresses nothing: an image has {config.features_per_image} features, choose fewer"
         )
+
+
+def square_root(tokens: int) -> int:
+    """The side of a square grid of so many tokens."""
+    side = math.isqrt(tokens)
+    if side**2 != tokens:
+        raise UserError(f"tokens={tokens} is no square grid of queries: choose {side**2} or {(side + 1) ** 2}")
+    return side
 
 
 def grid_side(config: VLMConfig, tokens: int) -> int:
