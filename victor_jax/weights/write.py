@@ -50,7 +50,7 @@ def write_checkpoint(
         if checkpoint.config.image_token >= checkpoint.config.language.vocabulary:
             tokenizer = tokenizer_with_image_token(checkpoint.folder)
         checkpoint = _for_hugging_face(checkpoint, tokenizer)
-    with new_folder(Path(destination).resolve()) as folder:
+    with new_folder(Path(destination)) as folder:
         _copy_companions(checkpoint.folder, folder)
         if tokenizer is not None:
             write_processor(folder, tokenizer, checkpoint.config, checkpoint.prompt.aspect)
