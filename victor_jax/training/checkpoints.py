@@ -109,7 +109,10 @@ class Checkpoints(AbstractContextManager):
 
     def meta(self, step: int) -> dict[str, Any]:
         read = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._checked(step, lambda: self._manager.restore(step, args=read)["meta"])
+        found = self._checked(step, lambda: self._manager.restore(step, args=read)["meta"])
+        if not isinstance(found, dict) or not isinstance(found.get("checksums", {}), dict):
+            raise self._unreadable(step, "its meta is damaged")
+        return found
 
     def newest(
         self, abstract: State, accept: Callable[[dict[str, Any]], None]
