@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint soak quickstart accelerators
+.PHONY: setup test lint soak fuzz quickstart accelerators
 
 setup: $(VENV)/ready
 
@@ -40,6 +40,11 @@ quickstart: .venv-quickstart/ready
 # Kills a run at twenty random moments and compares its end with an undisturbed one: some minutes.
 soak: setup
 	$(BIN)/python tests/soak.py
+
+# Hostile and careless input, new each time: what was tried, and what got through. SURFACE and SEED show a finding again.
+MINUTES ?= 30
+fuzz: setup
+	PYTHONPATH=tests:. $(BIN)/python -m fuzz --minutes=$(MINUTES) $(SURFACE:%=--surface=%) $(SEED:%=--seed=%)
 
 # The programs that XLA makes for GPUs and TPUs, compiled without either: two environments of some GB, then minutes.
 .venv-cuda/ready .venv-tpu/ready: pyproject.toml requirements.txt
