@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
@@ -44,6 +45,14 @@ def parse(spec: str, config: VLMConfig) -> Method:
         )
     written = f"{before[0].spec}+{within[0].spec}"
     return replace(within[0], compressor=before[0].compressor, draws=draws, spec=written)
+
+
+def with_cut(spec: str, layer: int) -> str:
+    """The written compression with its layer changed to this one; where it has none, VTW's cut is added there."""
+    if re.search(r"\blayer=", spec):
+        return re.sub(r"\blayer=[^,+]*", f"layer={layer}", spec)
+    cut = f"vtw:layer={layer}"
+    return cut if spec == "full" else f"{spec}+{cut}"
 
 
 def _one(spec: str, config: VLMConfig) -> Method:

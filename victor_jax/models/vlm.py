@@ -121,9 +121,8 @@ class VLMModule(nn.Module):
             x = jnp.where(here, chosen.astype(self.dtype), x)
         return over_rows(x)
 
-    @exact_where_asked
-    def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
-        """A full pass -> what is at the top, and the caches (see LanguageTower)."""
+    def bottom(self, batch: Batch) -> Flow:
+        """What flows into the language tower."""
         sequence = batch.sequence
         visual, used = (None, None) if batch.pixels is None else self.visual_tokens(batch.pixels)
         x = self.embed(sequence, visual)
@@ -132,8 +131,12 @@ class VLMModule(nn.Module):
         if used is not None:
             is_visual = sequence.kinds == Kind.VISUAL
             stream = close_up(stream, ~is_visual | take(used, jnp.where(is_visual, sequence.index, 0)))
-        flow = Flow(stream, sequence.prompt_end, notes={"index": sequence.index})
-        return self.language(flow, sizes, self.compression.steps, room)
+        return Flow(stream, sequence.prompt_end, notes={"index": sequence.index})
+
+    @exact_where_asked
+    def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
+        """A full pass -> what is at the top, and the caches (see LanguageTower)."""
+        return self.language(self.bottom(batch), sizes, self.compression.steps, room)
 
     @exact_where_asked
     def __call__(self, batch: Batch, sizes: tuple[Size, ...], text_length: int) -> jax.Array:
