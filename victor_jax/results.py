@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 from victor_jax.errors import UserError
 
 
-def keep_settings(settings: dict[str, Any], out: Path, lines: Path) -> None:
-    """Written by the first call, and the same in all that go on with it."""
+def check_settings(settings: dict[str, Any], out: Path, lines: Path) -> None:
+    """Refuses a folder whose lines were computed with others."""
     file, what = out / "settings.json", lines.stem
     if file.exists():
         old, new = (flatten_dict(one, sep=".") for one in (_read_json(file), settings))
@@ -24,9 +24,15 @@ def keep_settings(settings: dict[str, Any], out: Path, lines: Path) -> None:
         ]
         if changed:
             raise UserError(f"{out} holds {what} under other settings: {'; '.join(changed)}. Give another --out")
-        return
-    if lines.exists():
+    elif lines.exists():
         raise UserError(f"{out} holds {what} without the settings that gave them: give another --out")
+
+
+def keep_settings(settings: dict[str, Any], out: Path, lines: Path) -> None:
+    """Written by the first call, and the same in all that go on with it."""
+    check_settings(settings, out, lines)
+    if (file := out / "settings.json").exists():
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(file, settings)

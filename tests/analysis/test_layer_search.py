@@ -94,7 +94,7 @@ def test_it_goes_on_where_it_was_killed(data, tmp_path, monkeypatch, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert cli.main(asked(data, f"--out={whole}", "--threshold=1000")) == 0
     said = capsys.readouterr().out
-    assert "2 questions" in said
+    assert "questions: 2\n" in said
     assert "--compression=victor:registers=2,layer=1\n" in said
     calls = []
 
@@ -161,6 +161,12 @@ def test_questions_that_cannot_be_asked_are_one_line(data, questions, sentence, 
     assert said.startswith(f"error: {data / questions}")
     assert sentence in said
     assert said.count("\n") == 1
+
+
+def test_a_call_that_fails_leaves_no_settings_behind(data, tmp_path, capsys):
+    assert cli.main(asked(data, f"--out={tmp_path / 'out'}", "--dtype=float3")) == 2
+    assert "unknown dtype 'float3'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_out_of_something_else_is_refused(data, tmp_path, capsys):

@@ -32,7 +32,7 @@ from victor_jax.inference.prompts import Prompter, open_prompter
 from victor_jax.inference.vlm import VLM, load, room_for
 from victor_jax.limits import check_whole
 from victor_jax.models.sequence import EncodedRow
-from victor_jax.results import keep_settings, stamp_of, whole_lines
+from victor_jax.results import check_settings, keep_settings, stamp_of, whole_lines
 from victor_jax.weights.read import open_checkpoint
 
 LINES, CURVE = "divergences.jsonl", "curve.png"
@@ -60,13 +60,16 @@ def main(arguments: list[str]) -> int:
     cut_of(method)
     prompter = open_prompter(checkpoint.folder, checkpoint.prompt, config, method.tokens_per_image(config))
     samples = read_samples(given.questions, given.images, given.limit, prompter)
+    settings = _settings(given, method, layers, prompter, checkpoint.folder)
     found: list[list[float]] = []
     if given.out:
-        keep_settings(_settings(given, method, layers, prompter, checkpoint.folder), given.out, given.out / LINES)
+        check_settings(settings, given.out, given.out / LINES)
         found = read_lines(given.out / LINES, samples, layers)
     if len(found) < len(samples):
         use_compile_cache()
         vlm = load(given.model, with_cut(spec, config.language.depth), given.dtype, attention=given.attention)
+        if given.out:
+            keep_settings(settings, given.out, given.out / LINES)
         found += _computed(vlm, method, layers, samples, len(found), given.out)
     table = np.array(found)
     chosen = smallest(table, layers, given.threshold)
@@ -123,7 +126,7 @@ def smallest(table: np.ndarray, layers: range, threshold: float) -> int | None:
 
 def report(table: np.ndarray, layers: range, threshold: float, chosen: Method | None) -> str:
     mean, most = table.mean(axis=0), table.max(axis=0)
-    lines = [f"KL(withdrawn || full) of the word after {len(table)} questions", "layer      mean   largest"]
+    lines = [f"KL(withdrawn || full) after the prompt, questions: {len(table)}", "layer      mean   largest"]
     lines += [f"{layer:5}  {a:8.5f}  {b:8.5f}" for layer, a, b in zip(layers, mean, most, strict=True)]
     if chosen:
         return "\n".join([*lines, f"the smallest layer within {threshold:g}: --compression={chosen.spec}"])
@@ -144,7 +147,7 @@ def curve(table: np.ndarray, layers: range, threshold: float, chosen: int | None
     axes.set_yscale("log")
     axes.set_xlabel("layer at which the visual tokens leave")
     axes.set_ylabel("KL(withdrawn || full)")
-    axes.set_title(f"{model}, {len(table)} questions", loc="left", fontsize=11, parse_math=False)
+    axes.set_title(f"{model}, questions: {len(table)}", loc="left", fontsize=11, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
