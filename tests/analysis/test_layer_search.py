@@ -140,7 +140,7 @@ def test_it_goes_on_where_it_was_killed(data, tmp_path, monkeypatch, capsys):
         (["--threshold=nan"], "--threshold=nan must be a number from 0"),
         (["--limit=0"], "--limit=0 must be a whole number from 1"),
         (["--first=4"], "--first=4 and --last=3 must be layers"),
-        (["--compression=fastv:keep=3,layer=3"], "fastv:keep=3,layer=1 cannot be searched"),
+        (["--compression=fastv:keep=3"], "fastv:keep=3,layer=1 cannot be searched"),
         (["--images="], "the images that"),
     ],
 )

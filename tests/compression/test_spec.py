@@ -76,7 +76,8 @@ def test_bad_specs(spec, message):
     [
         ("full", "vtw:layer=9"),
         ("pool:tokens=4", "pool:tokens=4+vtw:layer=9"),
-        ("victor:registers=2,layer=13,positions=renumber", "victor:registers=2,layer=9,positions=renumber"),
+        ("victor:registers=2,layer=13,positions=renumber", "victor:registers=2,positions=renumber,layer=9"),
+        ("vtw", "vtw:layer=9"),
         ("vtw:layer=13+pool:tokens=4", "vtw:layer=9+pool:tokens=4"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Where the visual tokens can leave: the layer search of VTW (Lin et al., arXiv 2405.05803; lzhxmu/VTW).
+"""Where the visual tokens can leave: the layer search of visual tokens withdrawal (Lin et al., arXiv 2405.05803).
 
 The score of a layer is KL(withdrawn || full) of the logits after a prompt: of the tower whose visual tokens leave at
 that layer, from the tower that keeps them. That is the direction of the authors' code; it is often quoted the other

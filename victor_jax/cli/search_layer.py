@@ -1,10 +1,10 @@
 """victor-jax search-layer --model=DIR --questions=FILE --images=DIR [--out=DIR]: where the visual tokens can leave.
 
-VTW's layer search (Lin et al., arXiv 2405.05803). How far is the first word of an answer from the full model's, if the
-visual tokens leave at a layer? That is KL(withdrawn || full), the mean over the first questions with an image. The
-smallest layer that stays within the threshold is named, with the compression to use. A model with registers is
-searched with them: they stay. OUT keeps what was computed, so that the same command goes on after a stop, and gets the
-curve as curve.png.
+The layer search of visual tokens withdrawal (Lin et al., arXiv 2405.05803). How far is the first word of an answer from
+the full model's, if the visual tokens leave at a layer? That is KL(withdrawn || full), the mean over the first
+questions with an image. The smallest layer that stays within the threshold is named, with the compression to use. A
+model with registers is searched with them: they stay. OUT keeps what was computed, so that the same command goes on
+after a stop, and gets the curve as curve.png.
 """
 
 import argparse

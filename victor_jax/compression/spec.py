@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
@@ -71,8 +70,13 @@ def parse(spec: str, config: VLMConfig) -> Method:
 
 def with_cut(spec: str, layer: int) -> str:
     """The written compression with its layer changed to this one; where it has none, VTW's cut is added there."""
-    if re.search(r"\blayer=", spec):
-        return re.sub(r"\blayer=[^,+]*", f"layer={layer}", spec)
+    parts = spec.split("+")
+    for number, part in enumerate(parts):
+        name, _, written = part.partition(":")
+        if "layer" in inspect.signature(METHODS.get(name, full)).parameters:
+            others = [field for field in written.split(",") if field and not field.startswith("layer=")]
+            parts[number] = f"{name}:{','.join([*others, f'layer={layer}'])}"
+            return "+".join(parts)
     cut = f"vtw:layer={layer}"
     return cut if spec == "full" else f"{spec}+{cut}"
 

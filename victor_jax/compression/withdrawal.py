@@ -3,6 +3,7 @@
 Victor (Wen et al., arXiv 2410.14072): M registers after each image read it in the first k layers, then the visual
 tokens leave. With k = depth nothing leaves: registers without dropping, which the paper measures too.
 VTW, visual tokens withdrawal (Lin et al., arXiv 2405.05803): the same without registers, untrained.
+Their search for the layer is `analysis/layer_search.py`.
 """
 
 from victor_jax.compression.plan import Kind, Layers, Method, Plan, Positive
