@@ -1,0 +1,103 @@
+"""SparseVLM (Zhang et al., arXiv 2410.04417): words that look at the image say, layer by layer, which of it stays.
+
+The raters are the words of the prompt after its last image that the visual tokens are most like, by their input
+embeddings. After layers 2, 6 and 15, counted from 0, those visual tokens stay that the raters attend to most there, on
+average over heads and raters. Only the raters' rows of attention are computed beside a layer. With `recycle` the best
+0.3 of those that leave are grouped, and the mean of each group stays (`recycling.py`). Untrained.
+
+The schedule is that of the authors' code (Gumpest/SparseVLMs), whose numbers of tokens are fixed; the paper's follow
+from the rank of the attention. By default as its v2.0, nothing is recycled and RoPE positions are kept; but v2.0 also
+divides the attention by that of equal states and takes half of the heads, which is not here. Its v1.5 is
+`keep=300-200-110,recycle=yes,positions=renumber`. A rater is at least average (paper), not above it (code).
+
+As in FastV, tokens are counted per row, the last position of the prompt always stays, and images of later turns leave
+first. Where the prompt ends with an image, its last position is the only rater.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from victor_jax.compression.plan import Counts, Kind, Layers, Method, Plan, Positive, Size, Step, round_up
+from victor_jax.compression.recycling import Recycle
+from victor_jax.compression.steps import Leave, Positions, Rearrange
+from victor_jax.compression.stream import Flow, Where, survivors, take
+from victor_jax.errors import UserError
+from victor_jax.models.config import VLMConfig
+from victor_jax.ops.attention import NOTHING, attention_rows
+
+BLOCK = 64  # raters whose attention is computed at once
+
+
+class NoteRaters(Rearrange):
+    """The first step: "raters", a note on which positions they are."""
+
+    def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:
+        return stream, parked
+
+    def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
+        stream, end = flow.stream, flow.prompt_end[:, None]
+        in_prompt = stream.origin <= end
+        is_visual = in_prompt & (stream.kinds == Kind.VISUAL)
+        last = jnp.where(is_visual, stream.origin, -1).max(axis=1, keepdims=True)
+        is_word = in_prompt & (stream.kinds == Kind.TEXT) & (stream.origin > last) & (last >= 0)
+        alike = jnp.einsum("BVD,BTD->BVT", stream.x, stream.x, preferred_element_type=jnp.float32)
+        share = jax.nn.softmax(jnp.where(is_word[:, None], alike, NOTHING), axis=2)
+        relevance = jnp.where(is_visual[..., None], share, 0).sum(axis=1)  # a sum does as well as a mean
+        average = jnp.where(is_word, relevance, 0).sum(axis=1) / jnp.maximum(is_word.sum(axis=1), 1)
+        raters = is_word & (relevance >= average[:, None])
+        raters |= (stream.origin == end) & ~raters.any(axis=1, keepdims=True)
+        by_origin = take(raters, jnp.argsort(stream.origin, axis=1))  # nothing has left yet
+        return replace(flow, notes=flow.notes | {"raters": by_origin}), None
+
+
+@dataclass(frozen=True)
+class RaterAttention:
+    """q [B, T, N, H], k [B, T, K, H] -> float32 [B, T]: what the raters attend to, mean over heads and raters.
+
+    It takes as many blocks of raters as the row with most of them has.
+    """
+
+    def __call__(self, q: jax.Array, k: jax.Array, where: Where) -> jax.Array:
+        q, k = jax.lax.stop_gradient((q, k))  # a loop whose length is not known has none
+        raters = where.notes["raters"]
+        length, count = raters.shape[1], raters.sum(axis=1)
+        first = survivors(raters, length)
+        first = jnp.pad(first, ((0, 0), (0, round_up(length, BLOCK) - length)))
+
+        def add(block: jax.Array, total: jax.Array) -> jax.Array:
+            rows = jax.lax.dynamic_slice_in_dim(first, block * BLOCK, BLOCK, axis=1)
+            is_rater = block * BLOCK + jnp.arange(BLOCK)[None] < count[:, None]
+            weights = attention_rows(take(q, rows), k, where.visible(rows)).mean(axis=1)
+            return total + jnp.where(is_rater[..., None], weights, 0).sum(axis=1)
+
+        blocks = (count.max() + BLOCK - 1) // BLOCK
+        total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(raters.shape, jnp.float32))
+        return total / count[:, None]
+
+
+def sparsevlm(
+    config: VLMConfig,
+    keep: tuple[Positive, ...] = (Positive(300), Positive(200), Positive(118)),
+    layers: tuple[int, ...] = (2, 6, 15),
+    recycle: Literal["no", "yes"] = "no",
+    positions: Positions = "keep",
+) -> Method:
+    depth, written = config.language.depth, "-".join(map(str, layers))
+    if len(keep) != len(layers):
+        raise UserError(f"keep has {len(keep)} numbers and layers={written} has {len(layers)}: give one for each layer")
+    if any(layer >= above for layer, above in pairwise((-1, *layers, depth - 1))):
+        raise UserError(
+            f"layers={written} after which tokens leave must rise from 0 to {depth - 2} at most, in a tower of {depth} "
+            "layers: choose others"
+        )
+    leave = Recycle if recycle == "yes" else Leave
+    steps: list[Layers | Step] = [NoteRaters()]
+    for (below, layer), number in zip(pairwise((-1, *layers)), keep, strict=True):
+        between = layer - below - 1
+        steps += [Layers(between)] if between else []
+        steps += [Layers(1, RaterAttention()), leave(Kind.VISUAL, keep=number, positions=positions)]
+    return Method(Plan((*steps, Layers(depth - 1 - layers[-1]))))
