@@ -1,8 +1,9 @@
 """SparseVLM (Zhang et al., arXiv 2410.04417): words that look at the image say, layer by layer, which of it stays.
 
 The raters are the words of the prompt after its last image that the visual tokens are most like, by their input
-embeddings. After layers 2, 6 and 15, counted from 0, those visual tokens stay that the raters attend to most there, on
-average over heads and raters. Only the raters' rows of attention are computed beside a layer. With `recycle` the best
+embeddings. After 3, 7 and 16 layers (in the authors' code, after those numbered 2, 6 and 15 from 0) those visual tokens
+stay that the raters attend to most in the last of them, mean over heads and raters. Only the raters' rows of attention
+are computed beside that layer. With `recycle` the best
 0.3 of those that leave are grouped, and the mean of each group stays (`recycling.py`). Untrained.
 
 The schedule is that of the authors' code (Gumpest/SparseVLMs), whose numbers of tokens are fixed; the paper's follow
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from victor_jax.compression.plan import Counts, Kind, Layers, Method, Plan, Positive, Size, Step, round_up
+from victor_jax.compression.pyramiddrop import check_cuts
 from victor_jax.compression.recycling import Recycle
 from victor_jax.compression.steps import Leave, Positions, Rearrange
 from victor_jax.compression.stream import Flow, Where, survivors, take
@@ -29,6 +31,7 @@ from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.ops.attention import NOTHING, attention_rows
 
+KEEP = tuple(map(Positive, (300, 200, 118)))
 BLOCK = 64  # raters whose attention is computed at once
 
 
@@ -81,23 +84,21 @@ class RaterAttention:
 
 def sparsevlm(
     config: VLMConfig,
-    keep: tuple[Positive, ...] = (Positive(300), Positive(200), Positive(118)),
-    layers: tuple[int, ...] = (2, 6, 15),
+    keep: tuple[Positive, ...] = KEEP,
+    layers: tuple[int, ...] = (3, 7, 16),
     recycle: Literal["no", "yes"] = "no",
     positions: Positions = "keep",
 ) -> Method:
-    depth, written = config.language.depth, "-".join(map(str, layers))
+    depth = config.language.depth
+    check_cuts(layers, 0, depth)
     if len(keep) != len(layers):
-        raise UserError(f"keep has {len(keep)} numbers and layers={written} has {len(layers)}: give one for each layer")
-    if any(layer >= above for layer, above in pairwise((-1, *layers, depth - 1))):
         raise UserError(
-            f"layers={written} after which tokens leave must rise from 0 to {depth - 2} at most, in a tower of {depth} "
-            "layers: choose others"
+            f"keep={'-'.join(map(str, keep))} does not fit layers={'-'.join(map(str, layers))}: give one number for "
+            "each of them"
         )
     leave = Recycle if recycle == "yes" else Leave
     steps: list[Layers | Step] = [NoteRaters()]
-    for (below, layer), number in zip(pairwise((-1, *layers)), keep, strict=True):
-        between = layer - below - 1
-        steps += [Layers(between)] if between else []
-        steps += [Layers(1, RaterAttention()), leave(Kind.VISUAL, keep=number, positions=positions)]
-    return Method(Plan((*steps, Layers(depth - 1 - layers[-1]))))
+    for (start, layer), most in zip(pairwise((0, *layers)), keep, strict=True):
+        steps += [Layers(layer - start - 1)] if layer - start > 1 else []
+        steps += [Layers(1, RaterAttention()), leave(Kind.VISUAL, keep=most, positions=positions)]
+    return Method(Plan((*steps, Layers(depth - layers[-1]))))
