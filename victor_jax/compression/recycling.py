@@ -36,9 +36,9 @@ class Recycle(Leave):
             return super().apply(flow, size, own)
         assert flow.scores is not None, "a Recycle follows Layers with a score"
         leaves = candidates & ~self.best(flow, candidates)
-        waste = leaves & (stream.origin <= flow.prompt_end[:, None])
-        order = jnp.argsort(jnp.where(waste, -flow.scores[-1], jnp.inf), axis=1, stable=True)
-        recycled = _recycled(waste.sum(axis=1))
+        offered = leaves & (stream.origin <= flow.prompt_end[:, None])
+        order = jnp.argsort(jnp.where(offered, -flow.scores[-1], jnp.inf), axis=1, stable=True)
+        recycled = _recycled(offered.sum(axis=1))
         means, is_centre = density_peaks(take(stream.x, order[:, :most]), recycled, _groups(recycled))
         rank = jnp.argsort(order, axis=1)
         within = jnp.minimum(rank, most - 1)
@@ -59,27 +59,36 @@ def _groups(recycled: Any) -> Any:
 
 def density_peaks(x: jax.Array, count: jax.Array, groups: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first `count`, int [B], of x [B, M, D] in so many groups, int [B] -> the mean of each one's group [B, M, D],
-    where it is the centre, bool [B, M].
-
-    A centre is dense, and far from whatever is denser: density is exp(-mean squared distance to the `groups` nearest,
-    itself among them). The others join the nearest centre.
-    """
-    most, states = x.shape[1], x.astype(jnp.float32)
-    number = jnp.arange(most)[None]
+    where it is the centre, bool [B, M]. All others join the nearest centre."""
+    number, states = jnp.arange(x.shape[1])[None], x.astype(jnp.float32)
     present = number < count[:, None]
-    # One by one, since products of states would round: to none at all, and alike from both ends, it must be exact.
-    distance = jax.lax.map(lambda one: jnp.linalg.norm(states - one[:, None], axis=2), states.swapaxes(0, 1))
-    distance = distance.swapaxes(0, 1) * x.shape[2] ** -0.5  # [B, M, M]
-    distance = jnp.where(present[:, None] & present[..., None], distance, jnp.inf)
+    distance = jnp.where(present[..., None] & present[:, None], _distances(states), jnp.inf)
+    is_centre = present & (_centrality_rank(distance, groups) < groups[:, None])
+    nearest = jnp.where(is_centre[:, None], distance, jnp.inf).argmin(axis=2)
+    centre = jnp.where(is_centre, number, nearest)
+    joins = (present[..., None] & (centre[..., None] == number[None])).astype(jnp.float32)  # [B, M, its centre]
+    means = jnp.einsum("BMC,BMD->BCD", joins, states, precision="highest")
+    return (means / jnp.maximum(joins.sum(axis=1), 1)[..., None]).astype(x.dtype), is_centre
+
+
+def _distances(x: jax.Array) -> jax.Array:
+    """float32 [B, M, D] -> [B, M, M], over the root of D. Point by point: matrix products would round, and the distance
+    to itself must be none, that between two the same from both."""
+    distance = jax.lax.map(lambda point: jnp.linalg.norm(x - point[:, None], axis=2), x.swapaxes(0, 1))
+    return distance.swapaxes(0, 1) * x.shape[2] ** -0.5
+
+
+def _centrality_rank(distance: jax.Array, groups: jax.Array) -> jax.Array:
+    """distance [B, M, M], inf where there is no point -> int [B, M], 0 for the point that is most of a centre: dense,
+    and far from whatever is denser. Density is exp(-mean squared distance to the `groups` nearest, itself among them).
+    """
+    number = jnp.arange(distance.shape[1])[None]
     nearest = jnp.where((number < groups[:, None])[:, None], jnp.sort(distance, axis=2), 0)
     density = jnp.exp(-jnp.square(nearest).sum(axis=2) / jnp.maximum(groups, 1)[:, None])
     one, other = density[..., None], density[:, None]
     denser = (other > one) | ((other == one) & (number < number.T)[None])
     farthest = jnp.where(jnp.isfinite(distance), distance, 0).max(axis=(1, 2))
     apart = jnp.where(denser, distance, farthest[:, None, None]).min(axis=2)
-    order = jnp.argsort(jnp.where(present, -apart * density, jnp.inf), axis=1, stable=True)
-    is_centre = present & (jnp.argsort(order, axis=1) < groups[:, None])
-    centre = jnp.where(is_centre, number, jnp.where(is_centre[:, None], distance, jnp.inf).argmin(axis=2))
-    joins = (centre[..., None] == number[None]) & present[..., None]  # [B, M, M]: one joins another
-    means = jnp.einsum("BMG,BMD->BGD", joins.astype(jnp.float32), states, precision="highest")
-    return (means / jnp.maximum(joins.sum(axis=1), 1)[..., None]).astype(x.dtype), is_centre
+    is_point = jnp.isfinite(distance[:, 0])
+    order = jnp.argsort(jnp.where(is_point, -apart * density, jnp.inf), axis=1, stable=True)
+    return jnp.argsort(order, axis=1)

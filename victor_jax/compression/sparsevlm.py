@@ -1,15 +1,15 @@
 """SparseVLM (Zhang et al., arXiv 2410.04417): words that look at the image say, layer by layer, which of it stays.
 
 The raters are the words of the prompt after its last image that the visual tokens are most like, by their input
-embeddings. After 3, 7 and 16 layers (in the authors' code, after those numbered 2, 6 and 15 from 0) those visual tokens
-stay that the raters attend to most in the last of them, mean over heads and raters. Only the raters' rows of attention
-are computed beside that layer. With `recycle` the best
-0.3 of those that leave are grouped, and the mean of each group stays (`recycling.py`). Untrained.
+embeddings. After 3, 7 and 16 layers those visual tokens stay that the raters attend to most in the last of these
+layers, mean over heads and raters. Only the raters' rows of attention are computed beside that layer. With `recycle`
+the best 0.3 of those that leave are grouped, and the mean of each group stays (`recycling.py`). Untrained.
 
-The schedule is that of the authors' code (Gumpest/SparseVLMs), whose numbers of tokens are fixed; the paper's follow
-from the rank of the attention. By default as its v2.0, nothing is recycled and RoPE positions are kept; but v2.0 also
-divides the attention by that of equal states and takes half of the heads, which is not here. Its v1.5 is
-`keep=300-200-110,recycle=yes,positions=renumber`. A rater is at least average (paper), not above it (code).
+The schedule is that of the authors' code (Gumpest/SparseVLMs), which keeps fixed numbers of tokens after the layers
+that it calls 2, 6 and 15; the paper's numbers follow from the rank of the attention. By default as its v2.0, nothing is
+recycled and RoPE positions are kept; but v2.0 also divides the attention by that of equal states and takes half of the
+heads, which is not here. Its v1.5 is `keep=300-200-110,recycle=yes,positions=renumber`. A rater is at least average
+(paper), not above it (code).
 
 As in FastV, tokens are counted per row, the last position of the prompt always stays, and images of later turns leave
 first. Where the prompt ends with an image, its last position is the only rater.
