@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.hidrop import hidrop
+from victor_jax.compression.mod import mod
 from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
 from victor_jax.compression.pyramiddrop import pyramiddrop
@@ -27,6 +28,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pyramiddrop": pyramiddrop,
     "sparsevlm": sparsevlm,
     "hidrop": hidrop,
+    "mod": mod,
     "pool": pool,
 }
 
