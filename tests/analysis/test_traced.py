@@ -1,6 +1,5 @@
 import jax
 import jax.numpy as jnp
-<<<<<<< HEAD
 import pytest
 
 from victor_jax.analysis.traced import matrix_flops
@@ -29,18 +28,3 @@ def test_a_batched_product_counts_every_member():
 def test_a_loop_of_unknown_length_is_no_guess():
     with pytest.raises(AssertionError, match="while is not counted"):
         matrix_flops(lambda a, b: jax.lax.while_loop(lambda a: a[0, 0] > 0, lambda a: a @ b, a), A, B)
-=======
-
-from victor_jax.analysis.traced import matrix_flops
-
-
-def test_products_that_no_output_needs_are_left_out():
-    """A score of the layer ahead traces that whole layer, of which it needs the queries and keys."""
-
-    def layer(x):
-        queries = x @ x
-        return queries, queries @ x
-
-    matrix = jax.ShapeDtypeStruct((8, 8), jnp.float32)
-    assert matrix_flops(lambda x: jax.jit(layer)(x)[0], matrix) == 2 * 8**3
->>>>>>> inside

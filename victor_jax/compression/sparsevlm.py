@@ -61,25 +61,28 @@ class NoteRaters(Rearrange):
 class RaterAttention:
     """q [B, T, N, H], k [B, T, K, H] -> float32 [B, T]: what the raters attend to, mean over heads and raters.
 
-    It takes as many blocks of raters as the row with most of them has.
+    Raters come first, in blocks, and blocks without one are passed by: their number is known to the program alone.
     """
 
     def __call__(self, q: jax.Array, k: jax.Array, where: Where) -> jax.Array:
-        q, k = jax.lax.stop_gradient((q, k))  # a loop whose length is not known has none
         raters = where.notes["raters"]
-        length, count = raters.shape[1], raters.sum(axis=1)
-        first = survivors(raters, length)
-        first = jnp.pad(first, ((0, 0), (0, round_up(length, BLOCK) - length)))
+        rows, length = raters.shape
+        room = round_up(length, BLOCK)
+        queries = jnp.pad(survivors(raters, length), ((0, 0), (0, room - length)))
+        is_rater = jnp.arange(room)[None] < raters.sum(axis=1, keepdims=True)
+        blocks = [part.reshape(rows, -1, BLOCK).swapaxes(0, 1) for part in (queries, is_rater)]
 
-        def add(block: jax.Array, total: jax.Array) -> jax.Array:
-            rows = jax.lax.dynamic_slice_in_dim(first, block * BLOCK, BLOCK, axis=1)
-            is_rater = block * BLOCK + jnp.arange(BLOCK)[None] < count[:, None]
-            weights = attention_rows(take(q, rows), k, where.visible(rows)).mean(axis=1)
-            return total + jnp.where(is_rater[..., None], weights, 0).sum(axis=1)
+        def add(total: jax.Array, block: list[jax.Array]) -> tuple[jax.Array, None]:
+            some, count = block
 
-        blocks = (count.max() + BLOCK - 1) // BLOCK
-        total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(raters.shape, jnp.float32))
-        return total / count[:, None]
+            def attended() -> jax.Array:
+                weights = attention_rows(take(q, some), k, where.visible(some)).mean(axis=1)
+                return total + jnp.where(count[..., None], weights, 0).sum(axis=1)
+
+            return jax.lax.cond(count.any(), attended, lambda: total), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros(raters.shape, jnp.float32), blocks)
+        return total / raters.sum(axis=1, keepdims=True)
 
 
 def sparsevlm(

@@ -9,10 +9,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.hidrop import hidrop
 from victor_jax.compression.mod import mod
+from victor_jax.compression.places import last, random
 from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
 from victor_jax.compression.pyramiddrop import pyramiddrop
 from victor_jax.compression.sparsevlm import sparsevlm
+from victor_jax.compression.windows import windows
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
 from victor_jax.limits import check_kind
@@ -30,6 +32,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "hidrop": hidrop,
     "mod": mod,
     "pool": pool,
+    "windows": windows,
+    "last": last,
+    "random": random,
 }
 
 
@@ -50,6 +55,11 @@ def parse(spec: str, config: VLMConfig) -> Method:
         )
     if before[0].own or before[0].registers:
         raise UserError(f"compression {spec!r} does not combine: {before[0].spec} already works in the language tower")
+    if within[0].whole_images:
+        raise UserError(
+            f"compression {spec!r} does not combine: {within[0].spec} chooses among all tokens that the vision tower "
+            "gives of an image"
+        )
     draws = before[0].draws or within[0].draws
     if before[0].draws and within[0].registers:
         raise UserError(
