@@ -8,12 +8,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.hidrop import hidrop
+from victor_jax.compression.llavamini import llavamini
 from victor_jax.compression.mod import mod
+from victor_jax.compression.mqt import mqt
+from victor_jax.compression.perceiver import perceiver
 from victor_jax.compression.places import last, random
 from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
 from victor_jax.compression.pyramiddrop import pyramiddrop
+from victor_jax.compression.qwenvl import qwenvl
 from victor_jax.compression.sparsevlm import sparsevlm
+from victor_jax.compression.tokenpacker import tokenpacker
 from victor_jax.compression.windows import windows
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
@@ -31,10 +36,15 @@ METHODS: dict[str, Callable[..., Method]] = {
     "sparsevlm": sparsevlm,
     "hidrop": hidrop,
     "mod": mod,
-    "pool": pool,
     "windows": windows,
     "last": last,
     "random": random,
+    "pool": pool,
+    "perceiver": perceiver,
+    "qwenvl": qwenvl,
+    "mqt": mqt,
+    "tokenpacker": tokenpacker,
+    "llavamini": llavamini,
 }
 
 
