@@ -15,6 +15,7 @@ from victor_jax.compression.plan import Kind, Layers
 from victor_jax.compression.recycling import Recycle, density_peaks
 from victor_jax.compression.spec import parse
 from victor_jax.compression.steps import Leave
+from victor_jax.compression.stream import Flow, Stream
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.models.sizes import SIZES
@@ -97,6 +98,15 @@ def test_groups_equal_loops():
         assert set(np.flatnonzero(is_centre[row])) == set(expected)
         for centre, members in expected.items():
             np.testing.assert_allclose(means[row, centre], points[row, members].mean(axis=0), atol=1e-6)
+
+
+def test_the_end_of_a_prompt_rates_where_no_word_follows_its_image():
+    text, visual = Kind.TEXT, Kind.VISUAL
+    kinds = jnp.array([[text, visual, visual, text], [text, text, text, Kind.PADDING]])
+    origin = jnp.tile(jnp.arange(4), (2, 1))
+    stream = Stream(jnp.ones((2, 4, 3)), kinds, origin, origin)
+    flow, _ = jax.jit(lambda flow: sparsevlm.NoteRaters().apply(flow, None, None))(Flow(stream, jnp.array([2, 2])))
+    np.testing.assert_array_equal(flow.notes["raters"], [[False, False, True, False]] * 2)
 
 
 def test_decoding_equals_a_full_pass():

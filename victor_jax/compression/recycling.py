@@ -40,7 +40,7 @@ class Recycle(Leave):
         order = jnp.argsort(jnp.where(offered, -flow.scores[-1], jnp.inf), axis=1, stable=True)
         recycled = _recycled(offered.sum(axis=1))
         means, is_centre = density_peaks(take(stream.x, order[:, :most]), recycled, _groups(recycled))
-        rank = jnp.argsort(order, axis=1)
+        rank = jnp.argsort(order, axis=1)  # back from the order of scores to that of the stream
         within = jnp.minimum(rank, most - 1)
         returns = take(is_centre, within) & (rank < most)
         x = jnp.where(returns[..., None], take(means, within), stream.x)
