@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.compression.fastv import fastv
+from victor_jax.compression.fopru import fopru
 from victor_jax.compression.plan import Method, Positive
 from victor_jax.compression.pool import pool
+from victor_jax.compression.vtccls import vtccls
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
 from victor_jax.limits import check_kind
@@ -16,7 +18,15 @@ from victor_jax.models.config import VLMConfig
 
 MOST = 10_000  # of registers, layers, tokens: what no image and no tower has
 # A method is a function of the architecture; its other parameters are the fields of its written form.
-METHODS: dict[str, Callable[..., Method]] = {"full": full, "victor": victor, "vtw": vtw, "fastv": fastv, "pool": pool}
+METHODS: dict[str, Callable[..., Method]] = {
+    "full": full,
+    "victor": victor,
+    "vtw": vtw,
+    "fastv": fastv,
+    "pool": pool,
+    "vtccls": vtccls,
+    "fopru": fopru,
+}
 
 
 def parse(spec: str, config: VLMConfig) -> Method:
