@@ -31,15 +31,8 @@ def test_unlike_rows():
     field.equals_its_rows_alone("vtccls:tokens=5,first=1")
 
 
-def test_more_than_there_are_is_full():
-    field.equals_full("vtccls:tokens=17,first=0")
-
-
-def test_it_goes_before_a_method_in_the_tower():
-    rows, images = field.unlike_rows("vtw:layer=3")
-    both, alone = (field.logits(spec, rows, images) for spec in ("vtw:layer=3+vtccls:tokens=16,first=1", "vtw:layer=3"))
-    for found, expected in zip(both, alone, strict=True):
-        np.testing.assert_allclose(found, expected, atol=field.TOLERANCE, rtol=0)
+def test_more_than_there_are_are_all_also_before_vtw():
+    field.equals("vtccls:tokens=17,first=0+vtw:layer=3", "vtw:layer=3")
 
 
 def test_it_looks_no_higher_than_the_features():

@@ -1,9 +1,9 @@
 """FoPru, focal pruning (Jiang et al., arXiv 2411.14164): patches stay by their significance in the vision tower.
 
 `rank` keeps the most significant ones of the whole image, `row` whole rows of the grid, those with the largest sum;
-either in reading order. Untrained. No code is published. Significance here is the class token's attention, mean over
-heads, in the vision layer that gives the features; the paper's may be a mean over the rows of all tokens, for which the
-whole attention matrix would have to be computed.
+either in reading order. Untrained or trained. No code is published. Significance here is the class token's attention,
+mean over heads, in the vision layer that gives the features; the paper may average over the attention of all tokens,
+for which the whole matrix would have to be computed.
 """
 
 import math

@@ -43,7 +43,7 @@ class KeepMostAttended(nn.Module):
         images, _, width = seen.features.shape
         scores = seen.looks.sum(axis=0).reshape(images, -1, self.size).sum(axis=2)
         grouped = seen.features.reshape(images, -1, self.size * width)
-        return take(grouped, jnp.sort(best(scores, self.groups), axis=1)).reshape(images, -1, width)
+        return take(grouped, jnp.sort(highest(scores, self.groups), axis=1)).reshape(images, -1, width)
 
 
 def class_attention(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -52,13 +52,14 @@ def class_attention(q: jax.Array, k: jax.Array) -> jax.Array:
     return attention_rows(q[:, :1], k, everywhere).mean(axis=1)[:, 0, 1:]
 
 
-def best(scores: jax.Array, count: int) -> jax.Array:
-    """scores [I, P] -> int32 [I, count]: the patches with the highest, in falling order; of equal ones the first."""
+def highest(scores: jax.Array, count: int) -> jax.Array:
+    """scores [I, P] -> int32 [I, count]: the patches with the highest, in falling order, of equal ones the first."""
     return jax.lax.top_k(scores, count)[1]
 
 
-def marked(chosen: jax.Array, patches: int) -> jax.Array:
-    """chosen int32 [I, R] -> bool [I, P]: whether a patch is among them. Numbers from P on mark nothing."""
+def marked(chosen: jax.Array, used: jax.Array | None, patches: int) -> jax.Array:
+    """chosen int32 [I, R] -> bool [I, P]: whether a patch is among those that are used, bool [I, R] (None: all)."""
+    chosen = chosen if used is None else jnp.where(used, chosen, patches)  # which is no patch
     return jax.nn.one_hot(chosen, patches, dtype=bool).any(axis=1)
 
 

@@ -1,8 +1,9 @@
 """VTC-CLS (Wang et al., arXiv 2412.05819): the patches stay that the class token attends to most, before the projector.
 
 A patch's score is the class token's attention to it, mean over heads and added up over the vision layers from `first`
-to the one that gives the features; the best `tokens` go on in reading order. Untrained. As in THU-MIG/VTC-CLS, whose
-code has no default for `first`. It counts from 0; LLaVA-1.5 takes its features from layer 22.
+to the one that gives the features; the best `tokens` go on in reading order. Untrained or trained. As in
+THU-MIG/VTC-CLS, whose code has no default for `first` either. It counts from 0; LLaVA-1.5 takes its features from layer
+22.
 """
 
 from victor_jax.compression.patches import MostAttended, check_patches, features_layer
