@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
 
+from victor_jax.compression.divprune import divprune
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.fopru import fopru
+from victor_jax.compression.m3 import m3
 from victor_jax.compression.plan import Method, Positive
 from victor_jax.compression.pool import pool
+from victor_jax.compression.prumerge import prumerge, prumergeplus
+from victor_jax.compression.visionzip import visionzip
 from victor_jax.compression.vtccls import vtccls
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
@@ -26,6 +30,11 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pool": pool,
     "vtccls": vtccls,
     "fopru": fopru,
+    "visionzip": visionzip,
+    "prumerge": prumerge,
+    "prumergeplus": prumergeplus,
+    "divprune": divprune,
+    "m3": m3,
 }
 
 
