@@ -13,8 +13,8 @@ KEEPS_CLASS = replace(field.CONFIG, keep_class_token=True)
 
 def reference(pixels, count, config):
     tower = Tower(pixels, config)
-    for features in tower.features():
-        tokens = tower.project(features if config.keep_class_token else features[1:])
+    for features in tower.features:
+        tokens = tower.projected(features if config.keep_class_token else features[1:])
         unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
         distance = lambda i, j: 1 - unit[i] @ unit[j]  # noqa: E731, B023
         everyone = range(len(tokens))

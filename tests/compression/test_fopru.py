@@ -14,13 +14,13 @@ CONFIG = SIZES["7b"]  # 24 x 24 patches
 
 def reference(pixels, tokens, strategy):
     tower = Tower(pixels)
-    for features, scores in zip(tower.features()[:, 1:], tower.class_row(2), strict=True):
+    for features, scores in zip(tower.features[:, 1:], tower.class_row(2), strict=True):
         if strategy == "rank":
             kept = [patch for patch in range(16) if (scores > scores[patch]).sum() < tokens]
         else:
             rows = [scores[4 * row : 4 * row + 4].sum() for row in range(4)]
             kept = [patch for patch in range(16) if sum(row > rows[patch // 4] for row in rows) < tokens // 4]
-        yield tower.project(features[kept])
+        yield tower.projected(features[kept])
 
 
 @pytest.mark.parametrize(("tokens", "strategy"), [(5, "rank"), (8, "row"), (16, "row")])

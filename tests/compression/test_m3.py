@@ -10,7 +10,7 @@ from victor_jax.errors import UserError
 def test_squares_are_averaged_behind_the_projector():
     pixels = field.pixels(2)
     tower = Tower(pixels)
-    projected = tower.project(tower.features()[:, 1:]).reshape(2, 4, 4, -1)
+    projected = tower.projected(tower.features[:, 1:]).reshape(2, 4, 4, -1)
     means = [projected[:, i : i + 2, j : j + 2].mean(axis=(1, 2)) for i in (0, 2) for j in (0, 2)]
     equals("m3:tokens=4", pixels, np.stack(means, axis=1))
 

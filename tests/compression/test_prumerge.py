@@ -23,7 +23,7 @@ def reference(pixels, keep, neighbours, config):
     tower = Tower(pixels, config)
     layer = max(config.feature_levels)
     attentions = tower.class_row(layer, one_head=True)
-    for features, attention, keys in zip(tower.features()[:, 1:], attentions, tower.k[layer][:, 1:], strict=True):
+    for features, attention, keys in zip(tower.features[:, 1:], attentions, tower.k[layer][:, 1:], strict=True):
         keys = keys.reshape(16, -1)
         keys = keys / np.linalg.norm(keys, axis=1, keepdims=True)
         kept, tokens = keep(attention), []
@@ -31,7 +31,7 @@ def reference(pixels, keep, neighbours, config):
             others = sorted((j for j in range(16) if j != i), key=lambda j: -(keys[i] @ keys[j]))
             tokens.append(features[i] + sum(attention[j] * features[j] for j in others[:neighbours]))
         tokens.append(sum(attention[j] * features[j] for j in range(16) if j not in kept))
-        yield tower.project(np.stack(tokens))
+        yield tower.projected(np.stack(tokens))
 
 
 def falling(attention, count):

@@ -17,7 +17,7 @@ LAST_OF_TWO = replace(field.CONFIG, feature_levels=(2, 4))  # the features of tw
 def reference(pixels, tokens, contextual, config):
     tower = Tower(pixels, config)
     layer = max(config.feature_levels) - 1
-    for features, scores, keys in zip(tower.features(), tower.class_row(layer), tower.k[layer], strict=True):
+    for features, scores, keys in zip(tower.features, tower.class_row(layer), tower.k[layer], strict=True):
         chosen = sorted(1 + np.argsort(-scores)[: tokens - contextual - 1])
         rest = [i for i in range(1, 17) if i not in chosen]
         targets = rest[:: len(rest) // contextual][:contextual]
@@ -28,7 +28,7 @@ def reference(pixels, tokens, contextual, config):
             if i not in targets:
                 joined[max(targets, key=lambda target: keys[target] @ keys[i])].append(features[i])
         merged = [features[t] + (np.mean(members, axis=0) if members else 0) for t, members in joined.items()]
-        yield tower.project(np.stack([features[0], *features[chosen], *merged]))
+        yield tower.projected(np.stack([features[0], *features[chosen], *merged]))
 
 
 @pytest.mark.parametrize(("tokens", "contextual", "config"), [(8, 4, LAST_OF_TWO), (6, 1, KEEPS_CLASS)])

@@ -16,9 +16,9 @@ TWO_LEVELS = replace(field.CONFIG, feature_levels=(1, 3))
 def reference(pixels, tokens, first, config):
     tower = Tower(pixels, config)
     scores = sum(tower.class_row(layer) for layer in range(first, 3))
-    for features, of_image in zip(tower.features(), scores, strict=True):
+    for features, of_image in zip(tower.features, scores, strict=True):
         kept = sorted(np.argsort(-of_image)[:tokens])
-        yield tower.project(features[1:][kept])
+        yield tower.projected(features[1:][kept])
 
 
 @pytest.mark.parametrize(("tokens", "first", "config"), [(5, 0, field.CONFIG), (3, 2, TWO_LEVELS)])

@@ -12,9 +12,10 @@ patches, about three for each outlier, behind those. Untrained or trained. As in
     prumergeplus:most=192            as many outliers as leave room in 192 tokens for the evenly spaced patches
     prumergeplus:best=13,step=11     the 13 most attended patches and every 11th
 
-The last is the fixed size of THU-MIG/VTC-CLS, whose tables give it (13 and 11), (40, 6) and (95, 3) as 64, 128 and 256
-tokens; a spaced patch that stays anyway is left out, so it is a few tokens more or less. The authors' fixed share for
-training, best=72,step=8, starts at patch 4, keeps doubles and takes 16 neighbours. An image without outliers is ours.
+The last is the form that THU-MIG/VTC-CLS compares with: 13 and 11, 40 and 6, 95 and 3 for 64, 128 and 256 tokens, a
+few more or less, since a spaced patch that stays anyway is left out. The authors' fixed share for training (72 and 8)
+begins at patch 4, keeps doubles and takes 16 neighbours; that is not here. Without outliers their PruMerge+
+fails; here patches are spaced as for one outlier.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from victor_jax.compression.patches import (
     marked,
     weighted_sums,
 )
-from victor_jax.compression.plan import Compressor, Layers, Method, Plan
+from victor_jax.compression.plan import Compressor, Layers, Method, Plan, Positive
 from victor_jax.compression.stream import Seen, take
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
@@ -94,7 +95,7 @@ class PruMerge(nn.Module):
         return jnp.concatenate([kept, places], axis=1), jnp.concatenate([used, is_new], axis=1)
 
 
-def prumerge(config: VLMConfig, tokens: int = 0, most: int = 0, neighbours: int = 32) -> Method:
+def prumerge(config: VLMConfig, tokens: int = 0, most: int = 0, neighbours: Positive = Positive(32)) -> Method:
     if tokens and most:
         raise UserError("prumerge takes tokens=…, a fixed number, or most=…, the most that an image may have, not both")
     patches = config.vision.patches
@@ -103,7 +104,9 @@ def prumerge(config: VLMConfig, tokens: int = 0, most: int = 0, neighbours: int 
     return merging(config, KeepAndMerge(kept, not tokens, neighbours))
 
 
-def prumergeplus(config: VLMConfig, most: int = 0, best: int = 0, step: int = 0, neighbours: int = 32) -> Method:
+def prumergeplus(
+    config: VLMConfig, most: int = 0, best: int = 0, step: int = 0, neighbours: Positive = Positive(32)
+) -> Method:
     if bool(most) == bool(best) or bool(best) != bool(step):
         raise UserError("prumergeplus takes most=…, the most tokens that an image may have, or best=… and step=…")
     patches = config.vision.patches

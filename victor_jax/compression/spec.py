@@ -9,10 +9,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 from victor_jax.compression.divprune import divprune
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.fopru import fopru
+from victor_jax.compression.hidrop import hidrop
 from victor_jax.compression.m3 import m3
-from victor_jax.compression.plan import Method, Positive
+from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
 from victor_jax.compression.prumerge import prumerge, prumergeplus
+from victor_jax.compression.pyramiddrop import pyramiddrop
 from victor_jax.compression.visionzip import visionzip
 from victor_jax.compression.vtccls import vtccls
 from victor_jax.compression.withdrawal import full, victor, vtw
@@ -27,6 +29,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "victor": victor,
     "vtw": vtw,
     "fastv": fastv,
+    "pyramiddrop": pyramiddrop,
+    "hidrop": hidrop,
     "pool": pool,
     "vtccls": vtccls,
     "fopru": fopru,
@@ -98,9 +102,9 @@ def _value(text: str, kind: Any, where: str) -> Any:
         if text not in choices:
             raise UserError(f"{where} must be {' or '.join(choices)}")
         return text
-    least = 1 if kind is Positive else 0
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= MOST):
-        raise UserError(f"{where} must be a whole number from {least} to {MOST:,}")
+    least, most = {Positive: (1, MOST), Percent: (1, 100)}.get(kind, (0, MOST))
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= most):
+        raise UserError(f"{where} must be a whole number from {least} to {most:,}")
     return int(text)
 
 
