@@ -6,22 +6,21 @@ mean over heads, in the vision layer that gives the features; the paper may aver
 for which the whole matrix would have to be computed.
 """
 
-import math
 from typing import Literal
 
-from victor_jax.compression.patches import MostAttended, check_patches, features_layer
+from victor_jax.compression.blocks import check_grid
+from victor_jax.compression.patches import MostAttended, features_layer
 from victor_jax.compression.plan import Layers, Method, Plan, Positive
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 
 
 def fopru(config: VLMConfig, tokens: Positive, strategy: Literal["rank", "row"] = "rank") -> Method:
-    check_patches(config)
-    last, patches = features_layer(config), config.vision.patches
-    size = math.isqrt(patches) if strategy == "row" else 1
+    last, side = features_layer(config), check_grid(config)
+    size = side if strategy == "row" else 1
     if tokens % size:
         raise UserError(
             f"tokens={tokens} is no whole number of rows of {size} patches: choose a multiple of it or strategy=rank"
         )
-    kept = MostAttended(min(tokens, patches) // size, size, range(last, last + 1))
+    kept = MostAttended(min(tokens, side**2) // size, size, range(last, last + 1))
     return Method(Plan((Layers(config.language.depth),)), compressor=kept)

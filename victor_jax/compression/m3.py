@@ -7,8 +7,9 @@ trains the vision tower, and one model for all sizes of squares: each step avera
 from dataclasses import dataclass
 from typing import ClassVar
 
+from victor_jax.compression.blocks import grid_side
 from victor_jax.compression.plan import Layers, Method, Plan, Positive
-from victor_jax.compression.pool import Squares, side_of
+from victor_jax.compression.pool import Squares
 from victor_jax.models.config import VLMConfig
 
 
@@ -18,4 +19,4 @@ class ProjectedSquares(Squares):
 
 
 def m3(config: VLMConfig, tokens: Positive) -> Method:
-    return Method(Plan((Layers(config.language.depth),)), compressor=ProjectedSquares(side_of(config, tokens)))
+    return Method(Plan((Layers(config.language.depth),)), compressor=ProjectedSquares(grid_side(config, tokens)))

@@ -83,11 +83,3 @@ def features_layer(config: VLMConfig) -> int:
             "choose a compression that works in the language tower"
         )
     return max(config.feature_levels) - 1
-
-
-def check_patches(config: VLMConfig) -> None:
-    if config.keep_class_token:
-        raise UserError(
-            "this compression takes patches alone, but the model keeps the class token, which is no patch: choose one "
-            "that works in the language tower"
-        )

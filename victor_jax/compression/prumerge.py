@@ -25,8 +25,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from victor_jax.compression.blocks import check_grid
 from victor_jax.compression.patches import (
-    check_patches,
     class_attention,
     cosines,
     features_layer,
@@ -120,7 +120,7 @@ def prumergeplus(
 
 
 def merging(config: VLMConfig, compressor: KeepAndMerge) -> Method:
-    check_patches(config)
+    check_grid(config)
     if features_layer(config) + 1 == config.vision.depth:
         raise UserError(
             "this compression reads the vision layer after the one that gives the features, but this model takes them "

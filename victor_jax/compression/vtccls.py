@@ -6,14 +6,15 @@ THU-MIG/VTC-CLS, whose code has no default for `first` either. It counts from 0;
 22.
 """
 
-from victor_jax.compression.patches import MostAttended, check_patches, features_layer
+from victor_jax.compression.blocks import check_grid
+from victor_jax.compression.patches import MostAttended, features_layer
 from victor_jax.compression.plan import Layers, Method, Plan, Positive
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 
 
 def vtccls(config: VLMConfig, tokens: Positive, first: int) -> Method:
-    check_patches(config)
+    check_grid(config)
     last = features_layer(config)
     if first > last:
         raise UserError(f"first={first} is above the vision layer that gives the features: choose 0 to {last}")

@@ -40,13 +40,18 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
     held = checkpoint.own
     if not needed:
         return tensors
-    same_method = _names(checkpoint.compression) == _names(method.spec)
-    if same_method and held.keys() == needed.keys() and all(_serves(held[name], needed[name]) for name in needed):
+    same_method = _names(checkpoint.compression) == _names(method.spec) and held.keys() == needed.keys()
+    serving = {name for name in needed if same_method and _serves(held[name], needed[name])}
+    if serving == needed.keys():
         return tensors | {name: first_rows(held[name], leaf.shape) for name, leaf in needed.items()}
     if held:
+        found, asked = (
+            described({name: leaf for name, leaf in own.items() if name not in serving}, shapes=True)
+            for own in (held, needed)
+        )
         raise UserError(
-            f"{checkpoint.folder} was trained with {described(held)} ({checkpoint.compression}), {method.spec} asks "
-            f"for {described(needed)}: parameters of one method or size cannot serve another"
+            f"{checkpoint.folder} was trained with {found} ({checkpoint.compression}), {method.spec} asks for "
+            f"{asked}: parameters of one method or size cannot serve another"
         )
     warnings.warn(
         f"{checkpoint.folder} lacks {described(needed)}: drawn from seed {seed} and untrained, so answers under "
@@ -66,9 +71,11 @@ def _serves(tensor: Tensor, leaf: Declared) -> bool:
     return tensor.shape[0] >= leaf.shape[0] and tensor.shape[1:] == leaf.shape[1:]
 
 
-def described(own: Mapping[str, Tensor | Declared]) -> str:
+def described(own: Mapping[str, Tensor | Declared], shapes: bool = False) -> str:
     """`8 registers` or, of other parameters, their names."""
-    names = [name.removeprefix(OWN) for name in own if name != REGISTERS]
+    names = [
+        name.removeprefix(OWN) + (f" {leaf.shape}" if shapes else "") for name, leaf in own.items() if name != REGISTERS
+    ]
     registers = [f"{own[REGISTERS].shape[0]} registers"] if REGISTERS in own else []
     return join_names([*registers, *names])
 
