@@ -158,6 +158,7 @@ class Method:
     # first ones. So any smaller number can be asked for later.
     draws: tuple[int, ...] = ()
     register_std: float = REGISTER_STD  # of their start
+    whole_images: bool = False  # its steps count on every token that the vision tower gives of an image
     word: int | None = None  # a token whose embedding every register adds to its own
     spec: str = ""  # its written form, set where it is parsed
 

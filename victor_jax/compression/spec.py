@@ -15,14 +15,17 @@ from victor_jax.compression.m3 import m3
 from victor_jax.compression.mod import mod
 from victor_jax.compression.mqt import mqt
 from victor_jax.compression.perceiver import perceiver
+from victor_jax.compression.places import last, random
 from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
 from victor_jax.compression.prumerge import prumerge, prumergeplus
 from victor_jax.compression.pyramiddrop import pyramiddrop
 from victor_jax.compression.qwenvl import qwenvl
+from victor_jax.compression.sparsevlm import sparsevlm
 from victor_jax.compression.tokenpacker import tokenpacker
 from victor_jax.compression.visionzip import visionzip
 from victor_jax.compression.vtccls import vtccls
+from victor_jax.compression.windows import windows
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
 from victor_jax.limits import check_kind
@@ -36,8 +39,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vtw": vtw,
     "fastv": fastv,
     "pyramiddrop": pyramiddrop,
+    "sparsevlm": sparsevlm,
     "hidrop": hidrop,
     "mod": mod,
+    "windows": windows,
+    "last": last,
+    "random": random,
     "pool": pool,
     "perceiver": perceiver,
     "qwenvl": qwenvl,
@@ -71,6 +78,11 @@ def parse(spec: str, config: VLMConfig) -> Method:
         )
     if before[0].own or before[0].registers:
         raise UserError(f"compression {spec!r} does not combine: {before[0].spec} already works in the language tower")
+    if within[0].whole_images:
+        raise UserError(
+            f"compression {spec!r} does not combine: {within[0].spec} chooses among all tokens that the vision tower "
+            "gives of an image"
+        )
     draws = before[0].draws or within[0].draws
     if before[0].draws and within[0].registers:
         raise UserError(
