@@ -6,19 +6,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
 
+from victor_jax.compression.divprune import divprune
 from victor_jax.compression.fastv import fastv
+from victor_jax.compression.fopru import fopru
 from victor_jax.compression.hidrop import hidrop
 from victor_jax.compression.llavamini import llavamini
+from victor_jax.compression.m3 import m3
 from victor_jax.compression.mod import mod
 from victor_jax.compression.mqt import mqt
 from victor_jax.compression.perceiver import perceiver
 from victor_jax.compression.places import last, random
 from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
+from victor_jax.compression.prumerge import prumerge, prumergeplus
 from victor_jax.compression.pyramiddrop import pyramiddrop
 from victor_jax.compression.qwenvl import qwenvl
 from victor_jax.compression.sparsevlm import sparsevlm
 from victor_jax.compression.tokenpacker import tokenpacker
+from victor_jax.compression.visionzip import visionzip
+from victor_jax.compression.vtccls import vtccls
 from victor_jax.compression.windows import windows
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
@@ -45,6 +51,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "mqt": mqt,
     "tokenpacker": tokenpacker,
     "llavamini": llavamini,
+    "vtccls": vtccls,
+    "fopru": fopru,
+    "visionzip": visionzip,
+    "prumerge": prumerge,
+    "prumergeplus": prumergeplus,
+    "divprune": divprune,
+    "m3": m3,
 }
 
 
