@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args, get_origin, get_type_hints
 
+from victor_jax.compression.elastic import elastic
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.plan import Method, Positive
 from victor_jax.compression.pool import pool
@@ -16,7 +17,14 @@ from victor_jax.models.config import VLMConfig
 
 MOST = 10_000  # of registers, layers, tokens: what no image and no tower has
 # A method is a function of the architecture; its other parameters are the fields of its written form.
-METHODS: dict[str, Callable[..., Method]] = {"full": full, "victor": victor, "vtw": vtw, "fastv": fastv, "pool": pool}
+METHODS: dict[str, Callable[..., Method]] = {
+    "full": full,
+    "victor": victor,
+    "elastic": elastic,
+    "vtw": vtw,
+    "fastv": fastv,
+    "pool": pool,
+}
 
 
 def parse(spec: str, config: VLMConfig) -> Method:
