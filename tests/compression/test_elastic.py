@@ -95,5 +95,5 @@ def test_what_was_not_trained_is_refused(trained, asked):
 
 
 def test_fewer_registers_of_plain_victor_stay_an_error(tmp_path):
-    with pytest.raises(victor_jax.UserError, match="was trained with 2 registers .* asks for 1 registers: "):
+    with pytest.raises(victor_jax.UserError, match=r"was trained with 2 registers .* asks for 1 registers: "):
         victor_jax.load(talking.saved(tmp_path / "model", "victor:registers=2,layer=1"), "victor:registers=1,layer=1")

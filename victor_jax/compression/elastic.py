@@ -1,4 +1,4 @@
-"""Elastic Victor: Victor whose number of registers is chosen when it is asked, any m up to the M that it was trained with.
+"""Elastic Victor: the number of registers is chosen when the model is asked, any m up to the M of its training.
 
 Victor's registers serve in the number that they were trained in: the paper (arXiv 2410.14072) finds that the first or
 last few of M do clearly worse than fewer that were trained anew. So here each row of a training step has a number of

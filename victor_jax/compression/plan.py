@@ -28,6 +28,7 @@ LENGTH_MULTIPLE = 8
 REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own embedding scale
 
 Positive = NewType("Positive", int)  # a field of a written compression that may not be 0
+Percent = NewType("Percent", int)  # one from 1 to 100
 
 
 class Kind(enum.IntEnum):

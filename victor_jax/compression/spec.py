@@ -8,8 +8,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.compression.elastic import elastic
 from victor_jax.compression.fastv import fastv
-from victor_jax.compression.plan import Method, Positive
+from victor_jax.compression.hidrop import hidrop
+from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
+from victor_jax.compression.pyramiddrop import pyramiddrop
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
 from victor_jax.limits import check_kind
@@ -23,6 +25,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "elastic": elastic,
     "vtw": vtw,
     "fastv": fastv,
+    "pyramiddrop": pyramiddrop,
+    "hidrop": hidrop,
     "pool": pool,
 }
 
@@ -87,9 +91,9 @@ def _value(text: str, kind: Any, where: str) -> Any:
         if text not in choices:
             raise UserError(f"{where} must be {' or '.join(choices)}")
         return text
-    least = 1 if kind is Positive else 0
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= MOST):
-        raise UserError(f"{where} must be a whole number from {least} to {MOST:,}")
+    least, most = {Positive: (1, MOST), Percent: (1, 100)}.get(kind, (0, MOST))
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= most):
+        raise UserError(f"{where} must be a whole number from {least} to {most:,}")
     return int(text)
 
 

@@ -147,7 +147,7 @@ class VLMModule(nn.Module):
     def loss(self, batch: Batch, sizes: tuple[Size, ...], chunk: int) -> tuple[jax.Array, jax.Array]:
         """float32 [B] summed negative log-likelihood of each row, int32 [B] supervised positions of it.
 
-        A position that leaves takes its target with it (VTW: the token right after the image).
+        A position that leaves takes its target with it: without registers, the token right after the image.
         """
         top = self.run(batch, sizes)[0].stream
         targets = jnp.where(top.kinds == Kind.PADDING, IGNORE, take(batch.targets, top.origin))
