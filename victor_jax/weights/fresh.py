@@ -10,14 +10,15 @@ import numpy as np
 from victor_jax.compression.plan import Method
 from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.parameters import Constant, Declared, Normal, Start, Uniform
+from victor_jax.models.parameters import Constant, Declared, Embedding, Normal, Start, Uniform
 from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
 from victor_jax.weights.names import OWN, REGISTERS
-from victor_jax.weights.tensors import Index, Tensor, cast, first_rows
+from victor_jax.weights.tensors import Index, Tensor, cast, first_rows, repeated
 
 
 def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
     """One tensor as its declaration says, float32, drawn when it is read; its name makes it differ from the others."""
+    assert not isinstance(start, Embedding), "an embedding is read, not drawn"
 
     def read(index: Index) -> np.ndarray:
         rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
@@ -53,7 +54,14 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
         f"{method.spec} mean nothing before training",
         stacklevel=3,
     )
-    return tensors | {name: drawn(name, leaf.shape, leaf.start, seed) for name, leaf in needed.items()}
+    return tensors | {name: _started(name, leaf, tensors, seed) for name, leaf in needed.items()}
+
+
+def _started(name: str, leaf: Declared, tensors: dict[str, Tensor], seed: int) -> Tensor:
+    """A method's own parameter before training."""
+    if isinstance(leaf.start, Embedding):
+        return repeated(tensors["language/embedding"], leaf.start.token, leaf.shape[0])
+    return drawn(name, leaf.shape, leaf.start, seed)
 
 
 def _names(compression: str) -> list[str]:
