@@ -56,7 +56,6 @@ def started(compression, seed=0, **changes):
     return tensors["compression/registers"], checkpoint
 
 
-@pytest.mark.filterwarnings("ignore:.*untrained")
 def test_registers_start_at_zero_or_at_a_word():
     zeros, _ = started("victor:registers=4,layer=2,start=zeros")
     np.testing.assert_array_equal(zeros.load(), np.zeros((4, 64)))

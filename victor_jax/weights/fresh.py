@@ -1,6 +1,5 @@
 """What no checkpoint has, drawn from a seed as its declaration says, the same on every machine."""
 
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +33,9 @@ def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
     return Tensor(shape, np.dtype(np.float32), read)
 
 
-def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Tensor]:
-    """The checkpoint's tensors with exactly the parameters of its own that the method needs."""
+def with_own(checkpoint: Checkpoint, method: Method, seed: int | None) -> dict[str, Tensor]:
+    """The checkpoint's tensors with exactly the parameters of its own that the method needs. Where it has none they are
+    drawn from the seed; without a seed that is an error, since answers would mean nothing."""
     needed = own_parameters(checkpoint.config, method)
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(OWN)}
     held = checkpoint.own
@@ -49,11 +49,12 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
             f"{checkpoint.folder} was trained with {described(held)} ({checkpoint.compression}), {method.spec} asks "
             f"for {described(needed)}: parameters of one method or size cannot serve another"
         )
-    warnings.warn(
-        f"{checkpoint.folder} lacks {described(needed)}: drawn from seed {seed} and untrained, so answers under "
-        f"{method.spec} mean nothing before training",
-        stacklevel=3,
-    )
+    if seed is None:
+        raise UserError(
+            f"{checkpoint.folder} lacks {described(needed)}, which {method.spec} learns: train first, `python train.py "
+            f"--config=configs/finetune.py:{method.spec} --config.init_from={checkpoint.folder} --workdir=DIR "
+            "--config.data.path=FILE --config.data.images=DIR`, or give load a seed, which draws what nobody trained"
+        )
     return tensors | {name: _started(name, leaf, tensors, seed) for name, leaf in needed.items()}
 
 
