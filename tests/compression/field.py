@@ -17,6 +17,7 @@ from flax.traverse_util import unflatten_dict
 import victor_jax
 from victor_jax.compression.plan import Method
 from victor_jax.compression.spec import parse
+from victor_jax.compression.stream import Seen
 from victor_jax.data.batches import build_batch
 from victor_jax.inference import programs
 from victor_jax.inference.vlm import room_for
@@ -65,6 +66,16 @@ def model(spec: str, config: VLMConfig = CONFIG) -> tuple[VLMModule, dict[str, n
     module = VLMModule(config, method)
     lazy = {name: from_array(array) for name, array in tensors(method, config).items()}
     return module, {path: gather(path, lazy, module, np.dtype(np.float32)).load() for path in parameters(module)}
+
+
+def compressed(spec: str, seen: Seen, config: VLMConfig = CONFIG) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What its compressor makes of features [I, P, E], and the compressor's parameters by name."""
+    method = parse(spec, config)
+    own = {
+        name.removeprefix(f"{OWN}compressor/"): array for name, array in tensors(method, config).items() if OWN in name
+    }
+    module = method.compressor.module(config, jnp.float32)
+    return np.asarray(jax.jit(module.apply)({"params": unflatten_dict(own, sep="/")}, seen)), own
 
 
 def encoded(words: tuple[int, ...], tokens: int, seed: int = 0) -> EncodedRow:

@@ -4,7 +4,7 @@ What is counted:
 
 * FLOPs of matrix products, two for each multiplication with its addition. Norms, softmax, RoPE, activation functions
   and gathers are left out, the look-up of registers too, which is a product: together they stay far below 1 % at
-  these widths. So is what a compressor computes.
+  these widths. So is what a compressor and a method's own steps compute, which may be more.
 * Causal attention in full, query times key, whatever a kernel skips; `causal="blocks"` counts what our "xla" attention
   computes (half, and the rest of the blocks on the diagonal), `causal="half"` the triangle with its diagonal, the least
   that any kernel must compute. A sliding window is counted like full attention.

@@ -10,9 +10,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 from victor_jax.compression.elastic import elastic
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.hidrop import hidrop
+from victor_jax.compression.llavamini import llavamini
+from victor_jax.compression.mod import mod
+from victor_jax.compression.mqt import mqt
+from victor_jax.compression.perceiver import perceiver
 from victor_jax.compression.plan import Method, Percent, Positive, Token
 from victor_jax.compression.pool import pool
 from victor_jax.compression.pyramiddrop import pyramiddrop
+from victor_jax.compression.qwenvl import qwenvl
+from victor_jax.compression.tokenpacker import tokenpacker
 from victor_jax.compression.victor_pooled import victor_pooled
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
@@ -31,7 +37,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "fastv": fastv,
     "pyramiddrop": pyramiddrop,
     "hidrop": hidrop,
+    "mod": mod,
     "pool": pool,
+    "perceiver": perceiver,
+    "qwenvl": qwenvl,
+    "mqt": mqt,
+    "tokenpacker": tokenpacker,
+    "llavamini": llavamini,
 }
 
 

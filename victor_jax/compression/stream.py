@@ -27,7 +27,8 @@ class Flow:
     prompt_end: jax.Array  # int32 [B]: origin of the last position of the prompt
     parked: Stream | None = None  # positions that wait beside the stream
     scores: jax.Array | None = None  # [L, B, …]: of the layers before, where the plan asks for one
-    # What steps know of positions, by origin: [B, T of the input, …]. "index" is that of the input sequence.
+    # What steps know of positions, by origin: [B, T of the input, …]. "index" is that of the input sequence, "answer"
+    # whether a position holds a supervised token.
     notes: dict[str, jax.Array] = field(default_factory=dict)
 
 

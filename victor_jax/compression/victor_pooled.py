@@ -1,9 +1,9 @@
 """Victor whose registers begin as pooled features: register r adds the mean of the r-th of M windows of its image.
 
-The paper (Wen et al., arXiv 2410.14072) compares learned registers with average-pooled features and does not say how
-they are pooled or whether they are learned as well. Here the windows are M runs of projected visual tokens in reading
-order, as long as each other up to one token, and each mean is added to a learned register that starts at zero.
-A method of its own, since its registers mean nothing without the means.
+The paper (Wen et al., arXiv 2410.14072) compares learned registers with average-pooled features. How they are pooled is
+ours: the windows are M runs of projected visual tokens in reading order, as long as each other up to one token, and
+each mean is added to a learned register that starts at zero. A method of its own, since its registers mean nothing
+without the means.
 """
 
 from dataclasses import dataclass, replace

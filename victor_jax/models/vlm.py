@@ -131,7 +131,8 @@ class VLMModule(nn.Module):
         if used is not None:
             is_visual = sequence.kinds == Kind.VISUAL
             stream = close_up(stream, ~is_visual | take(used, jnp.where(is_visual, sequence.index, 0)))
-        flow = Flow(stream, sequence.prompt_end, notes={"index": sequence.index})
+        answers = jnp.pad(batch.targets[:, :-1] != IGNORE, ((0, 0), (1, 0)))
+        flow = Flow(stream, sequence.prompt_end, notes={"index": sequence.index, "answer": answers})
         return self.language(flow, sizes, self.compression.steps, room)
 
     @exact_where_asked

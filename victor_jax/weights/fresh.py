@@ -41,21 +41,33 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int | None) -> dict[s
     held = checkpoint.own
     if not needed:
         return tensors
-    same_method = _names(checkpoint.compression) == _names(method.spec)
-    if same_method and held.keys() == needed.keys() and all(_serves(held[name], needed[name]) for name in needed):
+    same_method = _names(checkpoint.compression) == _names(method.spec) and held.keys() == needed.keys()
+    serving = {name for name in needed if same_method and _serves(held[name], needed[name])}
+    if serving == needed.keys():
         return tensors | {name: first_rows(held[name], leaf.shape) for name, leaf in needed.items()}
-    if held:
-        raise UserError(
-            f"{checkpoint.folder} was trained with {described(held)} ({checkpoint.compression}), {method.spec} asks "
-            f"for {described(needed)}: parameters of one method or size cannot serve another"
-        )
-    if seed is None:
-        raise UserError(
-            f"{checkpoint.folder} lacks {described(needed)}, which {method.spec} learns: train first, `python train.py "
-            f"--config=configs/finetune.py:{method.spec} --config.init_from={checkpoint.folder} --workdir=DIR "
-            "--config.data.path=FILE --config.data.images=DIR`, or give load a seed, which draws what nobody trained"
-        )
+    if held or seed is None:
+        raise UserError(_lacking(checkpoint, method, needed, serving))
     return tensors | {name: _started(name, leaf, tensors, seed) for name, leaf in needed.items()}
+
+
+def _lacking(checkpoint: Checkpoint, method: Method, needed: dict[str, Declared], serving: set[str]) -> str:
+    """What the method needs and the checkpoint does not have, and the command that trains it."""
+    own, command = checkpoint.own, f"python train.py --config=configs/finetune.py:{method.spec}"
+    if not own:
+        return (
+            f"{checkpoint.folder} lacks {described(needed)}, which {method.spec} learns: train first, `{command} "
+            f"--config.init_from={checkpoint.folder} --workdir=DIR --config.data.path=FILE --config.data.images=DIR`, "
+            "or give load a seed, which draws what nobody trained"
+        )
+    found, asked = (
+        described({name: leaf for name, leaf in these.items() if name not in serving}, shapes=True)
+        for these in (own, needed)
+    )
+    return (
+        f"{checkpoint.folder} was trained with {found} ({checkpoint.compression}), {method.spec} asks for {asked}: "
+        f"parameters of one method or size cannot serve another; `{command} …` trains those, from a model without a "
+        "compression"
+    )
 
 
 def _started(name: str, leaf: Declared, tensors: dict[str, Tensor], seed: int) -> Tensor:
@@ -75,9 +87,11 @@ def _serves(tensor: Tensor, leaf: Declared) -> bool:
     return tensor.shape[0] >= leaf.shape[0] and tensor.shape[1:] == leaf.shape[1:]
 
 
-def described(own: Mapping[str, Tensor | Declared]) -> str:
+def described(own: Mapping[str, Tensor | Declared], shapes: bool = False) -> str:
     """`8 registers` or, of other parameters, their names."""
-    names = [name.removeprefix(OWN) for name in own if name != REGISTERS]
+    names = [
+        name.removeprefix(OWN) + (f" {leaf.shape}" if shapes else "") for name, leaf in own.items() if name != REGISTERS
+    ]
     registers = [f"{own[REGISTERS].shape[0]} registers"] if REGISTERS in own else []
     return join_names([*registers, *names])
 
