@@ -3,7 +3,7 @@
 Victor (Wen et al., arXiv 2410.14072): M registers after each image read it in the first k layers, then the visual
 tokens leave. With k = depth nothing leaves: registers without dropping, which the paper measures too.
 The paper compares learned registers with zeros and with the embedding of a word: ours is that both are where learning
-starts (`start=zeros`, `word=ID`). With `route=registers`, which is ours, text does not attend to visual tokens below layer k
+starts (`start=zeros`, `word=ID`). Ours too is `route=registers`: text does not attend to visual tokens below layer k
 either, so that what it knows of an image came through the registers; those layers then run without a fast kernel.
 VTW, visual tokens withdrawal (Lin et al., arXiv 2405.05803): the same without registers, untrained.
 """
