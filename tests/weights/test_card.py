@@ -26,7 +26,7 @@ def test_it_says_what_runs_the_compression_and_what_runs_a_full_llava(to, progra
     for part in (METHOD, "(2 registers)", 'victor_jax.load("mine")', "`victor.json` and `victor.safetensors`"):
         assert part in text
     assert f"**{program} does not know the compression.**" in text
-    assert "as a full LLaVA: every visual\ntoken through every layer and without 2 registers" in text
+    assert "as a full LLaVA: every visual\ntoken through every layer and without its 2 registers." in text
 
 
 def test_without_parameters_it_names_no_file_of_them(tmp_path):

@@ -67,9 +67,10 @@ def _what_runs(compression: str, learned: str, to: str) -> str:
     if compression == "full":
         return f"\nNothing is compressed: {PROGRAMS[to]} runs the same model.\n"
     side = f"`{SIDE_CONFIG}` and `{SIDE_WEIGHTS}`" if learned else f"`{SIDE_CONFIG}`"
-    without = f" and without {learned}" if learned else ""
+    without = f" and without its {learned}" if learned else ""
     return f"""
 **{PROGRAMS[to]} does not know the compression.** It loads this folder without an error, as a full LLaVA: every visual
-token through every layer{without}. That is not the model as it was trained, and it is not faster. The compression is in
-{side}, which only victor_jax reads.
+token through every layer{without}.
+That is not the model as it was trained, and it is not faster. The compression is in {side},
+which only victor_jax reads.
 """
