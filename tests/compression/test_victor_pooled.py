@@ -9,9 +9,9 @@ from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
 from victor_jax.models.sequence import IMAGE
 
-LAYER, REGISTERS = 2, 3  # windows of 6, 5 and 5 of the 16 visual tokens
+LAYER, REGISTERS = 2, 3  # windows of 5, 5 and 6 of the 16 visual tokens
 SPEC = f"victor-pooled:registers={REGISTERS},layer={LAYER}"
-WINDOWS = [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
+WINDOWS = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 14, 15]]
 
 
 def reference(row, images):

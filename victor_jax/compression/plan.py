@@ -160,6 +160,7 @@ class Method:
     draws: tuple[int, ...] = ()
     register_std: float = REGISTER_STD  # of their start
     word: int | None = None  # a token whose embedding they start as instead
+    whole_images: bool = False  # its steps count on every token that the vision tower gives of an image
     spec: str = ""  # its written form, set where it is parsed
 
     def tokens_per_image(self, config: "VLMConfig") -> int:

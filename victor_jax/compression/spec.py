@@ -14,12 +14,15 @@ from victor_jax.compression.llavamini import llavamini
 from victor_jax.compression.mod import mod
 from victor_jax.compression.mqt import mqt
 from victor_jax.compression.perceiver import perceiver
+from victor_jax.compression.places import last, random
 from victor_jax.compression.plan import Method, Percent, Positive, Token
 from victor_jax.compression.pool import pool
 from victor_jax.compression.pyramiddrop import pyramiddrop
 from victor_jax.compression.qwenvl import qwenvl
+from victor_jax.compression.sparsevlm import sparsevlm
 from victor_jax.compression.tokenpacker import tokenpacker
 from victor_jax.compression.victor_pooled import victor_pooled
+from victor_jax.compression.windows import windows
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
 from victor_jax.limits import check_kind
@@ -36,8 +39,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vtw": vtw,
     "fastv": fastv,
     "pyramiddrop": pyramiddrop,
+    "sparsevlm": sparsevlm,
     "hidrop": hidrop,
     "mod": mod,
+    "windows": windows,
+    "last": last,
+    "random": random,
     "pool": pool,
     "perceiver": perceiver,
     "qwenvl": qwenvl,
@@ -64,6 +71,11 @@ def parse(spec: str, config: VLMConfig) -> Method:
         )
     if before[0].own or before[0].registers:
         raise UserError(f"compression {spec!r} does not combine: {before[0].spec} already works in the language tower")
+    if within[0].whole_images:
+        raise UserError(
+            f"compression {spec!r} does not combine: {within[0].spec} chooses among all tokens that the vision tower "
+            "gives of an image"
+        )
     draws = before[0].draws or within[0].draws
     if before[0].draws and within[0].registers:
         raise UserError(

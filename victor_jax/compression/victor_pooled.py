@@ -1,9 +1,8 @@
 """Victor whose registers begin as pooled features: register r adds the mean of the r-th of M windows of its image.
 
 The paper (Wen et al., arXiv 2410.14072) compares learned registers with average-pooled features. How they are pooled is
-ours: the windows are M runs of projected visual tokens in reading order, as long as each other up to one token, and
-each mean is added to a learned register that starts at zero. A method of its own, since its registers mean nothing
-without the means.
+ours: the windows are those of windows.py, of projected visual tokens, and each mean is added to a learned register that
+starts at zero. A method of its own, since its registers mean nothing without the means.
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ class AddMeans:
         before, behind = jnp.pad(is_visual, ((0, 0), (1, 1)))[:, :-2], jnp.pad(is_visual, ((0, 0), (1, 1)))[:, 2:]
         first = jax.lax.cummax(jnp.where(is_visual & ~before, place, 0), axis=1)  # of each one's image
         end = jax.lax.cummin(jnp.where(is_visual & ~behind, place + 1, length), axis=1, reverse=True)
-        window = (place - first) * self.registers // jnp.maximum(end - first, 1)
+        window = ((place - first + 1) * self.registers - 1) // jnp.maximum(end - first, 1)
         register = jnp.where(is_visual, end + window, length)  # others are added nowhere
         added = jax.vmap(partial(jax.ops.segment_sum, num_segments=length))
         x = flow.stream.x
