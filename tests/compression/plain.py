@@ -74,18 +74,20 @@ class Plain:
         is_visual = np.repeat(row.ids == IMAGE, [len(piece) for piece in pieces])
         return np.concatenate(pieces), is_visual
 
-    def attention(self, number, x, positions):
-        """The weights of a layer [N, T, T], and the values that they weigh [T, N, H]."""
+    def attention(self, number, x, positions, barred=False):
+        """The weights of a layer [N, T, T], and the values that they weigh [T, N, H]; `barred`: bool [T, T], what does
+        not attend to what."""
         y = self.rms_norm(f"language/layers/{number}/norm1", x)
         counts = {"q": LANGUAGE.heads, "k": LANGUAGE.kv_heads, "v": LANGUAGE.kv_heads}
         name = f"language/layers/{number}/attention"
         q, k, v = (heads(self.linear(f"{name}/{part}", y), count) for part, count in counts.items())
         k, v = (np.repeat(part, LANGUAGE.heads // LANGUAGE.kv_heads, axis=1) for part in (k, v))
-        return softmax(rotated(q, positions), rotated(k, positions), causal=True), v
+        may = np.tril(np.ones((len(x), len(x)), bool)) & np.logical_not(barred)
+        return softmax(rotated(q, positions), rotated(k, positions), may), v
 
-    def layer(self, number, x, positions):
+    def layer(self, number, x, positions, barred=False):
         name = f"language/layers/{number}"
-        weights, values = self.attention(number, x, positions)
+        weights, values = self.attention(number, x, positions, barred)
         y = np.einsum("nts,snh->tnh", weights, values).reshape(len(x), -1)
         x = x + self.linear(f"{name}/attention/o", y)
         y = self.rms_norm(f"{name}/norm2", x)
@@ -126,10 +128,8 @@ def rotated(x, positions):
     return np.concatenate([left * cosine - right * sine, right * cosine + left * sine], axis=-1)
 
 
-def softmax(q, k, causal=False):
-    """q and k [T, N, H] -> [N, T, T]."""
-    scores = np.einsum("tnh,snh->nts", q, k) / q.shape[-1] ** 0.5
-    if causal:
-        scores = np.where(np.tril(np.ones(scores.shape[1:], bool)), scores, -np.inf)
+def softmax(q, k, may=True):
+    """q and k [T, N, H] -> [N, T, T]; `may`: bool [T, T], what attends to what."""
+    scores = np.where(may, np.einsum("tnh,snh->nts", q, k) / q.shape[-1] ** 0.5, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)

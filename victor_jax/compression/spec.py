@@ -4,9 +4,11 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.compression.divprune import divprune
+from victor_jax.compression.elastic import elastic
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.fopru import fopru
 from victor_jax.compression.hidrop import hidrop
@@ -16,13 +18,14 @@ from victor_jax.compression.mod import mod
 from victor_jax.compression.mqt import mqt
 from victor_jax.compression.perceiver import perceiver
 from victor_jax.compression.places import last, random
-from victor_jax.compression.plan import Method, Percent, Positive
+from victor_jax.compression.plan import Method, Percent, Positive, Token
 from victor_jax.compression.pool import pool
 from victor_jax.compression.prumerge import prumerge, prumergeplus
 from victor_jax.compression.pyramiddrop import pyramiddrop
 from victor_jax.compression.qwenvl import qwenvl
 from victor_jax.compression.sparsevlm import sparsevlm
 from victor_jax.compression.tokenpacker import tokenpacker
+from victor_jax.compression.victor_pooled import victor_pooled
 from victor_jax.compression.visionzip import visionzip
 from victor_jax.compression.vtccls import vtccls
 from victor_jax.compression.windows import windows
@@ -32,10 +35,13 @@ from victor_jax.limits import check_kind
 from victor_jax.models.config import VLMConfig
 
 MOST = 10_000  # of registers, layers, tokens: what no image and no tower has
+RANGES = {Positive: (1, MOST), Percent: (1, 100), Token: (0, 10_000_000)}
 # A method is a function of the architecture; its other parameters are the fields of its written form.
 METHODS: dict[str, Callable[..., Method]] = {
     "full": full,
     "victor": victor,
+    "victor-pooled": victor_pooled,
+    "elastic": elastic,
     "vtw": vtw,
     "fastv": fastv,
     "pyramiddrop": pyramiddrop,
@@ -135,12 +141,14 @@ def _written(value: Any) -> str:
 def _value(text: str, kind: Any, where: str) -> Any:
     if get_origin(kind) is tuple:
         return tuple(_value(part, get_args(kind)[0], where) for part in text.split("-"))
+    if NoneType in get_args(kind):  # of a field that may be left out
+        kind = get_args(kind)[0]
     if choices := get_args(kind):
         if text not in choices:
             raise UserError(f"{where} must be {' or '.join(choices)}")
         return text
-    least, most = {Positive: (1, MOST), Percent: (1, 100)}.get(kind, (0, MOST))
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= most):
+    least, most = RANGES.get(kind, (0, MOST))
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
         raise UserError(f"{where} must be a whole number from {least} to {most:,}")
     return int(text)
 

@@ -20,7 +20,7 @@ from victor_jax.compression.stream import Flow, Seen, Stream, close_up, survivor
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.language import Caches, LanguageTower, Remat
 from victor_jax.models.layers import Lora
-from victor_jax.models.parameters import Declared, Normal, declare
+from victor_jax.models.parameters import Declared, Embedding, Normal, declare
 from victor_jax.models.projector import Projector
 from victor_jax.models.sequence import Batch, EncodedRow, Sequence, kind_counts, lay_out
 from victor_jax.models.vision import VisionTower
@@ -51,7 +51,8 @@ class OwnParameters(nn.Module):
     def setup(self) -> None:
         if self.method.registers:
             shape = (self.method.registers, self.config.language.width)
-            start = Normal(self.method.register_std)
+            word = self.method.word
+            start = Normal(self.method.register_std) if word is None else Embedding(word)
             self.registers = self.param("registers", declare(start, nested=bool(self.method.draws)), shape)
         if self.method.compressor:
             self.compressor = self.method.compressor.module(self.config, self.dtype)
@@ -116,8 +117,6 @@ class VLMModule(nn.Module):
             here, which = of(Kind.REGISTER, elsewhere=registers)
             # A product, since every row adds to the gradient of the same few registers.
             chosen = jax.nn.one_hot(which, registers, dtype=jnp.float32) @ self.compression.registers
-            if self.method.word is not None:
-                chosen += self.language.embed(jnp.array(self.method.word))
             x = jnp.where(here, chosen.astype(self.dtype), x)
         return over_rows(x)
 
