@@ -64,7 +64,7 @@ def _row(number: int, ids: np.ndarray, config: VLMConfig, tokens_per_image: int)
 def _checked(input_ids: np.ndarray, attention_mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Ids and a bool mask [B, T], or one error."""
     ids = _array("input_ids", input_ids)
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+    if ids.ndim != 2 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"input_ids must be whole numbers [rows, length], got {ids.dtype} {ids.shape}")
     mask = np.ones_like(ids) if attention_mask is None else _array("attention_mask", attention_mask)
     if mask.shape != ids.shape:
