@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from victor_jax.compression.blocks import GridQueries, check_fewer, check_grid, square_root
 from victor_jax.compression.plan import Compressor, Counts, Kind, Layers, Method, Plan, Positive, Size
-from victor_jax.compression.steps import Rearrange
-from victor_jax.compression.stream import Flow, Seen, select, take
+from victor_jax.compression.steps import Rearrange, without
+from victor_jax.compression.stream import Flow, Seen, take
 from victor_jax.models.config import LanguageConfig, VLMConfig
 from victor_jax.models.language import LanguageLayer, View
 from victor_jax.ops.attention import CACHE_AXES
@@ -73,10 +73,7 @@ class Fuse(Rearrange):
         x = take(own(take(stream.x, order)), jnp.argsort(order, axis=1))
         stream = replace(stream, x=jnp.where(fused[..., None], x, stream.x))
         leaves = is_visual & (index % (self.features + self.compressed) < self.features)
-        stays = select(stream, is_real & ~leaves, size.stream)
-        counted = jnp.arange(size.stream, dtype=jnp.int32)[None]
-        stays = replace(stays, positions=jnp.broadcast_to(counted, stays.kinds.shape))
-        return replace(flow, stream=stays, scores=None), None
+        return without(replace(flow, stream=stream), leaves, size.stream, "renumber"), None
 
 
 class PreFusion(nn.Module):

@@ -131,7 +131,8 @@ class VLMModule(nn.Module):
             is_visual = sequence.kinds == Kind.VISUAL
             stream = close_up(stream, ~is_visual | take(used, jnp.where(is_visual, sequence.index, 0)))
         answers = jnp.pad(batch.targets[:, :-1] != IGNORE, ((0, 0), (1, 0)))
-        return Flow(stream, sequence.prompt_end, notes={"index": sequence.index, "answer": answers})
+        new = (stream.kinds != Kind.PADDING).sum(axis=1)
+        return Flow(stream, sequence.prompt_end, new, notes={"index": sequence.index, "answer": answers})
 
     @exact_where_asked
     def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
