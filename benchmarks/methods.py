@@ -40,6 +40,9 @@ SPECS = (
     "victor:registers=64,layer=3",
     "vtw:layer=16",
     "fastv:keep=64,layer=3",
+    "pyramiddrop",
+    "hidrop",
+    "mod",
     "pool:tokens=64",
 )
 

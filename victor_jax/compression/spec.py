@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.hidrop import hidrop
 from victor_jax.compression.llavamini import llavamini
+from victor_jax.compression.mod import mod
 from victor_jax.compression.mqt import mqt
 from victor_jax.compression.perceiver import perceiver
 from victor_jax.compression.plan import Method, Percent, Positive
@@ -30,6 +31,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "fastv": fastv,
     "pyramiddrop": pyramiddrop,
     "hidrop": hidrop,
+    "mod": mod,
     "pool": pool,
     "perceiver": perceiver,
     "qwenvl": qwenvl,
