@@ -24,7 +24,7 @@ from victor_jax.compression.steps import Rearrange
 from victor_jax.compression.stream import Flow, Seen, select, take
 from victor_jax.models.config import LanguageConfig, VLMConfig
 from victor_jax.models.language import LanguageLayer, View
-from victor_jax.ops.attention import CACHE_AXES
+from victor_jax.ops.attention import CACHE_AXES, Implementation
 from victor_jax.ops.rope import inverse_frequencies, rotation
 
 HEAD_DIM, EPS = 128, 1e-5
@@ -83,6 +83,7 @@ class PreFusion(nn.Module):
     config: LanguageConfig
     count: int
     dtype: Any
+    implementation: Implementation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
@@ -90,7 +91,9 @@ class PreFusion(nn.Module):
         view = View(*rotation(positions, inverse_frequencies(self.config.rope, self.config.head_dim)), mask=None)
         for i in range(self.count):
             # Training computes them again on the way back: no setting for remat reaches them.
-            layer = nn.remat(LanguageLayer)(self.config, self.dtype, "xla", None, None, CACHE_AXES, name=f"layers_{i}")
+            layer = nn.remat(LanguageLayer)(
+                self.config, self.dtype, self.implementation, None, None, CACHE_AXES, name=f"layers_{i}"
+            )
             (x, _), _ = layer((x, None), jnp.int32(0), view)
         return x
 
@@ -101,8 +104,8 @@ class Layered:
 
     count: int
 
-    def __call__(self, config: VLMConfig, dtype: Any) -> nn.Module:
-        return PreFusion(config.language, self.count, dtype)
+    def __call__(self, config: VLMConfig, dtype: Any, implementation: Implementation) -> nn.Module:
+        return PreFusion(config.language, self.count, dtype, implementation)
 
 
 def llavamini(config: VLMConfig, tokens: Positive = Positive(1), layers: Positive = Positive(4)) -> Method:
