@@ -10,7 +10,7 @@ Layers are counted as everywhere here: so many have run. In the authors' code (E
 `layer_list` 10, 14, 16, 18 counts layers that have run, as `layers` does. The default `keep` is that code's for 64
 visual tokens, averaged over 32 layers; 87-10-5-1 is its for 48.
 
-The paper's differentiable top-k chooses the best without ties, and in that code no gradient passes through it: so the
+Without ties the paper's differentiable top-k chooses the best, and in that code no gradient passes through it: so the
 choice here is a plain one. The code scores as PyramidDrop's does, with the same difference to ours in training.
 """
 
