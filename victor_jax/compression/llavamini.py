@@ -99,8 +99,8 @@ class PreFusion(nn.Module):
 
 
 @dataclass(frozen=True)
-class Layered:
-    """Builds the pre-fusion; equal ones of equal written forms share compiled programs."""
+class PreFusionOf:
+    """Builds the pre-fusion. A value, so that equal written forms share compiled programs."""
 
     count: int
 
@@ -112,4 +112,4 @@ def llavamini(config: VLMConfig, tokens: Positive = Positive(1), layers: Positiv
     check_grid(config)
     check_fewer(config, tokens)
     plan = Plan((Fuse(config.features_per_image, tokens), Layers(config.language.depth)))
-    return Method(plan, compressor=FeaturesAndCompressed(square_root(tokens)), own=Layered(layers))
+    return Method(plan, compressor=FeaturesAndCompressed(square_root(tokens)), own=PreFusionOf(layers))
