@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from victor_jax.compression.blocks import GridQueries, check_fewer, check_grid, square_root
 from victor_jax.compression.plan import Compressor, Counts, Kind, Layers, Method, Plan, Positive, Size
-from victor_jax.compression.steps import Rearrange
-from victor_jax.compression.stream import Flow, Seen, select, take
+from victor_jax.compression.steps import Rearrange, without
+from victor_jax.compression.stream import Flow, Seen, take
 from victor_jax.models.config import LanguageConfig, VLMConfig
 from victor_jax.models.language import LanguageLayer, View
 from victor_jax.ops.attention import CACHE_AXES, Implementation
@@ -66,17 +66,14 @@ class Fuse(Rearrange):
     def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
         stream = flow.stream
         index, is_answer = (take(flow.notes[name], stream.origin) for name in ("index", "answer"))
-        is_visual, is_real = stream.kinds == Kind.VISUAL, stream.kinds != Kind.PADDING
-        fused = is_real & ~is_answer & is_visual.any(axis=1, keepdims=True)
+        is_visual = stream.kinds == Kind.VISUAL
+        fused = (stream.kinds != Kind.PADDING) & ~is_answer & is_visual.any(axis=1, keepdims=True)
         # Images, then text, then what is not fused, which causality hides.
         order = jnp.argsort(jnp.where(fused, jnp.where(is_visual, 0, 1), 2), axis=1, stable=True)
         x = take(own(take(stream.x, order)), jnp.argsort(order, axis=1))
         stream = replace(stream, x=jnp.where(fused[..., None], x, stream.x))
         leaves = is_visual & (index % (self.features + self.compressed) < self.features)
-        stays = select(stream, is_real & ~leaves, size.stream)
-        counted = jnp.arange(size.stream, dtype=jnp.int32)[None]
-        stays = replace(stays, positions=jnp.broadcast_to(counted, stays.kinds.shape))
-        return replace(flow, stream=stays, scores=None), None
+        return replace(flow, stream=without(stream, leaves, size.stream, "renumber"), scores=None), None
 
 
 class PreFusion(nn.Module):
