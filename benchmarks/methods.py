@@ -47,6 +47,11 @@ SPECS = (
     "hidrop",
     "mod",
     "pool:tokens=64",
+    "perceiver:tokens=64",
+    "qwenvl:tokens=64",
+    "mqt:tokens=64",
+    "tokenpacker:tokens=64",
+    "llavamini",
 )
 
 
