@@ -4,7 +4,6 @@ platform in a process of its own."""
 import jax
 import pytest
 
-
 EFFORT = "jax_exec_time_optimization_effort"  # in jax 0.10: several times faster for a TPU, nothing for a GPU
 
 
