@@ -19,6 +19,12 @@ def test_each_has_a_form_for_the_small_model():
         parse(spec, field.CONFIG)
 
 
+@pytest.mark.parametrize("spec", every.SPECS.values())
+def test_the_same_form_is_the_same_method(spec):
+    """Programs are compiled once per method: two loads of a model share them."""
+    assert parse(spec, field.CONFIG) == parse(spec, field.CONFIG)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_each_is_benchmarked_and_on_the_page(name):
     written = [one for spec in methods.SPECS for one in spec.split("+")]

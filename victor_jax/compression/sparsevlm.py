@@ -35,6 +35,7 @@ KEEP = tuple(map(Positive, (300, 200, 118)))
 BLOCK = 64  # raters whose attention is computed at once
 
 
+@dataclass(frozen=True)
 class NoteRaters(Rearrange):
     """The first step: "raters", a note on which positions they are."""
 
