@@ -5,6 +5,7 @@ import field
 import jax
 import numpy as np
 import pytest
+import talking
 from flax.traverse_util import unflatten_dict
 
 torch = pytest.importorskip("torch", reason="parity needs torch, whose CPU build exists for Python 3.11 only")
@@ -20,6 +21,7 @@ from victor_jax.inference import programs  # noqa: E402
 from victor_jax.inference.vlm import room_for  # noqa: E402
 from victor_jax.models.sizes import SIZES  # noqa: E402
 from victor_jax.models.vlm import VLMModule  # noqa: E402
+from victor_jax.weights import fresh  # noqa: E402
 
 WIDE = replace(field.CONFIG, vision=replace(field.CONFIG.vision, width=256))  # four heads
 CONFIG = SIZES["7b"]
@@ -71,6 +73,28 @@ def test_it_learns_and_any_smaller_number_can_be_asked_for(tmp_path):
     message = "compressor/queries (4, 32) (mqt:tokens=4), mqt:tokens=8 asks for compressor/queries (8, 32): "
     with pytest.raises(UserError, match=re.escape(message)):
         victor_jax.load(tmp_path / "four", "mqt:tokens=8", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked"),
+    [
+        ("mqt:tokens=8", "mqt:tokens=3,draw=no"),
+        ("mqt:tokens=8,draw=no", "mqt:tokens=8"),
+        ("mqt:tokens=8", "mqt:tokens=8+vtw:layer=2"),  # what brings no parameters may be added
+    ],
+)
+def test_trained_queries_serve(trained, asked):
+    checkpoint = talking.checkpoint(None, trained)
+    method = parse(asked, checkpoint.config)
+    found = fresh.with_own(checkpoint, method, None)["compression/compressor/queries"].load()
+    count = method.compressor.count
+    np.testing.assert_array_equal(found, checkpoint.own["compression/compressor/queries"].load()[:count])
+
+
+def test_the_first_queries_serve_alone_only_if_they_were_drawn_alone():
+    checkpoint = talking.checkpoint(None, "mqt:tokens=8,draw=no")
+    with pytest.raises(UserError, match="cannot serve another"):
+        fresh.with_own(checkpoint, parse("mqt:tokens=3", checkpoint.config), None)
 
 
 def test_what_a_row_may_draw():

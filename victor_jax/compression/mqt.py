@@ -30,23 +30,25 @@ GRID, HEAD_DIM, EPS = 16, 64, 1e-6
 @dataclass(frozen=True)
 class FirstQueries(Compressor):
     count: int
+    nested: bool
 
     def tokens(self, config: VLMConfig) -> int:
         return self.count
 
     def module(self, config: VLMConfig, dtype: Any) -> nn.Module:
-        return QueryTransformer(self.count, dtype)
+        return QueryTransformer(self.count, self.nested, dtype)
 
 
 class QueryTransformer(nn.Module):
     count: int
+    nested: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, seen: Seen) -> jax.Array:  # [I, P, E] -> [I, count, E]
         images, patches, width = seen.features.shape
         positions = grid_positions(GRID, width)
-        queries = self.param("queries", declare(Normal(0.02), nested=True), (self.count, width))
+        queries = self.param("queries", declare(Normal(0.02), nested=self.nested), (self.count, width))
         queries = LayerNorm(EPS, name="norm_queries")(queries + positions[: self.count])
         keys = LayerNorm(EPS, name="norm_keys")(resized(positions, math.isqrt(patches), "cubic"))
         values = LayerNorm(EPS, name="norm_values")(seen.features)
@@ -62,4 +64,4 @@ def mqt(config: VLMConfig, tokens: Positive, draw: Literal["yes", "no"] = "yes")
     if tokens > GRID**2:
         raise UserError(f"tokens={tokens} is more than the {GRID} x {GRID} positions of queries: choose 1 to {GRID**2}")
     numbers = (*range(2, tokens, 2), tokens) if draw == "yes" else ()
-    return Method(Plan((Layers(config.language.depth),)), compressor=FirstQueries(tokens), draws=numbers)
+    return Method(Plan((Layers(config.language.depth),)), compressor=FirstQueries(tokens, bool(numbers)), draws=numbers)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from victor_jax.compression.plan import Method
+from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.parameters import Constant, Declared, Embedding, Normal, Start, Uniform
@@ -41,8 +42,11 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int | None) -> dict[s
     held = checkpoint.own
     if not needed:
         return tensors
-    same_method = _names(checkpoint.compression) == _names(method.spec) and held.keys() == needed.keys()
-    serving = {name for name in needed if same_method and _serves(held[name], needed[name])}
+    # What brings no parameters may be added to what it was trained with: a cut above a compressor, say.
+    serving = set[str]()
+    if _names(checkpoint.compression) <= _names(method.spec) and held.keys() == needed.keys():
+        trained = own_parameters(checkpoint.config, parse(checkpoint.compression, checkpoint.config))
+        serving = {name for name in needed if _serves(held[name], needed[name], trained[name].nested)}
     if serving == needed.keys():
         return tensors | {name: first_rows(held[name], leaf.shape) for name, leaf in needed.items()}
     if held or seed is None:
@@ -77,12 +81,13 @@ def _started(name: str, leaf: Declared, tensors: dict[str, Tensor], seed: int) -
     return drawn(name, leaf.shape, leaf.start, seed)
 
 
-def _names(compression: str) -> list[str]:
-    return [written.partition(":")[0] for written in compression.split("+")]
+def _names(compression: str) -> set[str]:
+    return {written.partition(":")[0] for written in compression.split("+")}
 
 
-def _serves(tensor: Tensor, leaf: Declared) -> bool:
-    if not leaf.nested:
+def _serves(tensor: Tensor, leaf: Declared, nested: bool) -> bool:
+    """`nested`: trained so that its first rows serve alone."""
+    if not nested:
         return tensor.shape == leaf.shape
     return tensor.shape[0] >= leaf.shape[0] and tensor.shape[1:] == leaf.shape[1:]
 
