@@ -1,4 +1,4 @@
-"""Output folders that are whole or absent."""
+"""Input files that are files, output folders that are whole or absent."""
 
 import contextlib
 import shutil
@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from victor_jax.errors import UserError
+
+
+def check_file(path: Path) -> None:
+    """Refuses a folder; a pipe, which may never end; a device, which gives anything. A path that leads nowhere passes:
+    what it means that a file is absent, its reader knows."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file")
 
 
 def partial_of(destination: Path) -> Path:
