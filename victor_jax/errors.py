@@ -1,5 +1,6 @@
 """The one error that a user is meant to read, and how a command ends with it."""
 
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,10 +17,18 @@ def join_names(names: list[str], limit: int = 8) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
+def stop(number: int, _: Any = None) -> None:
+    """A signal's handler. The first one ends the command with cleaning up, and none that follows interrupts that."""
+    for every in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(every, signal.SIG_IGN)
+    raise KeyboardInterrupt(128 + number)
+
+
 def exit_status(command: Callable[[], Any], interrupted: str = "interrupted") -> int:
     """Of a command, which returns it, or None for 0. A user's mistake is one line on stderr, and 2; so is a warning.
-    Ctrl-C is one line, and 130."""
+    Ctrl-C is one line, and 130; SIGTERM the same, and 143."""
     show = warnings.showwarning
+    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def in_one_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
         if category is UserWarning:
@@ -33,8 +42,10 @@ def exit_status(command: Callable[[], Any], interrupted: str = "interrupted") ->
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(interrupted, file=sys.stderr)
-        return 130
+        return error.args[0] if error.args else 130
     finally:
         warnings.showwarning = show
+        for number, handler in before:
+            signal.signal(number, handler)

@@ -25,7 +25,7 @@ def test_a_pipe_or_a_folder_is_refused_at_once(tmp_path, name):
     file.parent.mkdir(exist_ok=True)
     os.mkfifo(file)
     path = file.parent if name.startswith("folder") else file
-    with pytest.raises(UserError, match=rf"{file.name} is not a file"):
+    with pytest.raises(UserError, match=rf"{file.name} is a pipe"):
         open_source(path)
     if path == file and not name.endswith(("tar", "parquet")):
         file.unlink()

@@ -25,8 +25,10 @@ from tqdm import tqdm
 from victor_jax.data.images import BadImage, ImageFolder
 from victor_jax.errors import UserError, join_names
 from victor_jax.evaluation.benchmark import Benchmark, Judged, Question
+from victor_jax.files import write_whole
 from victor_jax.inference.vlm import VLM
 from victor_jax.sharding.distributed import agreed, receive, send
+from victor_jax.weights.folder import read_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "transformers")
 
@@ -80,7 +82,7 @@ def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any
         _keep_settings(settings, out)
         judged = _read_answers(out / "answers.jsonl", task.questions)
         if (out / "result.json").exists() and len(judged) == len(task.questions):
-            result = json.loads((out / "result.json").read_text())
+            result = read_json(out / "result.json")
     asked = [task.digest, task.batch_size, task.max_new_tokens]
     done, result, asked_first = agreed([len(judged), result, asked])
     if asked != asked_first:
@@ -97,7 +99,7 @@ def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any
             "questions": len(task.questions),
             "settings": settings | {"batch_size": task.batch_size, "devices": devices} | timing,
         }
-        _write_json(out / "result.json", result)
+        write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
     else:
         for start, of_batch in texts:
             send(f"answers/{start}", of_batch)
@@ -144,6 +146,8 @@ def report(result: dict[str, Any]) -> str:
 
 def _read_answers(file: Path, questions: Sequence[Question]) -> list[Judged]:
     """Those that were given before. A line that was cut short is taken off."""
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is not a file: give another --out")
     written = file.read_bytes() if file.exists() else b""
     whole = written[: written.rfind(b"\n") + 1]
     if whole != written:
@@ -233,7 +237,7 @@ def _keep_settings(settings: dict[str, Any], out: Path) -> None:
     """Written by the first call, and the same in all that go on with it."""
     file = out / "settings.json"
     if file.exists():
-        old, new = (flatten_dict(one, sep=".") for one in (json.loads(file.read_text()), settings))
+        old, new = (flatten_dict(one, sep=".") for one in (read_json(file), settings))
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in dict.fromkeys([*old, *new])
@@ -246,7 +250,7 @@ def _keep_settings(settings: dict[str, Any], out: Path) -> None:
         raise UserError(f"{out} holds answers without the settings that gave them: give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write_json(file, settings)
+        write_whole(file, json.dumps(settings, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
 
@@ -259,10 +263,3 @@ def _stamp(folder: Path) -> str:
         stat = file.stat()
         stamp.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return stamp.hexdigest()[:16]
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, file)

@@ -6,7 +6,9 @@ state is made of.
 """
 
 import functools
+import logging
 import signal
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from victor_jax.errors import UserError, join_names
+from victor_jax.files import remove
 from victor_jax.sharding.distributed import agreed, check_shared
 from victor_jax.training.checksums import checksums
 from victor_jax.training.step import State
@@ -141,7 +144,12 @@ class Checkpoints(AbstractContextManager):
             signal.signal(signal.SIGTERM, self._handler)
         elif error is not None:
             return  # Orbax would wait for the other processes, which do not know yet that this one leaves
-        self._written(self._manager.close)
+        try:
+            self._written(self._manager.close)
+        finally:
+            if error is not None:  # it may have come in the middle of a save
+                for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                    remove(unfinished)
 
     def _leave(self, *_: object) -> None:
         self._is_told_to_leave = True
@@ -165,6 +173,20 @@ class Checkpoints(AbstractContextManager):
             write()
         except (ValueError, OSError) as error:
             raise UserError(f"cannot write a checkpoint to {self.directory}: {_first_line(error)}") from error
+
+
+def print_no_tracebacks() -> None:
+    """For a command that prints the error of a failed write itself: Orbax logs it too, asyncio the tasks that nobody
+    waited for, and TensorStore what its writes find when Orbax has given up."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    others = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            others(found)
+
+    sys.unraisablehook = hook
 
 
 class _Manager(ocp.CheckpointManager):

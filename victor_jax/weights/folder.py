@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from victor_jax.errors import UserError, join_names
+from victor_jax.files import check_file
 from victor_jax.weights.tensors import DTYPES, Index, Tensor
 from victor_jax.weights.torch_files import read_torch_file
 
@@ -20,6 +21,7 @@ _DTYPES = {code: name for name, (code, _) in DTYPES.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    check_file(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -90,6 +92,7 @@ def _read(path: Path, key: str, index: Index) -> np.ndarray:
 
 
 def _open(path: Path) -> Any:
+    check_file(path)
     try:
         return safe_open(str(path), framework="numpy")
     except FileNotFoundError:
