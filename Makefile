@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint .transformers4/ready
-	$(BIN)/pytest --numprocesses 2 --dist loadscope
+	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 # The whole story on real images: set up, train, evaluate, draw. Results are in quickstart/.
 .venv-quickstart/ready: pyproject.toml requirements.txt

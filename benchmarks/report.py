@@ -23,7 +23,11 @@ BLUE, SKY, ORANGE, GREEN = (
 
 def report(folder: Path) -> str:
     """Markdown of all results in `folder`, in the order of their names; draws the figures beside them."""
-    figures = {"inference": {"speedup": speedup, "split": split}, "training": {"steps": steps}}
+    figures = {
+        "inference": {"speedup": speedup, "split": split},
+        "training": {"steps": steps},
+        "methods": {"methods": methods},
+    }
     sections = []
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text())
@@ -81,6 +85,30 @@ def steps(result: machine.Result) -> Figure:
     axes.bar_label(bars, fmt="%.2f s", padding=12)
     axes.plot(bound, names, "|", color=ORANGE, markersize=15, markeredgewidth=2.4, label="what FLOPs allow")
     return _finished(figure, axes)
+
+
+def methods(result: machine.Result) -> Figure:
+    """Accuracy against the time of the first token, or where it is not known, those times beside what FLOPs allow."""
+    records = result["records"]
+    names, times = [r["name"] for r in records], [1000 * r["seconds"]["prefill"] for r in records]
+    if known := [(time, r["accuracy"], r["name"]) for time, r in zip(times, records, strict=True) if "accuracy" in r]:
+        figure, axes = _canvas(result, 4.4, "Accuracy against the time of the first token")
+        axes.plot(*zip(*[(time, accuracy) for time, accuracy, _ in known], strict=True), "o", color=BLUE)
+        for time, accuracy, name in known:
+            axes.annotate(name, (time, accuracy), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        axes.set(xlabel=f"first token, ms, {records[0]['rows']} rows", ylabel="accuracy", xlim=(0, None))
+        axes.grid()
+        axes.margins(x=0.3)
+        return figure
+    figure, axes = _canvas(result, 1.4 + 0.22 * len(records), f"First token, {records[0]['rows']} rows")
+    bars = axes.barh(names, times, color=[SKY if name == "full" else BLUE for name in names])
+    axes.bar_label(bars, fmt="%.0f", padding=10, fontsize=7)
+    bound = [times[0] * r["flops"] / records[0]["flops"] for r in records]
+    axes.plot(bound, names, "|", color=ORANGE, markersize=9, markeredgewidth=2.0, label="what FLOPs allow")
+    axes.tick_params(axis="y", labelsize=7)
+    finished = _finished(figure, axes)
+    axes.set(xlabel="milliseconds")
+    return finished
 
 
 def _first_batch(result: machine.Result) -> list[dict]:

@@ -44,7 +44,7 @@ class Preset:
 PRESETS = {
     # LLaVA-1.5's proportions in small: 24 and 32 layers, 576 visual tokens.
     "cpu": Preset(small(256, 32, 24, 336), "float32", "auto", repeats=3, in_turn=True, sizes=(2048, 8192)),
-    "7b": Preset(SIZES["7b"], "bfloat16", "auto", repeats=5, in_turn=False, sizes=(8192, 32768)),
+    "7b": Preset(SIZES["7b"], "bfloat16", "auto", repeats=3, in_turn=False, sizes=(8192, 32768)),
 }
 
 

@@ -19,3 +19,8 @@ def forget_programs():
     would come close to them, and XLA dies of a signal where it gets no more."""
     yield
     jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest module first, so that at the end no worker waits for another one (--no-loadscope-reorder)."""
+    items.sort(key=lambda item: item.path.name != "test_train_processes.py")

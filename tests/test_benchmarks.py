@@ -8,10 +8,13 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import conversion, inference, loading, startup, training
+from benchmarks import conversion, inference, loading, methods, startup, training
 from benchmarks.report import report
 from benchmarks.shapes import PRESETS, small
 from tests.test_imports import BLOCKED
+from victor_jax.analysis import flops
+from victor_jax.compression.spec import parse
+from victor_jax.models.vlm import VLMModule
 
 MODEL = small(256, layers=4, vision_layers=2, image_size=28)
 TINY = replace(PRESETS["cpu"], config=MODEL, repeats=1, sizes=(64, 64), new_tokens=(2, 3))
@@ -23,6 +26,7 @@ def results(tmp_path_factory):
     for result in (
         inference.run("tiny", TINY, {2: ("full", "victor:registers=8,layer=3")}),
         training.run("tiny", TINY, (replace(training.STAGES["cpu"][1], text=40),)),
+        methods.run("tiny", TINY, ("full", "victor:registers=8,layer=3", "fastv:keep=2,layer=2"), 2, {}),
         startup.run(MODEL),
         loading.run([0], steps=2),
         conversion.run("small", "orbax"),
@@ -50,6 +54,21 @@ def test_inference_times_every_part_of_full_and_victor(results):
         assert set(record["seconds"]) == {"vision", "prefill", "answer 2", "answer 3"}
         assert min(record["seconds"].values()) > 0
         assert record["memory"] > record["cache_bytes_per_image"]
+
+
+def test_methods_say_where_positions_go_and_what_that_costs(results):
+    result = json.loads((results / "methods.json").read_text())
+    full, victor, fastv = result["records"]
+    assert [record["positions"] for record in (full, victor, fastv)] == [
+        {"mean": 4, "final": 4},
+        {"mean": (3 * 12 + 8) / 4, "final": 8},
+        {"mean": 3, "final": 2},
+    ]
+    assert victor["parameters"] == 8 * MODEL.language.width
+    assert full["parameters"] == fastv["parameters"] == 0
+    module = VLMModule(MODEL, parse("full", MODEL))
+    assert full["flops"] == flops.forward(module, flops.Work(2, (72,), images=2, head=1), "blocks")
+    assert full["seconds"]["answer"] > full["seconds"]["prefill"] > 0
 
 
 def test_training_times_the_step_and_accounts_for_memory(results):
@@ -97,16 +116,16 @@ def test_adapters_leave_the_tower_frozen():
 
 def test_the_report_draws_every_result(results):
     text = report(results)
-    for name in ("inference-speedup", "inference-split", "training-steps"):
+    for name in ("inference-speedup", "inference-split", "training-steps", "methods-methods"):
         assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 7
+    assert len(tables) == 8
     for table in tables:
         assert len({line.count("|") for line in table}) == 1  # as many cells in every row
 
 
-@pytest.mark.parametrize("module", ["inference", "training", "startup", "loading", "conversion", "report"])
+@pytest.mark.parametrize("module", ["inference", "training", "methods", "startup", "loading", "conversion", "report"])
 def test_a_benchmark_imports_the_model_code_alone(module):
     blocked = [name for name in BLOCKED if name != "PIL" or module != "report"]  # matplotlib needs it
     block = "".join(f"sys.modules[{name!r}] = None; " for name in blocked)

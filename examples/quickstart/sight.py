@@ -111,7 +111,7 @@ def give_sight(
 ) -> tuple[dict[str, Tensor], float]:
     """The vision tower's tensors after `steps` batches, and the share of unseen digits that its patches name."""
     module = VLMModule(config, full(config))
-    tower = VisionTower(config.vision, config.feature_levels, config.keep_class_token, jnp.float32, "xla")
+    tower = VisionTower(config, None, jnp.float32, "xla")
     paths = [path for path in parameters(module) if path.startswith("vision/")]
     params = {path: jnp.asarray(gather(path, drawn, module, np.dtype(np.float32)).load()) for path in paths}
     codes = draw_codes(config, seed)
@@ -120,7 +120,8 @@ def give_sight(
     def distances(params: dict[str, jax.Array], pixels: jax.Array) -> jax.Array:
         """uint8 [B, size, size] -> [B, P, classes]: how far each patch is from each code of its place."""
         colours = normalise(jnp.broadcast_to(pixels[:, None], (len(pixels), 3, *pixels.shape[1:])))
-        seen: Any = tower.apply({"params": unflatten_dict(params, sep="/")["vision"]}, colours)
+        looked: Any = tower.apply({"params": unflatten_dict(params, sep="/")["vision"]}, colours)
+        seen = looked.features
         alike = jnp.einsum("bpd,pcd->bpc", seen, codes)
         return ((seen**2).sum(axis=-1)[..., None] - 2 * alike + (codes**2).sum(axis=-1)[None]) / codes.shape[-1]
 

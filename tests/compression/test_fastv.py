@@ -124,11 +124,10 @@ def test_a_score_chooses_by_the_prompt_as_an_answer_does(tmp_path):
 def test_the_plan_keeps_what_it_says():
     config = SIZES["7b"]
     method = parse("fastv:keep=144", config)
-    scored, leave, rest = method.plan.steps
-    assert isinstance(scored, Layers)
-    assert (scored.count, rest.count, leave) == (2, 30, Leave(Kind.VISUAL, keep=144))
+    below, scored, leave, rest = method.plan.steps
+    assert (below, scored.count, leave, rest) == (Layers(1), 1, Leave(Kind.VISUAL, keep=144), Layers(30))
     counts = np.array([[0, 64, 576, 0], [0, 64, 0, 0]])
-    assert method.plan.stage_lengths(method.plan.sizes(counts)) == (640, 208)
+    assert method.plan.stage_lengths(method.plan.sizes(counts)) == (640, 640, 208)
     assert parse("fastv:keep=144,layer=32", config).plan == parse("full", config).plan
 
 

@@ -9,6 +9,7 @@ import talking
 import victor_jax
 from victor_jax.compression.pool import MeanPool
 from victor_jax.compression.spec import parse
+from victor_jax.compression.stream import Seen
 from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
 from victor_jax.models.vlm import VLMModule
@@ -18,7 +19,7 @@ CONFIG = SIZES["7b"]  # 24 x 24 patches
 
 def test_means_of_squares_equal_a_loop():
     grid = np.random.default_rng(0).normal(size=(2, 24, 24, 5)).astype(np.float32)
-    pooled = MeanPool(6).apply({}, jnp.asarray(grid.reshape(2, 576, 5)))
+    pooled = MeanPool(6).apply({}, Seen(jnp.asarray(grid.reshape(2, 576, 5)), {}, None))
     for row in range(6):
         for column in range(6):
             square = grid[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
@@ -31,7 +32,7 @@ def test_the_sequence_is_as_short_as_the_features():
     module = VLMModule(CONFIG, method)
     pixels = jax.ShapeDtypeStruct((2, 1, 3, 336, 336), np.uint8)
     tokens = jax.eval_shape(
-        lambda pixels: module.init_with_output(jax.random.key(0), pixels, method=VLMModule.visual_tokens)[0], pixels
+        lambda pixels: module.init_with_output(jax.random.key(0), pixels, method=VLMModule.visual_tokens)[0][0], pixels
     )
     assert tokens.shape == (2, 36, 4096)
 

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import jax
 import numpy as np
 import pytest
 from llava_folder import SIZE, TOKENS_PER_IMAGE, image_row, opened, rows_of_every_kind
@@ -82,10 +85,10 @@ def test_normalised_pixels_stay_float32():
     assert batch.pixels.dtype == np.float32
 
 
-def source_of(folder, rows, batch=4, parts=1, **more):
+def source_of(folder, rows, batch=4, parts=1, registers=2, **more):
     reader, index = opened(folder, rows)
-    schedule = Schedule(index, batch, 0, 2, parts)
-    return BatchSource(reader, schedule, registers=2, image_size=SIZE, aspect="pad", **more)
+    schedule = Schedule(index, batch, 0, registers, parts)
+    return BatchSource(reader, schedule, registers, image_size=SIZE, aspect="pad", **more)
 
 
 def test_each_part_of_a_batch_has_the_rows_and_pixels_of_its_step(tmp_path):
@@ -122,3 +125,25 @@ def test_a_row_with_an_unreadable_image_becomes_a_filler_and_is_named(tmp_path):
 def test_hosts_must_divide_the_rows_of_each_part(tmp_path):
     with pytest.raises(UserError, match="batch_size=4 in 2 parts does not divide over 4 hosts: choose a multiple of 8"):
         source_of(tmp_path, rows_of_every_kind(), parts=2, hosts=4)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_each_row_draws_a_number_that_all_hosts_agree_on(tmp_path, registers):
+    """Of registers after each image, or of its visual tokens: the first ones. Read again, a step is the same."""
+    kind, given, draws = (R, registers, (1, 3, 4)) if registers else (V, TOKENS_PER_IMAGE, (1, 2, TOKENS_PER_IMAGE))
+    source = source_of(tmp_path, rows_of_every_kind(), parts=2, registers=registers, draws=draws)
+    hosts = [replace(source, host=host, hosts=2) for host in range(2)]
+    found, steps = set(), range(2 * source.schedule.steps_per_epoch)
+    for step in reversed(steps):
+        for part, of_part, *shares in zip(*(its[step].parts for its in (source, source, *hosts)), strict=True):
+            jax.tree.map(np.testing.assert_array_equal, part, of_part)
+            for name in ("kinds", "index", "positions"):
+                joined = np.concatenate([getattr(share.sequence, name) for share in shares])
+                np.testing.assert_array_equal(getattr(part.sequence, name), joined, err_msg=name)
+            for kinds, index in zip(part.sequence.kinds, part.sequence.index, strict=True):
+                its = index[kinds == kind] if registers else index[kinds == kind] % given
+                images = int((its == 0).sum())
+                count = len(its) // max(images, 1)
+                assert its.tolist() == [*range(count)] * images
+                found |= {count} if images else set()
+    assert found == set(draws)

@@ -4,7 +4,7 @@ What is counted:
 
 * FLOPs of matrix products, two for each multiplication with its addition. Norms, softmax, RoPE, activation functions
   and gathers are left out, the look-up of registers too, which is a product: together they stay far below 1 % at
-  these widths. So is what a compressor computes.
+  these widths. So is what a compressor and a method's own steps compute, which may be more.
 * Causal attention in full, query times key, whatever a kernel skips; `causal="blocks"` counts what our "xla" attention
   computes (half, and the rest of the blocks on the diagonal), `causal="half"` the triangle with its diagonal, the least
   that any kernel must compute. A sliding window is counted like full attention.
@@ -20,6 +20,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from victor_jax.models.vision import stage_lengths
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.ops.attention import causal_blocks
 
@@ -58,7 +59,8 @@ def forward(module: VLMModule, work: Work, causal: Causal = "full") -> int:
     config, sizes = module.config, _sizes(module)
     positions, patches = config.vision.patches + 1, config.vision.patches
     kernels, patch = _sum(sizes, "vision/stages_", "/kernel"), _sum(sizes, "vision/patch_embedding/kernel")
-    attention = max(config.feature_levels) * 4 * positions**2 * config.vision.width
+    layers = sum(stage_lengths(config, module.method.compressor))
+    attention = layers * 4 * positions**2 * config.vision.width
     vision = work.images * (2 * patches * patch + 2 * positions * kernels + attention)
     tokens = work.images * module.method.tokens_per_image(config)
     language = sum(

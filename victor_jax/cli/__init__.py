@@ -13,6 +13,7 @@ COMMANDS = {
     "pack-data": "write a data set as a few large files, for buckets and pods",
     "plan-pod": "compile training or answering for TPUs or GPUs, without any: does it fit, how long does it take",
     "heatmap": "draw what each register reads of an image",
+    "score": "score what any tool predicted on a benchmark, without a model",
 }
 OF_A_RECIPE = ("check-data", "plan-pod")  # their flags are those of a recipe, and a few more that the docstring names
 

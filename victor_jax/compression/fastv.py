@@ -34,4 +34,5 @@ def fastv(config: VLMConfig, keep: Positive, layer: int = 2, positions: Position
     if layer == depth:
         return Method(Plan((Layers(depth),)))
     best = Leave(Kind.VISUAL, keep=keep, positions=positions)
-    return Method(Plan((Layers(layer, PromptAttention()), best, Layers(depth - layer))))
+    below = (Layers(layer - 1),) if layer > 1 else ()
+    return Method(Plan((*below, Layers(1, PromptAttention()), best, Layers(depth - layer))))

@@ -12,7 +12,7 @@ which positions leave is decided inside the program.
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NewType, Protocol
 
 import numpy as np
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 # Lengths are rounded up to this, so that batches of nearly equal content share one program.
 LENGTH_MULTIPLE = 8
+REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own embedding scale
 
 Positive = NewType("Positive", int)  # a field of a written compression that may not be 0
+Percent = NewType("Percent", int)  # one from 1 to 100
 
 
 class Kind(enum.IntEnum):
@@ -74,10 +76,16 @@ Score = Callable[["jax.Array", "jax.Array", "Where"], "jax.Array"]
 
 @dataclass(frozen=True)
 class Layers:
-    """`count` layers run on the stream as it is; each of them also computes `score`, for the step that follows."""
+    """`count` layers run on the stream as it is; each of them also computes `score`, for the step that follows.
+
+    With `ahead` the score is that of the layer after them instead, of the queries and keys that it would have. With
+    `barred` text does not attend to visual tokens in these layers, which then run without a fast kernel.
+    """
 
     count: int
     score: Score | None = None
+    ahead: bool = False
+    barred: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,16 +116,32 @@ class Plan:
         return tuple(size.stream for step, size in zip(self.steps, sizes, strict=True) if isinstance(step, Layers))
 
 
-class Compressor(Protocol):
-    """Works before the tower: features of an image in, fewer features out."""
+@dataclass(frozen=True)
+class Compressor:
+    """Works before the language tower: what the vision tower made of an image in, fewer visual tokens out."""
+
+    after_projector: ClassVar[bool] = False  # whether its features are those that the projector gives, [I, P, D]
 
     def tokens(self, config: "VLMConfig") -> int:
-        """Visual tokens per image that come out."""
-        ...
+        """Visual tokens per image that come out, at most."""
+        raise NotImplementedError
 
     def module(self, config: "VLMConfig", dtype: Any) -> "nn.Module":
-        """Called with features [I, P, E] -> [I, R, E]; its parameters are the method's own."""
-        ...
+        """Called with Seen -> [I, R, E], or that and a bool [I, R]: which of them are used, always the last. Its
+        parameters are the method's own."""
+        raise NotImplementedError
+
+    def levels(self, config: "VLMConfig") -> tuple[int, ...]:
+        """Levels of the vision tower that it reads beside the features; level n is what n layers give."""
+        return ()
+
+    def looked(self, config: "VLMConfig") -> range:
+        """The vision layers that compute `look`, by number from 0; they may lie above the features."""
+        return range(0)
+
+    def look(self, q: "jax.Array", k: "jax.Array") -> Any:
+        """q and k [I, 1 + P, N, H] of such a layer, the class token first -> arrays [I, …], beside its attention."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -130,6 +154,11 @@ class Method:
     own: "Callable[[VLMConfig, Any], nn.Module] | None" = (
         None  # (config, dtype) -> the module whose parameters its steps use
     )
+    # In training each row has one of these numbers of registers (of visual tokens per image where there are none): the
+    # first ones. So any smaller number can be asked for later.
+    draws: tuple[int, ...] = ()
+    register_std: float = REGISTER_STD  # of their start
+    word: int | None = None  # a token whose embedding every register adds to its own
     spec: str = ""  # its written form, set where it is parsed
 
     def tokens_per_image(self, config: "VLMConfig") -> int:

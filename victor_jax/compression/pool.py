@@ -10,13 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from victor_jax.compression.plan import Layers, Method, Plan, Positive
-from victor_jax.errors import UserError
+from victor_jax.compression.blocks import grid_side
+from victor_jax.compression.plan import Compressor, Layers, Method, Plan, Positive
+from victor_jax.compression.stream import Seen
 from victor_jax.models.config import VLMConfig
 
 
 @dataclass(frozen=True)
-class Squares:
+class Squares(Compressor):
     """A compressor: the grid of patches -> a smaller grid of `side` x `side` means."""
 
     side: int
@@ -31,21 +32,12 @@ class Squares:
 class MeanPool(nn.Module):
     side: int
 
-    def __call__(self, features: jax.Array) -> jax.Array:  # [I, P, E] -> [I, side * side, E]
-        images, patches, width = features.shape
+    def __call__(self, seen: Seen) -> jax.Array:  # [I, P, E] -> [I, side * side, E]
+        images, patches, width = seen.features.shape
         square = math.isqrt(patches) // self.side
-        grid = features.reshape(images, self.side, square, self.side, square, width)
+        grid = seen.features.reshape(images, self.side, square, self.side, square, width)
         return grid.mean(axis=(2, 4)).reshape(images, self.side**2, width)
 
 
 def pool(config: VLMConfig, tokens: Positive) -> Method:
-    grid = math.isqrt(config.vision.patches)
-    fitting = [side**2 for side in range(1, grid + 1) if grid % side == 0]
-    if config.keep_class_token:
-        raise UserError("pool averages squares of patches: this model keeps the class token, which is no patch")
-    if tokens not in fitting:
-        raise UserError(
-            f"tokens={tokens} does not divide a grid of {grid} x {grid} patches into squares: choose "
-            f"{' or '.join(map(str, fitting))}"
-        )
-    return Method(Plan((Layers(config.language.depth),)), compressor=Squares(math.isqrt(tokens)))
+    return Method(Plan((Layers(config.language.depth),)), compressor=Squares(grid_side(config, tokens)))

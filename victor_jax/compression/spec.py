@@ -4,11 +4,19 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.compression.fastv import fastv
-from victor_jax.compression.plan import Method, Positive
+from victor_jax.compression.hidrop import hidrop
+from victor_jax.compression.llavamini import llavamini
+from victor_jax.compression.mod import mod
+from victor_jax.compression.mqt import mqt
+from victor_jax.compression.perceiver import perceiver
+from victor_jax.compression.plan import Method, Percent, Positive
 from victor_jax.compression.pool import pool
+from victor_jax.compression.pyramiddrop import pyramiddrop
+from victor_jax.compression.qwenvl import qwenvl
+from victor_jax.compression.tokenpacker import tokenpacker
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
 from victor_jax.limits import check_kind
@@ -16,19 +24,58 @@ from victor_jax.models.config import VLMConfig
 
 MOST = 10_000  # of registers, layers, tokens: what no image and no tower has
 # A method is a function of the architecture; its other parameters are the fields of its written form.
-METHODS: dict[str, Callable[..., Method]] = {"full": full, "victor": victor, "vtw": vtw, "fastv": fastv, "pool": pool}
+METHODS: dict[str, Callable[..., Method]] = {
+    "full": full,
+    "victor": victor,
+    "vtw": vtw,
+    "fastv": fastv,
+    "pyramiddrop": pyramiddrop,
+    "hidrop": hidrop,
+    "mod": mod,
+    "pool": pool,
+    "perceiver": perceiver,
+    "qwenvl": qwenvl,
+    "mqt": mqt,
+    "tokenpacker": tokenpacker,
+    "llavamini": llavamini,
+}
 
 
 def parse(spec: str, config: VLMConfig) -> Method:
-    """A written compression, for a model of this architecture."""
+    """A written compression, for a model of this architecture: a method, or two joined by a plus, of which one works
+    before the language tower and the other in it."""
     check_kind("compression", spec, str, "a text such as victor:registers=8,layer=3")
+    methods = [_one(written, config) for written in spec.split("+")]
+    if len(methods) == 1:
+        return methods[0]
+    before, within = (
+        [method for method in methods if bool(method.compressor) is compresses] for compresses in (True, False)
+    )
+    if len(before) != 1 or len(within) != 1:
+        raise UserError(
+            f"compression {spec!r} does not combine: join one method that works before the language tower (pool) and "
+            "one that works in it (victor, vtw)"
+        )
+    if before[0].own or before[0].registers:
+        raise UserError(f"compression {spec!r} does not combine: {before[0].spec} already works in the language tower")
+    draws = before[0].draws or within[0].draws
+    if before[0].draws and within[0].registers:
+        raise UserError(
+            f"compression {spec!r} does not combine: {before[0].spec} draws a number of visual tokens for each row, "
+            "which goes with no registers"
+        )
+    written = f"{before[0].spec}+{within[0].spec}"
+    return replace(within[0], compressor=before[0].compressor, draws=draws, spec=written)
+
+
+def _one(spec: str, config: VLMConfig) -> Method:
     name, _, written = spec.partition(":")
     if name not in METHODS:
         raise UserError(f"unknown compression {name!r} in {spec!r}{_nearest(name, list(METHODS))}")
     method = METHODS[name]
     fields = dict(list(inspect.signature(method).parameters.items())[1:])  # all but the config
     hints = get_type_hints(method)
-    values: dict[str, int | str] = {}
+    values: dict[str, Any] = {}
     for part in filter(None, written.split(",")):
         key, equals, text = part.partition("=")
         if not equals or key not in fields:
@@ -39,18 +86,24 @@ def parse(spec: str, config: VLMConfig) -> Method:
     missing = [k for k, f in fields.items() if f.default is inspect.Parameter.empty and k not in values]
     if missing:
         raise UserError(f"compression {spec!r} needs {' and '.join(missing)}: write {name}:{missing[0]}=…")
-    named = [f"{k}={values[k]}" for k, f in fields.items() if k in values and values[k] != f.default]
+    named = [f"{k}={_written(values[k])}" for k, f in fields.items() if k in values and values[k] != f.default]
     return replace(method(config, **values), spec=":".join(filter(None, [name, ",".join(named)])))
 
 
-def _value(text: str, kind: Any, where: str) -> int | str:
+def _written(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _value(text: str, kind: Any, where: str) -> Any:
+    if get_origin(kind) is tuple:
+        return tuple(_value(part, get_args(kind)[0], where) for part in text.split("-"))
     if choices := get_args(kind):
         if text not in choices:
             raise UserError(f"{where} must be {' or '.join(choices)}")
         return text
-    least = 1 if kind is Positive else 0
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= MOST):
-        raise UserError(f"{where} must be a whole number from {least} to {MOST:,}")
+    least, most = {Positive: (1, MOST), Percent: (1, 100)}.get(kind, (0, MOST))
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= most):
+        raise UserError(f"{where} must be a whole number from {least} to {most:,}")
     return int(text)
 
 

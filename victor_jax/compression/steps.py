@@ -22,7 +22,8 @@ class Rearrange:
 
 @dataclass(frozen=True)
 class Leave(Rearrange):
-    """Positions of one kind leave: all, or all but the `keep` best of each row by the score of the layer before.
+    """Positions of one kind leave: all, or all but the best of each row by the score of the layer before: `keep` of
+    them, or `percent` of those in the stream, rounded down.
 
     With `park` they wait beside the stream, else they are gone. The others keep their RoPE positions or are counted
     anew. The last position of a prompt is always among the best, since the answer is read off it.
@@ -32,13 +33,15 @@ class Leave(Rearrange):
     keep: int = 0
     park: bool = False
     positions: Positions = "keep"
+    percent: int = 0
 
     def __post_init__(self) -> None:
         assert not self.park or self.positions == "keep", "parked positions return under their own numbers"
+        assert not (self.keep and self.percent), "either a number of positions stays or a share of them"
 
     def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:
         stream, parked = stream.copy(), parked.copy()
-        kept = np.minimum(stream[:, self.kind], self.keep)
+        kept = np.minimum(stream[:, self.kind], self._most(stream[:, self.kind]))
         if self.park:
             parked[:, self.kind] += stream[:, self.kind] - kept
         stream[:, self.kind] = kept
@@ -47,7 +50,7 @@ class Leave(Rearrange):
     def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
         stream, is_real = flow.stream, flow.stream.kinds != Kind.PADDING
         leaves = stream.kinds == self.kind
-        if self.keep:
+        if self.keep or self.percent:
             leaves &= ~self._best(flow, leaves)
         stays = select(stream, is_real & ~leaves, size.stream)
         if self.positions == "renumber":
@@ -58,14 +61,18 @@ class Leave(Rearrange):
             parked = select(stream, leaves, size.parked) if parked is None else _add(parked, stream, leaves, size)
         return replace(flow, stream=stays, parked=parked, scores=None), None
 
+    def _most(self, present: Any) -> Any:
+        """int [B]: how many of those present in each row stay at most."""
+        return present * self.percent // 100 if self.percent else self.keep
+
     def _best(self, flow: Flow, candidates: jax.Array) -> jax.Array:
-        """bool [B, T]: the `keep` candidates of each row with the highest scores; of equal ones the first."""
+        """bool [B, T]: the candidates of each row with the highest scores; of equal ones the first."""
         assert flow.scores is not None, "a Leave that keeps the best follows Layers with a score"
         is_end = flow.stream.origin == flow.prompt_end[:, None]
         scores = jnp.where(is_end, jnp.inf, flow.scores[-1])
         order = jnp.argsort(jnp.where(candidates, -scores, jnp.inf), axis=1, stable=True)
         rank = jnp.argsort(order, axis=1)
-        return candidates & (rank < self.keep)
+        return candidates & (rank < jnp.reshape(self._most(candidates.sum(axis=1)), (-1, 1)))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What flows up the tower, as arrays. Rows are closed up to the left and array order is sequence order, so that plain
 causal attention is right in every layer."""
 
-from dataclasses import replace
+from dataclasses import field, replace
+from typing import Any
 
 import flax.struct
 import jax
@@ -26,6 +27,9 @@ class Flow:
     prompt_end: jax.Array  # int32 [B]: origin of the last position of the prompt
     parked: Stream | None = None  # positions that wait beside the stream
     scores: jax.Array | None = None  # [L, B, …]: of the layers before, where the plan asks for one
+    # What steps know of positions, by origin: [B, T of the input, …]. "index" is that of the input sequence, "answer"
+    # whether a position holds a supervised token.
+    notes: dict[str, jax.Array] = field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -35,6 +39,7 @@ class Where:
     kinds: jax.Array  # int32 [B, T]
     positions: jax.Array  # int32 [B, T]
     prompt_end: jax.Array  # int32 [B]: index in the stream
+    notes: dict[str, jax.Array]  # of Flow, each of the positions in the stream [B, T, …]
     window: int | None = flax.struct.field(pytree_node=False)  # of sliding-window attention, in RoPE positions
 
     def visible(self, rows: jax.Array) -> jax.Array:
@@ -44,6 +49,15 @@ class Where:
         if self.window is not None:
             sees &= self.positions[:, None] > take(self.positions, rows)[..., None] - self.window
         return sees
+
+
+@flax.struct.dataclass
+class Seen:
+    """What the vision tower made of images, for a compressor."""
+
+    features: jax.Array  # [I, P, E]: what the projector reads, or [I, P, D]: what it gives
+    levels: dict[int, jax.Array]  # [I, 1 + P, E] of each level that the compressor asks for, the class token first
+    looks: Any  # what its `look` found in each layer, in order: [L, I, …]
 
 
 def take(array: jax.Array, order: jax.Array) -> jax.Array:
@@ -62,6 +76,13 @@ def select(stream: Stream, stays: jax.Array, length: int) -> Stream:
     order = survivors(stays, length)
     chosen = jax.tree.map(lambda array: take(array, order), stream)
     return replace(chosen, kinds=jnp.where(take(stays, order), chosen.kinds, Kind.PADDING))
+
+
+def close_up(stream: Stream, stays: jax.Array) -> Stream:
+    """The positions that stay, bool [B, T], counted anew, as if the others had never been."""
+    closed = select(stream, stays & (stream.kinds != Kind.PADDING), stays.shape[1])
+    counted = jnp.arange(stays.shape[1], dtype=jnp.int32)[None]
+    return replace(closed, positions=jnp.broadcast_to(counted, stays.shape))
 
 
 def merge(a: Stream, b: Stream, length: int) -> Stream:

@@ -1,7 +1,7 @@
 """Encoded rows -> a batch of one static shape, and the source of the batches of each step."""
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +22,13 @@ def build_batch(
     registers: int,
     image_size: int,
     shape: Shape,  # that holds every row
+    drawn: np.ndarray | None = None,  # int [rows]: how many of the registers, or of an image's tokens, each row has
 ) -> Batch:
     """The one way from encoded rows to a batch."""
-    sequence, targets = lay_out(rows, registers, length_of(shape.counts(registers)))
+    length, given = length_of(shape.counts(registers)), None
+    if drawn is not None and not registers:
+        rows, given = with_fewer_tokens(rows, drawn)
+    sequence, targets = lay_out(rows, drawn if drawn is not None and registers else registers, length, given)
     if not shape.images:
         return Batch(sequence, targets, None)
     dtype = next((of_row.dtype for of_row in pixels if of_row is not None), np.uint8)
@@ -33,6 +37,16 @@ def build_batch(
         if of_row is not None:
             place[: len(of_row)] = of_row
     return Batch(sequence, targets, images)
+
+
+def with_fewer_tokens(rows: Rows[EncodedRow | None], tokens: np.ndarray) -> tuple[list[EncodedRow | None], int | None]:
+    """Rows whose images have so many visual tokens each, and how many the tower gives for an image."""
+    given = next((row.image_tokens[0] for row in rows if row and row.image_tokens), None)
+    fewer = [
+        row and replace(row, image_tokens=(int(count),) * len(row.image_tokens))
+        for row, count in zip(rows, tokens, strict=True)
+    ]
+    return fewer, given
 
 
 class Step(NamedTuple):
@@ -56,6 +70,7 @@ class BatchSource:
     aspect: Aspect
     host: int = 0
     hosts: int = 1
+    draws: tuple[int, ...] = ()  # see Method
 
     def __post_init__(self) -> None:
         rows, parts = self.schedule.part_rows, self.schedule.parts
@@ -70,10 +85,19 @@ class BatchSource:
         share = rows.shape[1] // self.hosts
         here = rows[:, self.host * share : (self.host + 1) * share]
         bad: list[Bad] = []
-        parts = [self._part(shape, of_part, bad) for shape, of_part in zip(shapes, here.tolist(), strict=True)]
+        drawn = self._drawn(step, rows.shape)[:, self.host * share : (self.host + 1) * share]
+        parts = [
+            self._part(shape, of_part, number if self.draws else None, bad)
+            for shape, of_part, number in zip(shapes, here.tolist(), drawn, strict=True)
+        ]
         return Step(step, shapes, rows, tuple(parts), bad)
 
-    def _part(self, shape: Shape, rows: list[int], bad: list[Bad]) -> Batch:
+    def _drawn(self, step: int, shape: tuple[int, ...]) -> np.ndarray:
+        """int [parts, rows]: one of `draws` for each row of the step's batch, the same on every host."""
+        bits = np.random.Philox(key=[self.schedule.seed, step]).random_raw(shape)
+        return np.array(self.draws or (0,))[bits % np.uint64(len(self.draws) or 1)]
+
+    def _part(self, shape: Shape, rows: list[int], drawn: np.ndarray | None, bad: list[Bad]) -> Batch:
         encoded: list[EncodedRow | None] = []
         pixels: list[np.ndarray | None] = []
         for row in rows:
@@ -87,7 +111,7 @@ class BatchSource:
                 one = None
             encoded.append(one)
             pixels.append(of_row)
-        return build_batch(encoded, pixels, self.registers, self.image_size, shape)
+        return build_batch(encoded, pixels, self.registers, self.image_size, shape, drawn)
 
     def _read(self, row: int) -> EncodedRow:
         """The words that were indexed, and no others: schedule and digest of the run rest on them."""

@@ -89,13 +89,13 @@ def open_inputs(
     held_out = np.random.default_rng(seed).permutation(good)[:held_out_rows]
     share = next(number for number, hosts in enumerate(shares) if jax.process_index() in hosts)
 
-    def source(rows: np.ndarray) -> BatchSource:
+    def source(rows: np.ndarray, draws: tuple[int, ...]) -> BatchSource:
         schedule = Schedule(index, batch_size, seed, method.registers, parts, rows=rows)
         size = model.vision.image_size
-        return BatchSource(reader, schedule, method.registers, size, data.aspect, share, len(shares))
+        return BatchSource(reader, schedule, method.registers, size, data.aspect, share, len(shares), draws)
 
-    train = source(np.setdiff1d(good, held_out))
-    return Inputs(index, train, source(held_out) if held_out_rows else None)
+    train = source(np.setdiff1d(good, held_out), method.draws)
+    return Inputs(index, train, source(held_out, ()) if held_out_rows else None)
 
 
 def _check_images(reader: Reader, rows: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from victor_jax.compression.plan import Kind, Layers, Plan, Score, Size
-from victor_jax.compression.stream import Flow, Stream, Where
+from victor_jax.compression.stream import Flow, Stream, Where, take
 from victor_jax.models.config import LanguageConfig
 from victor_jax.models.layers import Dense, Lora, RMSNorm, loop_lengths
 from victor_jax.models.parameters import Normal, declare
@@ -162,7 +162,10 @@ class LanguageTower(nn.Module):
         c = self.config
         self.embedding = self.param("embedding", declare(Normal(0.02), "tensor", "fsdp"), (c.vocabulary, c.width))
         self.stages = [
-            [self._loop(length, step.score) for length in loop_lengths(step.count, self.layers_per_loop)]
+            [
+                self._loop(length, None if step.ahead else step.score)
+                for length in loop_lengths(step.count, self.layers_per_loop)
+            ]
             for step in self.plan.steps
             if isinstance(step, Layers)
         ]
@@ -200,7 +203,7 @@ class LanguageTower(nn.Module):
         stages, span = itertools.count(), flow.stream.kinds.shape[1]  # no two RoPE positions are further apart
         for step, size in zip(self.plan.steps, sizes, strict=True):
             if isinstance(step, Layers):
-                cache = None if room is None else self._empty_cache(step.count, flow.stream, room)
+                cache = None if room is None else self._empty_cache(step, flow.stream, room)
                 flow, cache = self._layers(next(stages), step, flow, cache, span)
             else:
                 flow, cache = step.apply(flow, size, own)
@@ -211,12 +214,32 @@ class LanguageTower(nn.Module):
         self, stage: int, step: Layers, flow: Flow, cache: StageCache | None, span: int
     ) -> tuple[Flow, StageCache | None]:
         stream = flow.stream
-        view = self._view(stream, span)
+        view = self._view(stream, span, step.barred)
         if step.score is not None:
             prompt_end = jnp.argmax(stream.origin == flow.prompt_end[:, None], axis=1)
-            view = replace(view, where=Where(stream.kinds, stream.positions, prompt_end, self.config.sliding_window))
+            notes = {name: take(note, stream.origin) for name, note in flow.notes.items()}
+            where = Where(stream.kinds, stream.positions, prompt_end, notes, self.config.sliding_window)
+            view = replace(view, where=where)
         x, cache, scores = self._run(stage, stream.x, cache, view)
+        if step.score is not None and step.ahead:
+            scores = self._ahead(stage + 1, x, view, step.score)
         return replace(flow, stream=replace(stream, x=x), scores=scores), cache
+
+    def _ahead(self, stage: int, x: jax.Array, view: View, score: Score) -> jax.Array:
+        """[1, B, …]: the score that the first layer of this stage would compute of x. No gradient passes through it.
+
+        The compiler drops what that layer computes besides.
+        """
+        if self.is_initializing():  # its parameters are declared when it runs
+            return jnp.zeros((1, *x.shape[:2]), jnp.float32)
+        stacked = self.stages[stage][0].variables["params"]
+        params = jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf[0], stacked))
+        layer = LanguageLayer(
+            self.config, self.dtype, self.implementation, self.lora, score, self.cache_axes, parent=None
+        )
+        carry = jax.lax.stop_gradient(x), None
+        _, scores = layer.apply({"params": params}, carry, jnp.int32(0), view)
+        return scores[None]  # type: ignore[index]
 
     def decode(
         self, x: jax.Array, caches: Caches, number: jax.Array, own: nn.Module | None
@@ -262,13 +285,15 @@ class LanguageTower(nn.Module):
             cache = replace(cache, keys=keys, values=values)
         return x, cache, None if scores[0] is None else jnp.concatenate(scores)
 
-    def _view(self, stream: Stream, span: int) -> View:
+    def _view(self, stream: Stream, span: int, barred: bool) -> View:
         """Of a full pass over positions that are less than `span` apart, gaps included."""
-        positions, window = stream.positions, self.config.sliding_window
-        cosine, sine = self._rotation(positions)
-        if window is None or span <= window:
-            return View(cosine, sine, mask=None)
-        return View(cosine, sine, mask=self._in_window(positions[:, :, None], positions[:, None, :]))
+        positions, window, mask = stream.positions, self.config.sliding_window, None
+        if window is not None and span > window:
+            mask = self._in_window(positions[:, :, None], positions[:, None, :])
+        if barred:
+            may = (stream.kinds != Kind.TEXT)[:, :, None] | (stream.kinds != Kind.VISUAL)[:, None, :]
+            mask = may if mask is None else mask & may
+        return View(*self._rotation(positions), mask=mask)
 
     def _in_window(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """Sliding windows are measured in RoPE positions, so that visual tokens that left do not widen them."""
@@ -278,16 +303,19 @@ class LanguageTower(nn.Module):
     def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotation(positions, inverse_frequencies(self.config.rope, self.config.head_dim))
 
-    def _empty_cache(self, layers: int, stream: Stream, room: int) -> StageCache:
+    def _empty_cache(self, step: Layers, stream: Stream, room: int) -> StageCache:
         c, (rows, length) = self.config, stream.kinds.shape
         sizes = {"B": rows, "K": c.kv_heads, "H": c.head_dim, "S": length + room}
         keys, values = (
             tuple(
                 jnp.zeros((layers, *(sizes[axis] for axis in axes)), self.dtype)
-                for layers in loop_lengths(layers, self.layers_per_loop)
+                for layers in loop_lengths(step.count, self.layers_per_loop)
             )
             for axes in self.cache_axes
         )
-        positions = jnp.where(stream.kinds == Kind.PADDING, EMPTY, stream.positions)
+        hidden = stream.kinds == Kind.PADDING
+        if step.barred:  # new tokens are text
+            hidden |= stream.kinds == Kind.VISUAL
+        positions = jnp.where(hidden, EMPTY, stream.positions)
         positions = jnp.pad(positions, ((0, 0), (0, room)), constant_values=EMPTY)
         return StageCache(keys, values, positions, prefilled=length)

@@ -45,6 +45,7 @@ class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
     value: Any
     axes: tuple[Axis, ...] = flax.struct.field(pytree_node=False)  # the mesh axis that shards each axis
     start: Start = flax.struct.field(pytree_node=False)
+    nested: bool = flax.struct.field(pytree_node=False, default=False)  # the first rows of a larger one will do
 
     def unbox(self) -> Any:
         return self.value
@@ -67,10 +68,10 @@ class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):
         return PartitionSpec(*self.axes)
 
 
-def declare(start: Start, *axes: Axis) -> Callable[..., Any]:
+def declare(start: Start, *axes: Axis, nested: bool = False) -> Callable[..., Any]:
     """Axes that are not named are not sharded."""
 
     def init(key: jax.Array, shape: tuple[int, ...]) -> Declared:
-        return Declared(jnp.zeros(shape, jnp.float32), (*axes, *[None] * (len(shape) - len(axes))), start)
+        return Declared(jnp.zeros(shape, jnp.float32), (*axes, *[None] * (len(shape) - len(axes))), start, nested)
 
     return init

@@ -69,11 +69,13 @@ def lay_out(
     rows: Rows[EncodedRow | None],  # None: a filler
     registers: int | np.ndarray,  # after each image: one number, or one for each row
     length: int | None = None,  # by default what the longest row needs
+    given: int | None = None,  # visual tokens that the tower gives for each image; by default those of the rows
 ) -> tuple[Sequence, np.ndarray]:
     """Each image becomes its visual tokens and then registers -> the sequence, and its targets int32 [B, T].
 
     Targets are shifted: a position carries the id that follows it, and so the last position of an image carries the
-    first word after it if that is supervised.
+    first word after it if that is supervised. A row that has fewer visual tokens of an image than the tower gives
+    reads the first ones.
     """
     length = length or length_of(kind_counts(rows, registers))
     kinds, index, targets = np.zeros((3, len(rows), length), np.int32)
@@ -83,7 +85,7 @@ def lay_out(
     for row, encoded in enumerate(rows):
         if encoded is None:
             continue
-        row_kinds, row_index, row_targets = _row(encoded, int(registers[row]))
+        row_kinds, row_index, row_targets = _row(encoded, int(registers[row]), given)
         kinds[row, : len(row_kinds)] = row_kinds
         index[row, : len(row_index)] = row_index
         targets[row, : len(row_targets) - 1] = row_targets[1:]
@@ -93,7 +95,7 @@ def lay_out(
     return Sequence(kinds, index, positions, prompt_end), targets
 
 
-def _row(encoded: EncodedRow, registers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _row(encoded: EncodedRow, registers: int, given: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Kinds, indices and targets, position by position."""
     is_image = encoded.ids == IMAGE
     tokens = np.zeros(len(is_image), np.int64)  # visual tokens at each id
@@ -103,7 +105,8 @@ def _row(encoded: EncodedRow, registers: int) -> tuple[np.ndarray, np.ndarray, n
     within = np.arange(len(source)) - np.repeat(np.cumsum(copies) - copies, copies)
     visual = is_image[source] & (within < tokens[source])
     register = is_image[source] & ~visual
-    before = (np.cumsum(tokens) - tokens)[source]  # visual tokens of the images before
+    held = tokens if given is None else given * is_image
+    before = (np.cumsum(held) - held)[source]  # visual tokens of the images before
     kinds = np.select([visual, register], [Kind.VISUAL, Kind.REGISTER], Kind.TEXT)
     index = np.select([visual, register], [before + within, within - tokens[source]], encoded.ids[source])
     return kinds, index, np.where(is_image[source], IGNORE, encoded.targets[source])

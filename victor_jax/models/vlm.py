@@ -6,6 +6,7 @@ pixels -> vision -> (compressor) -> projector -> visual tokens
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from victor_jax.compression.plan import Kind, Method, Size
-from victor_jax.compression.stream import Flow, Stream, survivors, take
+from victor_jax.compression.stream import Flow, Seen, Stream, close_up, survivors, take
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.language import Caches, LanguageTower, Remat
 from victor_jax.models.layers import Lora
@@ -27,8 +28,6 @@ from victor_jax.ops.attention import CACHE_AXES, CacheAxes, Implementation
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE, cross_entropy
 from victor_jax.sharding.mesh import over_rows
-
-REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own embedding scale
 
 
 def exact_where_asked(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,13 +51,16 @@ class OwnParameters(nn.Module):
     def setup(self) -> None:
         if self.method.registers:
             shape = (self.method.registers, self.config.language.width)
-            self.registers = self.param("registers", declare(Normal(REGISTER_STD)), shape)
+            start = Normal(self.method.register_std)
+            self.registers = self.param("registers", declare(start, nested=bool(self.method.draws)), shape)
         if self.method.compressor:
             self.compressor = self.method.compressor.module(self.config, self.dtype)
         self.steps = self.method.own(self.config, self.dtype) if self.method.own else None
 
-    def compress(self, features: jax.Array) -> jax.Array:  # [I, P, E] -> [I, R, E]
-        return self.compressor(features) if self.method.compressor else features
+    def compress(self, seen: Seen) -> tuple[jax.Array, jax.Array | None]:
+        """[I, P, E] -> [I, R, E], and which of them are used, bool [I, R], where that is not all."""
+        found = self.compressor(seen)
+        return found if isinstance(found, tuple) else (found, None)
 
 
 class VLMModule(nn.Module):
@@ -73,20 +75,29 @@ class VLMModule(nn.Module):
 
     def setup(self) -> None:
         c, kernels = self.config, (self.dtype, self.implementation)
-        self.vision = VisionTower(c.vision, c.feature_levels, c.keep_class_token, *kernels, self.layers_per_loop)
+        self.vision = VisionTower(c, self.method.compressor, *kernels, self.layers_per_loop)
         self.projector = Projector(c.projector, c.language.width, self.dtype)
         self.language = LanguageTower(
             c.language, self.method.plan, *kernels, self.remat, self.lora, self.layers_per_loop, self.cache_axes
         )
         self.compression = OwnParameters(c, self.method, self.dtype)
 
-    def visual_tokens(self, pixels: jax.Array) -> jax.Array:
-        """pixels [B, images per row, 3, size, size], of bytes or normalised -> [B, V, D]."""
+    def visual_tokens(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """pixels [B, images per row, 3, size, size], of bytes or normalised -> [B, V, D], and which of them are used,
+        bool [B, V], where that is not all."""
+        compressor, used = self.method.compressor, None
         with jax.named_scope("vision"):
             images = pixels.reshape(-1, *pixels.shape[2:])
             images = normalise(images) if images.dtype == jnp.uint8 else images
-            tokens = self.projector(self.compression.compress(self.vision(images.astype(self.dtype))))
-        return over_rows(tokens.reshape(len(pixels), -1, tokens.shape[-1]))
+            seen = self.vision(images.astype(self.dtype))
+            if compressor and not compressor.after_projector:
+                features, used = self.compression.compress(seen)
+                seen = replace(seen, features=features)
+            tokens = self.projector(seen.features)
+            if compressor and compressor.after_projector:
+                tokens, used = self.compression.compress(replace(seen, features=tokens))
+        rows = len(pixels)
+        return over_rows(tokens.reshape(rows, -1, tokens.shape[-1])), None if used is None else used.reshape(rows, -1)
 
     def embed(self, sequence: Sequence, visual: jax.Array | None) -> jax.Array:
         """Each position's input state [B, T, D], taken from the source that its kind names."""
@@ -105,6 +116,8 @@ class VLMModule(nn.Module):
             here, which = of(Kind.REGISTER, elsewhere=registers)
             # A product, since every row adds to the gradient of the same few registers.
             chosen = jax.nn.one_hot(which, registers, dtype=jnp.float32) @ self.compression.registers
+            if self.method.word is not None:
+                chosen += self.language.embed(jnp.array(self.method.word))
             x = jnp.where(here, chosen.astype(self.dtype), x)
         return over_rows(x)
 
@@ -112,10 +125,16 @@ class VLMModule(nn.Module):
     def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
         """A full pass -> what is at the top, and the caches (see LanguageTower)."""
         sequence = batch.sequence
-        x = self.embed(sequence, None if batch.pixels is None else self.visual_tokens(batch.pixels))
+        visual, used = (None, None) if batch.pixels is None else self.visual_tokens(batch.pixels)
+        x = self.embed(sequence, visual)
         origin = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], sequence.kinds.shape)
         stream = Stream(x, sequence.kinds, sequence.positions, origin)
-        return self.language(Flow(stream, sequence.prompt_end), sizes, self.compression.steps, room)
+        if used is not None:
+            is_visual = sequence.kinds == Kind.VISUAL
+            stream = close_up(stream, ~is_visual | take(used, jnp.where(is_visual, sequence.index, 0)))
+        answers = jnp.pad(batch.targets[:, :-1] != IGNORE, ((0, 0), (1, 0)))
+        flow = Flow(stream, sequence.prompt_end, notes={"index": sequence.index, "answer": answers})
+        return self.language(flow, sizes, self.compression.steps, room)
 
     @exact_where_asked
     def __call__(self, batch: Batch, sizes: tuple[Size, ...], text_length: int) -> jax.Array:
@@ -129,7 +148,7 @@ class VLMModule(nn.Module):
     def loss(self, batch: Batch, sizes: tuple[Size, ...], chunk: int) -> tuple[jax.Array, jax.Array]:
         """float32 [B] summed negative log-likelihood of each row, int32 [B] supervised positions of it.
 
-        A position that leaves takes its target with it (VTW: the token right after the image).
+        A position that leaves takes its target with it: without registers, the token right after the image.
         """
         top = self.run(batch, sizes)[0].stream
         targets = jnp.where(top.kinds == Kind.PADDING, IGNORE, take(batch.targets, top.origin))

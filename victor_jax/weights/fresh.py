@@ -13,7 +13,7 @@ from victor_jax.models.config import VLMConfig
 from victor_jax.models.parameters import Constant, Declared, Normal, Start, Uniform
 from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
 from victor_jax.weights.names import OWN, REGISTERS
-from victor_jax.weights.tensors import Index, Tensor, cast
+from victor_jax.weights.tensors import Index, Tensor, cast, first_rows
 
 
 def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
@@ -40,13 +40,18 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
     held = checkpoint.own
     if not needed:
         return tensors
-    same_method = checkpoint.compression.partition(":")[0] == method.spec.partition(":")[0]
-    if same_method and {name: t.shape for name, t in held.items()} == {name: t.shape for name, t in needed.items()}:
-        return checkpoint.tensors
+    same_method = _names(checkpoint.compression) == _names(method.spec) and held.keys() == needed.keys()
+    serving = {name for name in needed if same_method and _serves(held[name], needed[name])}
+    if serving == needed.keys():
+        return tensors | {name: first_rows(held[name], leaf.shape) for name, leaf in needed.items()}
     if held:
+        found, asked = (
+            described({name: leaf for name, leaf in own.items() if name not in serving}, shapes=True)
+            for own in (held, needed)
+        )
         raise UserError(
-            f"{checkpoint.folder} was trained with {described(held)} ({checkpoint.compression}), {method.spec} asks "
-            f"for {described(needed)}: parameters of one method or size cannot serve another"
+            f"{checkpoint.folder} was trained with {found} ({checkpoint.compression}), {method.spec} asks for "
+            f"{asked}: parameters of one method or size cannot serve another"
         )
     warnings.warn(
         f"{checkpoint.folder} lacks {described(needed)}: drawn from seed {seed} and untrained, so answers under "
@@ -56,9 +61,21 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
     return tensors | {name: drawn(name, leaf.shape, leaf.start, seed) for name, leaf in needed.items()}
 
 
-def described(own: Mapping[str, Tensor | Declared]) -> str:
+def _names(compression: str) -> list[str]:
+    return [written.partition(":")[0] for written in compression.split("+")]
+
+
+def _serves(tensor: Tensor, leaf: Declared) -> bool:
+    if not leaf.nested:
+        return tensor.shape == leaf.shape
+    return tensor.shape[0] >= leaf.shape[0] and tensor.shape[1:] == leaf.shape[1:]
+
+
+def described(own: Mapping[str, Tensor | Declared], shapes: bool = False) -> str:
     """`8 registers` or, of other parameters, their names."""
-    names = [name.removeprefix(OWN) for name in own if name != REGISTERS]
+    names = [
+        name.removeprefix(OWN) + (f" {leaf.shape}" if shapes else "") for name, leaf in own.items() if name != REGISTERS
+    ]
     registers = [f"{own[REGISTERS].shape[0]} registers"] if REGISTERS in own else []
     return join_names([*registers, *names])
 

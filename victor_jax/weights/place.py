@@ -27,7 +27,7 @@ def sources(path: str, module: VLMModule) -> list[str]:
     if not rest or not rest[0].startswith("stages_"):
         return [path]
     stage, loop = map(int, rest[0].split("_")[1:])
-    stages = stage_lengths(module.config.feature_levels) if part == "vision" else module.method.plan.stages
+    stages = stage_lengths(module.config, module.method.compressor) if part == "vision" else module.method.plan.stages
     loops = loop_lengths(stages[stage], module.layers_per_loop)
     first = sum(stages[:stage]) + sum(loops[:loop])
     return ["/".join((part, "layers", str(layer), *rest[1:])) for layer in range(first, first + loops[loop])]

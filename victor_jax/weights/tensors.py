@@ -50,6 +50,13 @@ def transposed(tensor: Tensor) -> Tensor:
     return replace(tensor, shape=tensor.shape[::-1], read=lambda index: tensor.read(index[::-1]).T)
 
 
+def first_rows(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Of a tensor that may have more of them along its first axis."""
+    return replace(
+        tensor, shape=shape, read=lambda index: tensor.read((slice(*index[0].indices(shape[0])), *index[1:]))
+    )
+
+
 def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Another shape of the same elements. Any slice reads the whole tensor: meant for small ones."""
     return replace(tensor, shape=shape, read=lambda index: tensor.load().reshape(shape)[index])

@@ -1,0 +1,46 @@
+"""victor-jax score BENCHMARK --predictions=FILE --annotations=PATH [--questions=FILE]: a score, without a model.
+
+Predictions are JSON lines with question_id and text, as eval.py and LLaVA's scripts write them (TextVQA and MME also
+read prompt). Annotations are what the benchmark publishes, as it is.
+"""
+
+import argparse
+from pathlib import Path
+
+from victor_jax.errors import UserError
+from victor_jax.evaluation.answers import Score, read_answers
+from victor_jax.evaluation.scorers import SCORERS
+
+NAMED = 5  # of the questions without a prediction
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="victor-jax score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("benchmark", choices=SCORERS)
+    parser.add_argument("--predictions", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--annotations", required=True, type=Path, metavar="PATH", help="a file, or of POPE, MME and "
+                        "ScienceQA a folder")  # fmt: skip
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="LLaVA's question file, which POPE needs")
+    given = parser.parse_args(arguments)
+    if given.benchmark == "pope" and given.questions is None:
+        raise UserError("pope needs --questions=llava_pope_test.jsonl, which says what split each question is of")
+    print(report(SCORERS[given.benchmark](read_answers(given.predictions), given.annotations, given.questions)))
+    return 0
+
+
+def report(score: Score) -> str:
+    """For people."""
+    unit = " %" if score.unit == "%" else f" {score.unit}"
+    width = max(map(len, ["score", *score.parts]))
+    lines = [f"{name:<{width}}  {value:8.2f}{unit}" for name, value in {"score": score.score, **score.parts}.items()]
+    lines.append(f"{score.questions} questions")
+    if score.missing:
+        first = ", ".join(map(repr, score.missing[:NAMED]))
+        more = ", …" if len(score.missing) > NAMED else ""
+        lines[-1] += f", {len(score.missing)} without a prediction, counted as wrong: {first}{more}"
+    return "\n".join(lines)
