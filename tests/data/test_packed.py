@@ -156,6 +156,33 @@ def test_a_damaged_record_is_a_bad_row_or_image_and_ends_nothing(source):
     assert records.open(path).size == (9, 9)
 
 
+@pytest.mark.parametrize("kind", ["rows", "images"])
+def test_no_changed_byte_of_a_shard_gives_another_record(source, kind):
+    """Each record, and what is around it, has a checksum of ArrayRecord's."""
+    folder = packed(source, 1000)
+
+    def read(records, row):
+        try:
+            return records[row], [records.read(path) for path in parse_record(records[row], row).images]
+        except (BadRow, BadImage):
+            return None
+
+    whole = [read(open_source(folder), row) for row in range(5)]
+    shard = folder / f"{kind}-00000.array_record"
+    data, found, refused = shard.read_bytes(), [], []
+    used = len(data[: 1 << 16].rstrip(b"\0"))
+    for at in np.random.default_rng(0).choice(used, 60, replace=False).tolist():
+        shard.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        try:
+            records = open_source(folder)
+            found += [(read(records, row), row) for row in range(5)]
+        except UserError as error:
+            refused.append(str(error))
+    assert all("it is not whole" in sentence for sentence in refused)
+    assert all(one in (None, whole[row]) for one, row in found)
+    assert (None, 0) in found
+
+
 @pytest.mark.parametrize(
     "text",
     [
