@@ -16,11 +16,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -236,6 +238,26 @@ def test_a_run_whose_steps_are_all_damaged_says_so_before_it_begins_anew(tmp_pat
         checkpoints.newest(state, lambda meta: None)
     assert {folder.name for folder in tmp_path.iterdir()} == {"1.damaged", "2.damaged"}
     assert (tmp_path / "1.damaged" / "params").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ValueError("PERMISSION_DENIED: Error opening"), UserError),
+        (OSError(24, "Too many open files"), UserError),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), jax.errors.JaxRuntimeError),
+    ],
+)
+def test_a_whole_step_that_cannot_be_read_now_stays_where_it_is(
+    tmp_path: Path, error: Exception, raised: type[Exception]
+) -> None:
+    state = begin({"compression/registers": jnp.ones((8, 16))})
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        with mock.patch.object(ocp.Checkpointer, "restore", side_effect=error), pytest.raises(raised):
+            checkpoints.newest(state, lambda meta: None)
+        assert checkpoints.newest(state, lambda meta: None) is not None
 
 
 def test_without_a_step_there_is_no_newest(tmp_path: Path) -> None:

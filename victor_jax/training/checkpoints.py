@@ -32,6 +32,15 @@ from victor_jax.weights.names import current_name
 
 SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
 ERROR_LENGTH = 200  # of tensorstore's part in a message of ours
+# What TensorStore and the system say where a file cannot be read now, and may be whole.
+PASSING = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "Permission denied",
+    "Too many",
+)
 Leaves = dict[str, Any]  # by path
 HANDLERS: dict[str, Any] = {  # by item
     "params": ocp.StandardCheckpointHandler,
@@ -173,8 +182,13 @@ class Checkpoints(AbstractContextManager):
         self.wait()  # a step that is being written is none yet
         try:
             return read()
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # no room for it here
         except Exception as error:  # of damaged files its readers raise nearly anything
-            raise self._damaged(step, _first_line(error)) from error
+            damaged = self._damaged(step, _first_line(error))
+            if any(word in str(error) for word in PASSING):
+                raise UserError(str(damaged)) from error
+            raise damaged from error
 
     def _damaged(self, step: int, why: str) -> "DamagedError":
         return DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({why})", why)

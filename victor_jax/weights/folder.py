@@ -74,6 +74,7 @@ def _read_shards(index: Path, read: Any) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
+    check_file(path)
     with _open(path) as file:
         tensors = {}
         for key in file.keys():  # noqa: SIM118 - the handle is not a dict
@@ -92,7 +93,6 @@ def _read(path: Path, key: str, index: Index) -> np.ndarray:
 
 
 def _open(path: Path) -> Any:
-    check_file(path)
     try:
         return safe_open(str(path), framework="numpy")
     except FileNotFoundError:
