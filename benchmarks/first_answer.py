@@ -23,7 +23,7 @@ def main(path: Path, spec: str) -> dict[str, Any]:
     load = victor_jax.load  # resolved, and imported, when it is named
     imported, requests = time.perf_counter(), []  # to the compiler or its cache
     jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: requests.append(event))
-    vlm, given = load(path / "model", spec, dtype="float32"), np.load(path / "prompts.npz")
+    vlm, given = load(path / "model", spec, dtype="float32", seed=0), np.load(path / "prompts.npz")
     seconds = {"import": imported - began, "load": time.perf_counter() - imported}
     programs, answered_at = {}, []
     for call in ("first", "second"):

@@ -2,9 +2,11 @@
 
     configs/finetune.py:registers=8,layer=3,size=13b,recipe=paper,runlocal
     configs/finetune.py:vtw,layer=12
+    configs/finetune.py:pool:tokens=144+victor:registers=8,layer=3
 
 A bare word names the method (victor by default), `runlocal` shrinks the recipe; all but `size` and `recipe` are fields
-of the method. They go into config.compression as they are, which is judged where the model is built.
+of the method. A colon among them says that they are a written compression as it is. Either way they go into
+config.compression, which is judged where the model is built.
 
 Sources: [llava] haotian-liu/LLaVA scripts/v1_5/*.sh and the defaults of the Hugging Face Trainer under them;
 [victor] arXiv 2410.14072, section 4.1; [ours] our own choice.
@@ -18,15 +20,12 @@ FIELDS = {"victor": {"registers": "8", "layer": "3"}, "vtw": {"layer": "16"}}  #
 def base(argument: str) -> tuple[ConfigDict, bool]:
     """The shared configuration, and whether `runlocal` is in the argument."""
     words = [word for word in argument.split(",") if word]
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    own = {"recipe": "llava", "size": "7b"}
+    own |= dict(word.split("=", 1) for word in words if word.startswith(("recipe=", "size=")))
     config = ConfigDict()
-    config.recipe, config.size = given.pop("recipe", "llava"), given.pop("size", "7b")
+    config.recipe, config.size = own["recipe"], own["size"]
     config.init_from = config.vision_from = config.projector_from = ""
-    method, *more = [word for word in words if "=" not in word and word != "runlocal"] or ["victor"]
-    if more:
-        raise ValueError(f"{method!r} and {more[0]!r} name two methods: name one")
-    fields = ",".join(f"{key}={value}" for key, value in (FIELDS.get(method, {}) | given).items())
-    config.compression = f"{method}:{fields}" if fields else method
+    config.compression = compression([word for word in words if word.split("=")[0] not in (*own, "runlocal")])
     config.total_steps = 0
     config.epochs = 1  # [llava]
     config.micro_batches = 0  # [ours] as few parts as leave each device at most 16 rows of a part [llava: 16 per GPU]
@@ -70,6 +69,18 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
     config.bad_step = ConfigDict({"action": "stop", "spike_factor": 0.0, "most": 20})
     config.profile = ConfigDict({"first": 10, "steps": 0})  # a trace in DIR/profile, off
     return config, "runlocal" in words
+
+
+def compression(words: list[str]) -> str:
+    """Its written form."""
+    if any(":" in word for word in words):
+        return ",".join(words)
+    method, *more = [word for word in words if "=" not in word] or ["victor"]
+    if more:
+        raise ValueError(f"{method!r} and {more[0]!r} name two methods: name one")
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    fields = ",".join(f"{key}={value}" for key, value in (FIELDS.get(method, {}) | given).items())
+    return f"{method}:{fields}" if fields else method
 
 
 def shrink(config: ConfigDict) -> None:

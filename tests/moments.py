@@ -150,7 +150,7 @@ def main() -> int:
                 if status or task.result(out) != expected:
                     wrong += 1
                     print(f"  NOT the same at last: status {status}\n{said[-500:]}")
-                shutil.rmtree(out)
+                shutil.rmtree(out, ignore_errors=True)
             for leftover in ("warm", "undisturbed"):
                 shutil.rmtree(root / leftover)
     print(f"{tried} signals, {wrong} ends that were not as they should be")

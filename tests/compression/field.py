@@ -130,9 +130,13 @@ def equals_its_rows_alone(spec: str, config: VLMConfig = CONFIG) -> None:
 
 def equals_full(spec: str, config: VLMConfig = CONFIG) -> None:
     """At its identity setting a method changes nothing."""
+    equals(spec, "full", config)
+
+
+def equals(spec: str, other: str, config: VLMConfig = CONFIG) -> None:
     rows, images = unlike_rows(spec, config)
     for found, expected_logits in zip(
-        logits(spec, rows, images, config), logits("full", rows, images, config), strict=True
+        logits(spec, rows, images, config), logits(other, rows, images, config), strict=True
     ):
         np.testing.assert_allclose(found, expected_logits, atol=TOLERANCE, rtol=0)
 

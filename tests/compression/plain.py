@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 
 from victor_jax.compression.plan import Kind
 from victor_jax.compression.spec import parse
+from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import IMAGE
 from victor_jax.models.vlm import VLMModule
 
@@ -21,8 +22,9 @@ LANGUAGE, VISION = CONFIG.language, CONFIG.vision
 class Plain:
     """The base model, and by `own` what a method brings along."""
 
-    def __init__(self, spec: str = "full") -> None:
-        self.tensors = {name: array.astype(np.float64) for name, array in tensors(parse(spec, CONFIG)).items()}
+    def __init__(self, spec: str = "full", config: VLMConfig = CONFIG) -> None:
+        drawn = tensors(parse(spec, config), config)
+        self.tensors = {name: array.astype(np.float64) for name, array in drawn.items()}
 
     def linear(self, name, x):
         y = x @ self.tensors[f"{name}/kernel"]
@@ -35,21 +37,31 @@ class Plain:
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + VISION.norm_eps)
         return x * self.tensors[f"{name}/scale"] + self.tensors[f"{name}/bias"]
 
-    def visual_tokens(self, image):
-        """image [3, size, size] -> [P, D]."""
+    def vision(self, image):
+        """image [3, size, size] -> by level [1 + P, E], by layer its queries and keys [1 + P, N, H]; the class token
+        first."""
         side, size = VISION.image_size // VISION.patch_size, VISION.patch_size
         squares = image.reshape(3, side, size, side, size).transpose(1, 3, 0, 2, 4).reshape(side**2, -1)
         x = np.vstack([self.tensors["vision/class_embedding"][None], self.linear("vision/patch_embedding", squares)])
-        x = self.layer_norm("vision/pre_norm", x + self.tensors["vision/position_embedding"])
-        for number in range(CONFIG.feature_levels[0]):
+        levels, looks = [self.layer_norm("vision/pre_norm", x + self.tensors["vision/position_embedding"])], []
+        for number in range(VISION.depth):
+            x = levels[-1]
             name = f"vision/layers/{number}"
             y = self.layer_norm(f"{name}/norm1", x)
             q, k, v = (heads(self.linear(f"{name}/attention/{part}", y), VISION.heads) for part in "qkv")
             y = np.einsum("nts,snh->tnh", softmax(q, k), v).reshape(x.shape)
             x = x + self.linear(f"{name}/attention/o", y)
             y = self.linear(f"{name}/mlp/up", self.layer_norm(f"{name}/norm2", x))
-            x = x + self.linear(f"{name}/mlp/down", y / (1 + np.exp(-1.702 * y)))
-        y = self.linear("projector/linear_1", x[1:])
+            levels.append(x + self.linear(f"{name}/mlp/down", y / (1 + np.exp(-1.702 * y))))
+            looks.append((q, k))
+        return levels, looks
+
+    def visual_tokens(self, image):
+        """[P, D]."""
+        return self.projected(self.vision(image)[0][CONFIG.feature_levels[0]][1:])
+
+    def projected(self, features):
+        y = self.linear("projector/linear_1", features)
         return self.linear("projector/linear_2", y * (1 + np.vectorize(math.erf)(y / 2**0.5)) / 2)
 
     def inputs(self, row, images):
@@ -62,18 +74,20 @@ class Plain:
         is_visual = np.repeat(row.ids == IMAGE, [len(piece) for piece in pieces])
         return np.concatenate(pieces), is_visual
 
-    def attention(self, number, x, positions):
-        """The weights of a layer [N, T, T], and the values that they weigh [T, N, H]."""
+    def attention(self, number, x, positions, barred=False):
+        """The weights of a layer [N, T, T], and the values that they weigh [T, N, H]; `barred`: bool [T, T], what does
+        not attend to what."""
         y = self.rms_norm(f"language/layers/{number}/norm1", x)
         counts = {"q": LANGUAGE.heads, "k": LANGUAGE.kv_heads, "v": LANGUAGE.kv_heads}
         name = f"language/layers/{number}/attention"
         q, k, v = (heads(self.linear(f"{name}/{part}", y), count) for part, count in counts.items())
         k, v = (np.repeat(part, LANGUAGE.heads // LANGUAGE.kv_heads, axis=1) for part in (k, v))
-        return softmax(rotated(q, positions), rotated(k, positions), causal=True), v
+        may = np.tril(np.ones((len(x), len(x)), bool)) & np.logical_not(barred)
+        return softmax(rotated(q, positions), rotated(k, positions), may), v
 
-    def layer(self, number, x, positions):
+    def layer(self, number, x, positions, barred=False):
         name = f"language/layers/{number}"
-        weights, values = self.attention(number, x, positions)
+        weights, values = self.attention(number, x, positions, barred)
         y = np.einsum("nts,snh->tnh", weights, values).reshape(len(x), -1)
         x = x + self.linear(f"{name}/attention/o", y)
         y = self.rms_norm(f"{name}/norm2", x)
@@ -114,10 +128,8 @@ def rotated(x, positions):
     return np.concatenate([left * cosine - right * sine, right * cosine + left * sine], axis=-1)
 
 
-def softmax(q, k, causal=False):
-    """q and k [T, N, H] -> [N, T, T]."""
-    scores = np.einsum("tnh,snh->nts", q, k) / q.shape[-1] ** 0.5
-    if causal:
-        scores = np.where(np.tril(np.ones(scores.shape[1:], bool)), scores, -np.inf)
+def softmax(q, k, may=True):
+    """q and k [T, N, H] -> [N, T, T]; `may`: bool [T, T], what attends to what."""
+    scores = np.where(may, np.einsum("tnh,snh->nts", q, k) / q.shape[-1] ** 0.5, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)

@@ -1,7 +1,7 @@
 import pytest
 
 from victor_jax.compression.plan import Kind, Layers, Plan
-from victor_jax.compression.spec import parse
+from victor_jax.compression.spec import parse, with_cut
 from victor_jax.compression.steps import Leave
 from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
@@ -69,3 +69,17 @@ def test_written_form_is_canonical(written, canonical):
 def test_bad_specs(spec, message):
     with pytest.raises(UserError, match=message):
         parse(spec, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("spec", "at_9"),
+    [
+        ("full", "vtw:layer=9"),
+        ("pool:tokens=4", "pool:tokens=4+vtw:layer=9"),
+        ("victor:registers=2,layer=13,positions=renumber", "victor:registers=2,positions=renumber,layer=9"),
+        ("vtw", "vtw:layer=9"),
+        ("vtw:layer=13+pool:tokens=4", "vtw:layer=9+pool:tokens=4"),
+    ],
+)
+def test_a_cut_is_moved_or_added(spec, at_9):
+    assert with_cut(spec, 9) == at_9

@@ -214,7 +214,7 @@ def test_a_damaged_file_of_a_finished_run_is_named(data, finished, tmp_path, nam
     folder, vlm, _ = data
     out = shutil.copytree(finished[0], tmp_path / "out")
     os.truncate(out / name, 100)
-    with pytest.raises(UserError, match=rf"out/{name} is not JSON"):
+    with pytest.raises(UserError, match=rf"out/{name} was not written by this command"):
         run(vlm, task(folder), out)
     assert (out / "answers.jsonl").read_bytes() == (finished[0] / "answers.jsonl").read_bytes()
 

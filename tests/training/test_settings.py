@@ -1,5 +1,6 @@
 """Whatever is wrong with a command, its config or what it names: one line, exit status 2, before anything compiles."""
 
+import inspect
 import json
 import logging
 import sys
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import train
-from victor_jax.compression.spec import parse
+from victor_jax.compression.spec import METHODS, parse
 from victor_jax.data.inputs import open_reader, with_paths
 from victor_jax.errors import UserError, exit_status
 from victor_jax.training import command, settings
@@ -164,10 +165,20 @@ def test_a_recipe_hands_the_methods_fields_on_to_be_judged_there(said, tmp_path,
         ("layer=2,vtw,positions=renumber,size=13b", "vtw:layer=2,positions=renumber"),
         ("full,runlocal", "full"),
         ("fastv,keep=144", "fastv:keep=144"),
+        ("pool:tokens=4+victor:registers=8,layer=3,runlocal", "pool:tokens=4+victor:registers=8,layer=3"),
     ],
 )
 def test_a_recipes_argument_becomes_a_compression(argument, compression):
     assert config_of({}, argument=argument).compression == compression
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_recipe_takes_every_method_with_its_fields_as_words_or_written(name):
+    fields = ",".join(f"{field}=1-2" for field in list(inspect.signature(METHODS[name]).parameters)[1:])
+    written = f"{name}:{fields}" if fields else name
+    for argument in (f"{name},{fields}", f"size=13b,{written}"):
+        given = command.parse("train.py", lambda values: None, [f"{FINETUNE}:{argument},runlocal"])
+        assert (given.config.compression, given.config.batch_size) == (written, 8)
 
 
 @pytest.mark.parametrize("form", [["--config={}:8"], ["--config", "{}:8"]])

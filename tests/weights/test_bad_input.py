@@ -448,6 +448,17 @@ def test_registers_of_another_count(hf):
         victor_jax.load(hf, compression="victor:registers=8,layer=2")
 
 
+def test_a_method_whose_parameters_nobody_trained(hf):
+    """The command trains them; a seed draws them, for those who time."""
+    with refused(
+        r"hf lacks 4 registers, which victor:registers=4,layer=2 learns: train first, `python train.py "
+        r"--config=configs/finetune.py:victor:registers=4,layer=2 --config.init_from=.*hf --workdir=DIR "
+        r".*or give load a seed"
+    ):
+        victor_jax.load(hf, "victor:registers=4,layer=2")
+    assert victor_jax.load(hf, "victor:registers=4,layer=2", seed=0).registers.shape == (4, 64)
+
+
 def test_lost_registers(hf):
     mark_as_victor(hf, registers=None)
     with refused(r"hf, trained with victor:registers=4,layer=2, lacks compression/registers"):

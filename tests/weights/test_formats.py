@@ -387,8 +387,7 @@ def test_a_large_checkpoint_is_written_in_indexed_shards(net, hf, truth, tmp_pat
 
 @pytest.fixture(scope="module")
 def victor(hf):
-    with pytest.warns(UserWarning, match="lacks 4 registers: drawn from seed 0 and untrained"):
-        return victor_jax.load(hf, compression=VICTOR, dtype="float32")
+    return victor_jax.load(hf, compression=VICTOR, dtype="float32", seed=0)
 
 
 @pytest.fixture(scope="module")

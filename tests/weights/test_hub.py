@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import constants
 
 import victor_jax
-from victor_jax.weights import hub
+from victor_jax.weights import card, hub
 from victor_jax.weights.read import open_checkpoint
 
 V1 = Path(__file__).parents[1] / "fixtures" / "v1"
@@ -198,7 +198,7 @@ def test_a_pushed_model_has_a_card_and_loads_again(api, tmp_path):
 def test_the_card_names_the_model_on_the_hub_that_it_came_from(api, cache):
     keep(cache, "org-labs/tiny-base", V1 / "hf")
     checkpoint = open_checkpoint("org-labs/tiny-base")
-    front = hub.model_card(checkpoint, "org/mine").split("---\n")[1]
+    front = card.model_card(checkpoint, "hf", "org/mine").split("---\n")[1]
     assert yaml.safe_load(front)["base_model"] == "org-labs/tiny-base"
 
 

@@ -29,6 +29,7 @@ REGISTER_STD = 0.02  # the paper does not say; this is the language tower's own 
 
 Positive = NewType("Positive", int)  # a field of a written compression that may not be 0
 Percent = NewType("Percent", int)  # one from 1 to 100
+Token = NewType("Token", int)  # the id of a token
 
 
 class Kind(enum.IntEnum):
@@ -158,7 +159,8 @@ class Method:
     # first ones. So any smaller number can be asked for later.
     draws: tuple[int, ...] = ()
     register_std: float = REGISTER_STD  # of their start
-    word: int | None = None  # a token whose embedding every register adds to its own
+    word: int | None = None  # a token whose embedding they start as instead
+    whole_images: bool = False  # its steps count on every token that the vision tower gives of an image
     spec: str = ""  # its written form, set where it is parsed
 
     def tokens_per_image(self, config: "VLMConfig") -> int:

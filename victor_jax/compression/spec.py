@@ -4,40 +4,66 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from victor_jax.compression.divprune import divprune
+from victor_jax.compression.elastic import elastic
 from victor_jax.compression.fastv import fastv
+from victor_jax.compression.fopru import fopru
 from victor_jax.compression.hidrop import hidrop
 from victor_jax.compression.llavamini import llavamini
+from victor_jax.compression.m3 import m3
 from victor_jax.compression.mod import mod
 from victor_jax.compression.mqt import mqt
 from victor_jax.compression.perceiver import perceiver
-from victor_jax.compression.plan import Method, Percent, Positive
+from victor_jax.compression.places import last, random
+from victor_jax.compression.plan import Method, Percent, Positive, Token
 from victor_jax.compression.pool import pool
+from victor_jax.compression.prumerge import prumerge, prumergeplus
 from victor_jax.compression.pyramiddrop import pyramiddrop
 from victor_jax.compression.qwenvl import qwenvl
+from victor_jax.compression.sparsevlm import sparsevlm
 from victor_jax.compression.tokenpacker import tokenpacker
+from victor_jax.compression.victor_pooled import victor_pooled
+from victor_jax.compression.visionzip import visionzip
+from victor_jax.compression.vtccls import vtccls
+from victor_jax.compression.windows import windows
 from victor_jax.compression.withdrawal import full, victor, vtw
 from victor_jax.errors import UserError
 from victor_jax.limits import check_kind
 from victor_jax.models.config import VLMConfig
 
 MOST = 10_000  # of registers, layers, tokens: what no image and no tower has
+RANGES = {Positive: (1, MOST), Percent: (1, 100), Token: (0, 10_000_000)}
 # A method is a function of the architecture; its other parameters are the fields of its written form.
 METHODS: dict[str, Callable[..., Method]] = {
     "full": full,
     "victor": victor,
+    "victor-pooled": victor_pooled,
+    "elastic": elastic,
     "vtw": vtw,
     "fastv": fastv,
     "pyramiddrop": pyramiddrop,
+    "sparsevlm": sparsevlm,
     "hidrop": hidrop,
     "mod": mod,
+    "windows": windows,
+    "last": last,
+    "random": random,
     "pool": pool,
     "perceiver": perceiver,
     "qwenvl": qwenvl,
     "mqt": mqt,
     "tokenpacker": tokenpacker,
     "llavamini": llavamini,
+    "vtccls": vtccls,
+    "fopru": fopru,
+    "visionzip": visionzip,
+    "prumerge": prumerge,
+    "prumergeplus": prumergeplus,
+    "divprune": divprune,
+    "m3": m3,
 }
 
 
@@ -58,6 +84,11 @@ def parse(spec: str, config: VLMConfig) -> Method:
         )
     if before[0].own or before[0].registers:
         raise UserError(f"compression {spec!r} does not combine: {before[0].spec} already works in the language tower")
+    if within[0].whole_images:
+        raise UserError(
+            f"compression {spec!r} does not combine: {within[0].spec} chooses among all tokens that the vision tower "
+            "gives of an image"
+        )
     draws = before[0].draws or within[0].draws
     if before[0].draws and within[0].registers:
         raise UserError(
@@ -66,6 +97,19 @@ def parse(spec: str, config: VLMConfig) -> Method:
         )
     written = f"{before[0].spec}+{within[0].spec}"
     return replace(within[0], compressor=before[0].compressor, draws=draws, spec=written)
+
+
+def with_cut(spec: str, layer: int) -> str:
+    """The written compression with its layer changed to this one; where it has none, VTW's cut is added there."""
+    parts = spec.split("+")
+    for number, part in enumerate(parts):
+        name, _, written = part.partition(":")
+        if "layer" in inspect.signature(METHODS.get(name, full)).parameters:
+            others = [field for field in written.split(",") if field and not field.startswith("layer=")]
+            parts[number] = f"{name}:{','.join([*others, f'layer={layer}'])}"
+            return "+".join(parts)
+    cut = f"vtw:layer={layer}"
+    return cut if spec == "full" else f"{spec}+{cut}"
 
 
 def _one(spec: str, config: VLMConfig) -> Method:
@@ -97,12 +141,14 @@ def _written(value: Any) -> str:
 def _value(text: str, kind: Any, where: str) -> Any:
     if get_origin(kind) is tuple:
         return tuple(_value(part, get_args(kind)[0], where) for part in text.split("-"))
+    if NoneType in get_args(kind):  # of a field that may be left out
+        kind = get_args(kind)[0]
     if choices := get_args(kind):
         if text not in choices:
             raise UserError(f"{where} must be {' or '.join(choices)}")
         return text
-    least, most = {Positive: (1, MOST), Percent: (1, 100)}.get(kind, (0, MOST))
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST)) and least <= int(text) <= most):
+    least, most = RANGES.get(kind, (0, MOST))
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
         raise UserError(f"{where} must be a whole number from {least} to {most:,}")
     return int(text)
 

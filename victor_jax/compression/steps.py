@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from victor_jax.compression.plan import Counts, Kind, Size
-from victor_jax.compression.stream import Flow, Stream, merge, select
+from victor_jax.compression.stream import Flow, Stream, count_anew, merge, select
 
 Positions = Literal["keep", "renumber"]
 
@@ -41,38 +41,34 @@ class Leave(Rearrange):
 
     def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:
         stream, parked = stream.copy(), parked.copy()
-        kept = np.minimum(stream[:, self.kind], self._most(stream[:, self.kind]))
+        kept = np.minimum(stream[:, self.kind], self.most(stream[:, self.kind]))
         if self.park:
             parked[:, self.kind] += stream[:, self.kind] - kept
         stream[:, self.kind] = kept
         return stream, parked
 
     def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
-        stream, is_real = flow.stream, flow.stream.kinds != Kind.PADDING
+        stream, parked = flow.stream, flow.parked
         leaves = stream.kinds == self.kind
         if self.keep or self.percent:
-            leaves &= ~self._best(flow, leaves)
-        stays = select(stream, is_real & ~leaves, size.stream)
-        if self.positions == "renumber":
-            counted = jnp.arange(size.stream, dtype=jnp.int32)[None]
-            stays = replace(stays, positions=jnp.broadcast_to(counted, stays.kinds.shape))
-        parked = flow.parked
+            leaves &= ~self.best(flow, leaves)
+        stays = without(stream, leaves, size.stream, self.positions)
         if self.park:
             parked = select(stream, leaves, size.parked) if parked is None else _add(parked, stream, leaves, size)
         return replace(flow, stream=stays, parked=parked, scores=None), None
 
-    def _most(self, present: Any) -> Any:
+    def most(self, present: Any) -> Any:
         """int [B]: how many of those present in each row stay at most."""
         return present * self.percent // 100 if self.percent else self.keep
 
-    def _best(self, flow: Flow, candidates: jax.Array) -> jax.Array:
+    def best(self, flow: Flow, candidates: jax.Array) -> jax.Array:
         """bool [B, T]: the candidates of each row with the highest scores; of equal ones the first."""
         assert flow.scores is not None, "a Leave that keeps the best follows Layers with a score"
         is_end = flow.stream.origin == flow.prompt_end[:, None]
         scores = jnp.where(is_end, jnp.inf, flow.scores[-1])
         order = jnp.argsort(jnp.where(candidates, -scores, jnp.inf), axis=1, stable=True)
         rank = jnp.argsort(order, axis=1)
-        return candidates & (rank < jnp.reshape(self._most(candidates.sum(axis=1)), (-1, 1)))
+        return candidates & (rank < jnp.reshape(self.most(candidates.sum(axis=1)), (-1, 1)))
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,13 @@ class Return(Rearrange):
         returning = replace(parked, kinds=jnp.where(comes, parked.kinds, Kind.PADDING))
         rest = select(parked, (parked.kinds != Kind.PADDING) & ~comes, size.parked)
         return replace(flow, stream=merge(flow.stream, returning, size.stream), parked=rest, scores=None), None
+
+
+def without(stream: Stream, leaves: jax.Array, length: int, positions: Positions) -> Stream:
+    """The stream when these positions, bool [B, T], have left; the others keep their RoPE positions or are counted
+    anew."""
+    stays = select(stream, (stream.kinds != Kind.PADDING) & ~leaves, length)
+    return stays if positions == "keep" else count_anew(stays)
 
 
 def _add(parked: Stream, stream: Stream, leaves: jax.Array, size: Size) -> Stream:

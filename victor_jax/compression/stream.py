@@ -80,9 +80,13 @@ def select(stream: Stream, stays: jax.Array, length: int) -> Stream:
 
 def close_up(stream: Stream, stays: jax.Array) -> Stream:
     """The positions that stay, bool [B, T], counted anew, as if the others had never been."""
-    closed = select(stream, stays & (stream.kinds != Kind.PADDING), stays.shape[1])
-    counted = jnp.arange(stays.shape[1], dtype=jnp.int32)[None]
-    return replace(closed, positions=jnp.broadcast_to(counted, stays.shape))
+    return count_anew(select(stream, stays & (stream.kinds != Kind.PADDING), stays.shape[1]))
+
+
+def count_anew(stream: Stream) -> Stream:
+    """RoPE positions along the row, as if nothing had left."""
+    counted = jnp.arange(stream.kinds.shape[1], dtype=jnp.int32)[None]
+    return replace(stream, positions=jnp.broadcast_to(counted, stream.kinds.shape))
 
 
 def merge(a: Stream, b: Stream, length: int) -> Stream:

@@ -7,7 +7,6 @@ and result.json, written after the last. Several processes answer the batches in
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -18,17 +17,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from PIL import Image
 from tqdm import tqdm
 
 from victor_jax.data.images import BadImage, ImageFolder
 from victor_jax.errors import UserError, join_names
 from victor_jax.evaluation.benchmark import Benchmark, Judged, Question
-from victor_jax.files import write_whole
 from victor_jax.inference.vlm import VLM
+from victor_jax.results import keep_settings, read_json, stamp_of, whole_lines, write_json
 from victor_jax.sharding.distributed import agreed, receive, send
-from victor_jax.weights.folder import read_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "transformers")
 
@@ -79,7 +76,7 @@ def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any
     out, judged, result, settings = Path(out), list[Judged](), None, dict[str, Any]()
     if is_first := jax.process_index() == 0:
         settings = describe(vlm, task, model)
-        _keep_settings(settings, out)
+        keep_settings(settings, out, out / "answers.jsonl")
         judged = _read_answers(out / "answers.jsonl", task.questions)
         if (out / "result.json").exists() and len(judged) == len(task.questions):
             result = read_json(out / "result.json")
@@ -99,7 +96,7 @@ def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any
             "questions": len(task.questions),
             "settings": settings | {"batch_size": task.batch_size, "devices": devices} | timing,
         }
-        write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
+        write_json(out / "result.json", result)
     else:
         for start, of_batch in texts:
             send(f"answers/{start}", of_batch)
@@ -110,7 +107,7 @@ def describe(vlm: VLM, task: Task, model: str) -> dict[str, Any]:
     """All that decides the score. Where one of these has changed, old and new answers do not belong together."""
     return {
         "model": model,
-        "model_files": _stamp(vlm.folder),
+        "model_files": stamp_of(vlm.folder),
         "compression": vlm.compression,
         "registers": vlm.module.method.registers,
         "template": vlm.prompter.template.name,
@@ -145,14 +142,8 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _read_answers(file: Path, questions: Sequence[Question]) -> list[Judged]:
-    """Those that were given before. A line that was cut short is taken off."""
-    if file.exists() and not file.is_file():
-        raise UserError(f"{file} is not a file: give another --out")
-    written = file.read_bytes() if file.exists() else b""
-    whole = written[: written.rfind(b"\n") + 1]
-    if whole != written:
-        os.truncate(file, len(whole))
-    lines, judged = whole.splitlines(), []
+    """Those that were given before."""
+    lines, judged = whole_lines(file), []
     if len(lines) > len(questions):
         raise UserError(f"{file} has {len(lines)} answers to {len(questions)} questions: give another --out")
     for number, (line, question) in enumerate(zip(lines, questions, strict=False), 1):
@@ -231,35 +222,3 @@ def _open(images: ImageFolder | None, question: Question) -> Image.Image | None:
         return images.open(question.image)
     except BadImage as error:
         raise UserError(f"question {question.id}: {error}") from None
-
-
-def _keep_settings(settings: dict[str, Any], out: Path) -> None:
-    """Written by the first call, and the same in all that go on with it."""
-    file = out / "settings.json"
-    if file.exists():
-        old, new = (flatten_dict(one, sep=".") for one in (read_json(file), settings))
-        changed = [
-            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in dict.fromkeys([*old, *new])
-            if key != "model" and old.get(key) != new.get(key)  # the folder may have moved; its files have not changed
-        ]
-        if changed:
-            raise UserError(f"{out} holds answers under other settings: {'; '.join(changed)}. Give another --out")
-        return
-    if (out / "answers.jsonl").exists():
-        raise UserError(f"{out} holds answers without the settings that gave them: give another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(settings, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
-
-
-def _stamp(folder: Path) -> str:
-    """Changes when a file of the checkpoint is written anew."""
-    files = [file for file in (*folder.glob("*"), *folder.glob("params/**/*")) if file.is_file()]
-    stamp = hashlib.sha256()
-    for file in sorted(files):
-        stat = file.stat()
-        stamp.update(f"{file.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return stamp.hexdigest()[:16]

@@ -56,24 +56,25 @@ def load(
     vision: str | Path | None = None,
     projector: str | Path | None = None,
     attention: Choice = "auto",
-    seed: int = 0,
+    seed: int | None = None,
 ) -> "VLM":
     """Any known checkpoint folder, under any compression (default: the one that it was trained with).
 
     On all devices of this process, unless a mesh says otherwise: its axis `data` shares the rows, `tensor` the weights.
-    `vision` and `projector` complete a checkpoint that has none; `seed` draws what no checkpoint has, with a
-    warning that it is untrained.
+    `vision` and `projector` complete a checkpoint that has none. A compression whose parameters the checkpoint lacks is
+    refused, unless a `seed` is given to draw them: answers then mean nothing, but time and memory do.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
     if compression is not None:
         check_kind("compression", compression, str, "a text such as victor:registers=8,layer=3")
-    check_whole("seed", seed, least=0, most=MOST_SEED)
+    if seed is not None:
+        check_whole("seed", seed, least=0, most=MOST_SEED)
     if mesh is not None:
         check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
         check_mesh(mesh)
     device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
-    checkpoint = open_checkpoint(path, vision, projector, seed)
+    checkpoint = open_checkpoint(path, vision, projector, seed or 0)
     method = parse(compression or checkpoint.compression, checkpoint.config)
     tensors = fresh.with_own(checkpoint, method, seed)
     module = module_for(checkpoint.config, method, dtype, attention, device.platform)

@@ -1,8 +1,9 @@
 """The language tower: it follows a plan, each of whose stages of layers has one static length and caches of its own."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import flax.linen as nn
 import flax.struct
@@ -56,6 +57,8 @@ class View:
 
 
 KeysValues = tuple[jax.Array, jax.Array] | None  # of all layers of a loop
+State = TypeVar("State")
+RunLayer = Callable[[jax.Array, View], jax.Array]  # x [B, T, D] -> [B, T, D]
 
 
 class LanguageAttention(nn.Module):
@@ -214,7 +217,7 @@ class LanguageTower(nn.Module):
         self, stage: int, step: Layers, flow: Flow, cache: StageCache | None, span: int
     ) -> tuple[Flow, StageCache | None]:
         stream = flow.stream
-        view = self._view(stream, span, step.barred)
+        view = self.view(stream, span, step.barred)
         if step.score is not None:
             prompt_end = jnp.argmax(stream.origin == flow.prompt_end[:, None], axis=1)
             notes = {name: take(note, stream.origin) for name, note in flow.notes.items()}
@@ -233,13 +236,34 @@ class LanguageTower(nn.Module):
         if self.is_initializing():  # its parameters are declared when it runs
             return jnp.zeros((1, *x.shape[:2]), jnp.float32)
         stacked = self.stages[stage][0].variables["params"]
-        params = jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf[0], stacked))
+        first = jax.tree.map(lambda leaf: leaf[0], stacked)
+        _, scores = self._one_layer(*jax.lax.stop_gradient((first, x)), view, score)
+        return scores[None]  # type: ignore[index]
+
+    def walk(self, state: State, visit: Callable[[State, jax.Array, RunLayer], State]) -> State:
+        """Up the tower layer by layer, for a pass that is no plan: visit(state, the layer's number, what runs it)."""
+        first = 0
+        for loop in itertools.chain.from_iterable(self.stages):
+
+            def step(state: State, layer: tuple[jax.Array, Any]) -> tuple[State, None]:
+                number, params = layer
+                return visit(state, number, lambda x, view: self._one_layer(params, x, view)[0]), None
+
+            stacked = loop.variables["params"]
+            numbers = first + jnp.arange(len(jax.tree.leaves(stacked)[0]))
+            state, _ = jax.lax.scan(step, state, (numbers, stacked))
+            first += len(numbers)
+        return state
+
+    def _one_layer(
+        self, params: Any, x: jax.Array, view: View, score: Score | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """A layer of these parameters -> x and its score."""
         layer = LanguageLayer(
             self.config, self.dtype, self.implementation, self.lora, score, self.cache_axes, parent=None
         )
-        carry = jax.lax.stop_gradient(x), None
-        _, scores = layer.apply({"params": params}, carry, jnp.int32(0), view)
-        return scores[None]  # type: ignore[index]
+        (x, _), found = layer.apply({"params": params}, (x, None), jnp.int32(0), view)
+        return x, found  # type: ignore[return-value]
 
     def decode(
         self, x: jax.Array, caches: Caches, number: jax.Array, own: nn.Module | None
@@ -285,7 +309,7 @@ class LanguageTower(nn.Module):
             cache = replace(cache, keys=keys, values=values)
         return x, cache, None if scores[0] is None else jnp.concatenate(scores)
 
-    def _view(self, stream: Stream, span: int, barred: bool) -> View:
+    def view(self, stream: Stream, span: int, barred: bool = False) -> View:
         """Of a full pass over positions that are less than `span` apart, gaps included."""
         positions, window, mask = stream.positions, self.config.sliding_window, None
         if window is not None and span > window:

@@ -36,7 +36,14 @@ class Constant:
     value: float
 
 
-Start = Normal | Uniform | Constant
+@dataclass(frozen=True)
+class Embedding:
+    """Each row the embedding of this token, which the checkpoint has."""
+
+    token: int
+
+
+Start = Normal | Uniform | Constant | Embedding
 
 
 class Declared(flax.struct.PyTreeNode, meta.AxisMetadata):

@@ -20,7 +20,7 @@ from victor_jax.compression.stream import Flow, Seen, Stream, close_up, survivor
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.language import Caches, LanguageTower, Remat
 from victor_jax.models.layers import Lora
-from victor_jax.models.parameters import Declared, Normal, declare
+from victor_jax.models.parameters import Declared, Embedding, Normal, declare
 from victor_jax.models.projector import Projector
 from victor_jax.models.sequence import Batch, EncodedRow, Sequence, kind_counts, lay_out
 from victor_jax.models.vision import VisionTower
@@ -51,7 +51,8 @@ class OwnParameters(nn.Module):
     def setup(self) -> None:
         if self.method.registers:
             shape = (self.method.registers, self.config.language.width)
-            start = Normal(self.method.register_std)
+            word = self.method.word
+            start = Normal(self.method.register_std) if word is None else Embedding(word)
             self.registers = self.param("registers", declare(start, nested=bool(self.method.draws)), shape)
         if self.method.compressor:
             self.compressor = self.method.compressor.module(self.config, self.dtype)
@@ -116,14 +117,11 @@ class VLMModule(nn.Module):
             here, which = of(Kind.REGISTER, elsewhere=registers)
             # A product, since every row adds to the gradient of the same few registers.
             chosen = jax.nn.one_hot(which, registers, dtype=jnp.float32) @ self.compression.registers
-            if self.method.word is not None:
-                chosen += self.language.embed(jnp.array(self.method.word))
             x = jnp.where(here, chosen.astype(self.dtype), x)
         return over_rows(x)
 
-    @exact_where_asked
-    def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
-        """A full pass -> what is at the top, and the caches (see LanguageTower)."""
+    def bottom(self, batch: Batch) -> Flow:
+        """What flows into the language tower."""
         sequence = batch.sequence
         visual, used = (None, None) if batch.pixels is None else self.visual_tokens(batch.pixels)
         x = self.embed(sequence, visual)
@@ -133,8 +131,12 @@ class VLMModule(nn.Module):
             is_visual = sequence.kinds == Kind.VISUAL
             stream = close_up(stream, ~is_visual | take(used, jnp.where(is_visual, sequence.index, 0)))
         answers = jnp.pad(batch.targets[:, :-1] != IGNORE, ((0, 0), (1, 0)))
-        flow = Flow(stream, sequence.prompt_end, notes={"index": sequence.index, "answer": answers})
-        return self.language(flow, sizes, self.compression.steps, room)
+        return Flow(stream, sequence.prompt_end, notes={"index": sequence.index, "answer": answers})
+
+    @exact_where_asked
+    def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
+        """A full pass -> what is at the top, and the caches (see LanguageTower)."""
+        return self.language(self.bottom(batch), sizes, self.compression.steps, room)
 
     @exact_where_asked
     def __call__(self, batch: Batch, sizes: tuple[Size, ...], text_length: int) -> jax.Array:

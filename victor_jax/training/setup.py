@@ -4,7 +4,6 @@ Shapes and shardings are known before a byte of weights is read, so nothing is e
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -219,9 +218,7 @@ def abstract_sums(train: Abstract, mesh: Mesh) -> Sums:
 def start_tensors(run: Run, start: Checkpoint) -> dict[str, Tensor]:
     """The checkpoint's, still unread, with the method's own parameters: those that it holds, or drawn ones. What does
     not fit the method is an error here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that they are untrained: training follows
-        return fresh.with_own(start, run.module.method, run.settings.seed)
+    return fresh.with_own(start, run.module.method, run.settings.seed)
 
 
 def trained_params(run: Run, tensors: dict[str, Tensor]) -> Params:

@@ -1,6 +1,5 @@
 """What no checkpoint has, drawn from a seed as its declaration says, the same on every machine."""
 
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +9,15 @@ import numpy as np
 from victor_jax.compression.plan import Method
 from victor_jax.errors import UserError, join_names
 from victor_jax.models.config import VLMConfig
-from victor_jax.models.parameters import Constant, Declared, Normal, Start, Uniform
+from victor_jax.models.parameters import Constant, Declared, Embedding, Normal, Start, Uniform
 from victor_jax.weights.checkpoint import Checkpoint, expected, own_parameters
 from victor_jax.weights.names import OWN, REGISTERS
-from victor_jax.weights.tensors import Index, Tensor, cast, first_rows
+from victor_jax.weights.tensors import Index, Tensor, cast, first_rows, repeated
 
 
 def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
     """One tensor as its declaration says, float32, drawn when it is read; its name makes it differ from the others."""
+    assert not isinstance(start, Embedding), "an embedding is read, not drawn"
 
     def read(index: Index) -> np.ndarray:
         rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
@@ -33,8 +33,9 @@ def drawn(name: str, shape: tuple[int, ...], start: Start, seed: int) -> Tensor:
     return Tensor(shape, np.dtype(np.float32), read)
 
 
-def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Tensor]:
-    """The checkpoint's tensors with exactly the parameters of its own that the method needs."""
+def with_own(checkpoint: Checkpoint, method: Method, seed: int | None) -> dict[str, Tensor]:
+    """The checkpoint's tensors with exactly the parameters of its own that the method needs. Where it has none they are
+    drawn from the seed; without a seed that is an error, since answers would mean nothing."""
     needed = own_parameters(checkpoint.config, method)
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(OWN)}
     held = checkpoint.own
@@ -44,21 +45,36 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int) -> dict[str, Ten
     serving = {name for name in needed if same_method and _serves(held[name], needed[name])}
     if serving == needed.keys():
         return tensors | {name: first_rows(held[name], leaf.shape) for name, leaf in needed.items()}
-    if held:
-        found, asked = (
-            described({name: leaf for name, leaf in own.items() if name not in serving}, shapes=True)
-            for own in (held, needed)
+    if held or seed is None:
+        raise UserError(_lacking(checkpoint, method, needed, serving))
+    return tensors | {name: _started(name, leaf, tensors, seed) for name, leaf in needed.items()}
+
+
+def _lacking(checkpoint: Checkpoint, method: Method, needed: dict[str, Declared], serving: set[str]) -> str:
+    """What the method needs and the checkpoint does not have, and the command that trains it."""
+    own, command = checkpoint.own, f"python train.py --config=configs/finetune.py:{method.spec}"
+    if not own:
+        return (
+            f"{checkpoint.folder} lacks {described(needed)}, which {method.spec} learns: train first, `{command} "
+            f"--config.init_from={checkpoint.folder} --workdir=DIR --config.data.path=FILE --config.data.images=DIR`, "
+            "or give load a seed, which draws what nobody trained"
         )
-        raise UserError(
-            f"{checkpoint.folder} was trained with {found} ({checkpoint.compression}), {method.spec} asks for "
-            f"{asked}: parameters of one method or size cannot serve another"
-        )
-    warnings.warn(
-        f"{checkpoint.folder} lacks {described(needed)}: drawn from seed {seed} and untrained, so answers under "
-        f"{method.spec} mean nothing before training",
-        stacklevel=3,
+    found, asked = (
+        described({name: leaf for name, leaf in these.items() if name not in serving}, shapes=True)
+        for these in (own, needed)
     )
-    return tensors | {name: drawn(name, leaf.shape, leaf.start, seed) for name, leaf in needed.items()}
+    return (
+        f"{checkpoint.folder} was trained with {found} ({checkpoint.compression}), {method.spec} asks for {asked}: "
+        f"parameters of one method or size cannot serve another; `{command} …` trains those, from a model without a "
+        "compression"
+    )
+
+
+def _started(name: str, leaf: Declared, tensors: dict[str, Tensor], seed: int) -> Tensor:
+    """A method's own parameter before training."""
+    if isinstance(leaf.start, Embedding):
+        return repeated(tensors["language/embedding"], leaf.start.token, leaf.shape[0])
+    return drawn(name, leaf.shape, leaf.start, seed)
 
 
 def _names(compression: str) -> list[str]:

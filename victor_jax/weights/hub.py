@@ -25,7 +25,6 @@ REPOSITORY = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<r
 # What a checkpoint is read from. Repositories also hold the same weights for other libraries: those stay there.
 FILES = ("*.json", "*.jinja", "merges.txt", "tokenizer.model", "mm_projector.bin", "victor.safetensors", "params/*")
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the second where a repository has none of the first
-CACHED = re.compile(r"models--(?P<organisation>[^/]+?)--(?P<name>[^/]+)")
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -54,46 +53,11 @@ def push_checkpoint(checkpoint: Checkpoint, repository: str, private: bool = Tru
     api = HfApi()
     with _one_sentence(f"{repository} cannot be written:"), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        write_checkpoint(checkpoint, folder, "hf")  # first: where it fails, nothing is left on the Hub
-        (folder / "README.md").write_text(model_card(checkpoint, repository))
+        # First: where it fails, nothing is left on the Hub.
+        write_checkpoint(checkpoint, folder, "hf", name=repository)
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload with victor_jax")
     return str(address)
-
-
-def model_card(checkpoint: Checkpoint, repository: str) -> str:
-    language, registers = checkpoint.config.language, checkpoint.registers
-    base = CACHED.search(str(checkpoint.folder))
-    named = f"base_model: {base['organisation']}/{base['name']}\n" if base else ""
-    trained = f"{registers} registers per image" if registers else "no registers"
-    return f"""---
-library_name: victor_jax
-pipeline_tag: image-text-to-text
-{named}tags:
-- llava
-- victor
----
-# {repository.split("/")[1]}
-
-A vision-language model in the layout of Hugging Face's LLaVA: CLIP with images of {checkpoint.config.vision.image_size}
-pixels and a language model of the family {language.family} with {language.depth} layers.
-
-| | |
-|---|---|
-| compression | `{checkpoint.compression}` ({trained}) |
-| chat template | `{checkpoint.prompt.template}` |
-| weights | {checkpoint.nbytes / 1e9:.2f} GB, {checkpoint.dtype} |
-
-```python
-import victor_jax
-
-vlm = victor_jax.load("{repository}")
-print(vlm.generate(["What is in the picture?"], ["picture.jpg"]))
-```
-
-The compression and its parameters are in `victor.json` and `victor.safetensors`. transformers does not know them: it
-loads this model as a full LLaVA, without the compression.
-"""
 
 
 @contextmanager

@@ -57,6 +57,16 @@ def first_rows(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     )
 
 
+def repeated(tensor: Tensor, row: int, times: int) -> Tensor:
+    """A matrix of one row of another, so many times."""
+
+    def read(index: Index) -> np.ndarray:
+        rows = tensor.read((slice(row, row + 1), *index[1:]))
+        return np.repeat(rows, len(range(*index[0].indices(times))), axis=0)
+
+    return replace(tensor, shape=(times, *tensor.shape[1:]), read=read)
+
+
 def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Another shape of the same elements. Any slice reads the whole tensor: meant for small ones."""
     return replace(tensor, shape=shape, read=lambda index: tensor.load().reshape(shape)[index])

@@ -15,6 +15,7 @@ from victor_jax.errors import UserError
 from victor_jax.files import new_folder
 from victor_jax.prompt import Prompt
 from victor_jax.weights import orbax_format
+from victor_jax.weights.card import keep_base_readme, write_readme
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.folder import SIDE_CONFIG, SIDE_WEIGHTS, write_file, write_json, write_shards
 from victor_jax.weights.hf_config import hf_dict, llava_dict
@@ -41,8 +42,13 @@ Progress = Callable[[int], Any]  # called with the bytes that have been written
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, destination: str | Path, to: str, progress: Progress = lambda _: None
+    checkpoint: Checkpoint,
+    destination: str | Path,
+    to: str,
+    progress: Progress = lambda _: None,
+    name: str | None = None,  # under which it will be known; by default the folder's
 ) -> None:
+    """A README goes with a name, and with a compression that other readers of the layout do not know."""
     if to not in FORMATS:
         raise UserError(f"unknown format {to!r}: known are {', '.join(FORMATS)}")
     tokenizer = None
@@ -52,6 +58,9 @@ def write_checkpoint(
         checkpoint = _for_hugging_face(checkpoint, tokenizer)
     with new_folder(Path(destination).resolve()) as folder:
         _copy_companions(checkpoint.folder, folder)
+        keep_base_readme(checkpoint.folder, folder)
+        if name or (to != "orbax" and checkpoint.compression != "full"):
+            write_readme(folder, checkpoint, to, name or Path(destination).name)
         if tokenizer is not None:
             write_processor(folder, tokenizer, checkpoint.config, checkpoint.prompt.aspect)
         if to == "orbax":
