@@ -1,4 +1,4 @@
-"""python -m benchmarks.methods --preset={cpu,7b} [--answers DIR …] [--model=DIR] [--out=FILE]: every method, one table.
+"""python -m benchmarks.methods --preset={cpu,7b} [--specs SPEC …] [--out=FILE]: every method, one table.
 
 Where visual positions go, what that computes, keeps and adds, and the first token and decoding measured against `full`
 in one process in turn. Random weights: speed does not ask what was learned. Folders of eval.py (--answers) put accuracy
@@ -44,9 +44,27 @@ SPECS = (
     "vtw:layer=16",
     "fastv:keep=64,layer=3",
     "pyramiddrop",
+    "sparsevlm",
+    "sparsevlm:keep=300-200-110,recycle=yes,positions=renumber",
     "hidrop",
     "mod",
+    "windows:tokens=8,layer=3",
+    "last:tokens=8,layer=3",
+    "random:tokens=8,layer=3",
     "pool:tokens=64",
+    "perceiver:tokens=64",
+    "qwenvl:tokens=64",
+    "mqt:tokens=64",
+    "tokenpacker:tokens=64",
+    "llavamini",
+    "m3:tokens=64",
+    "vtccls:tokens=64,first=14",
+    "fopru:tokens=64",
+    "visionzip:tokens=64,contextual=10",
+    "prumerge",
+    "prumergeplus:best=13,step=11",
+    "divprune:tokens=64",
+    "visionzip:tokens=64,contextual=10+victor:registers=8,layer=3",
 )
 
 
@@ -124,13 +142,16 @@ def weights(module: VLMModule, have: Params) -> Params:
 def measure(preset: Preset, specs: tuple[str, ...], rows: int) -> list[dict[str, Any]]:
     """One record per method; all are measured in turn."""
     have: Params = {}
-    prepared = {spec: prepare(preset, spec, rows, have) for spec in specs}
-    with ThreadPoolExecutor() as pool:
-        compiled = dict(zip(specs, pool.map(lambda spec: prepared[spec][0](), specs), strict=True))
+    known, futures = {}, {}
+    with ThreadPoolExecutor() as pool:  # compiles one method while the next is traced
+        for spec in specs:
+            compiles, known[spec] = prepare(preset, spec, rows, have)
+            futures[spec] = pool.submit(compiles)
+    compiled = {spec: future.result() for spec, future in futures.items()}
     timed = {(spec, part): program for spec, parts in compiled.items() for part, program in parts.items()}
     seconds = machine.alternate(timed, preset.repeats)
     return [
-        prepared[spec][1] | {"rows": rows, "seconds": {part: seconds[spec, part] for part in parts}}
+        known[spec] | {"rows": rows, "seconds": {part: seconds[spec, part] for part in parts}}
         for spec, parts in compiled.items()
     ]
 
@@ -166,14 +187,14 @@ def accuracies(folders: list[str]) -> dict[str, float]:
     return {result["settings"]["compression"]: result["score"] for result in results}
 
 
-def main(preset: str, answers: list[str], model: str | None) -> machine.Result:
+def main(preset: str, specs: list[str], answers: list[str], model: str | None) -> machine.Result:
     chosen, found = PRESETS[preset], accuracies(answers)
     if model:
         from victor_jax.weights.read import open_checkpoint  # needs the readers of checkpoints, which GPUs may lack
 
         chosen = replace(chosen, config=open_checkpoint(model).config)
-    specs = tuple(dict.fromkeys(["full", *found])) if found else SPECS
-    return run(preset, chosen, specs, ROWS[preset], found)
+    asked = ["full", *(specs or found or SPECS)]
+    return run(preset, chosen, tuple(dict.fromkeys(asked)), ROWS[preset], found)
 
 
 if __name__ == "__main__":
@@ -182,6 +203,7 @@ if __name__ == "__main__":
         main,
         tables,
         preset={"choices": tuple(ROWS), "default": "cpu"},
+        specs={"nargs": "+", "default": [], "metavar": "SPEC", "help": "these methods instead of all"},
         answers={"nargs": "+", "default": [], "help": "folders of eval.py, one per method"},
         model={"help": "a checkpoint folder: its architecture instead of the preset's"},
     )

@@ -48,7 +48,7 @@ class Reader(nn.Module):
         return Dense(self.width, True, self.dtype, as_torch=True, name="read")(x)
 
 
-def own(config, dtype) -> nn.Module:
+def own(config, dtype, implementation) -> nn.Module:
     return Reader(config.language.width, dtype)
 
 

@@ -42,12 +42,8 @@ def test_equals_the_slow_reference():
         np.testing.assert_allclose(found[image], expected, atol=1e-5, rtol=0)
 
 
-def test_a_batch_of_unlike_rows_equals_its_rows_alone():
-    field.equals_its_rows_alone("perceiver:tokens=3,depth=1")
-
-
 def test_it_learns_and_is_saved(tmp_path):
-    field.learns("perceiver:tokens=3,depth=2", tmp_path)
+    field.learns("perceiver:tokens=3,depth=1", tmp_path)
 
 
 def test_it_may_read_the_class_token_too():

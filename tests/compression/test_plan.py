@@ -48,7 +48,7 @@ def flow(scores=None, prompt_end=(4, 2, 5)):
     origin = jnp.broadcast_to(jnp.arange(6, dtype=jnp.int32)[None], KINDS.shape)
     stream = Stream(jnp.arange(18.0).reshape(3, 6, 1), KINDS, origin, origin)
     scores = None if scores is None else jnp.array(scores)[None]
-    return Flow(stream, jnp.array(prompt_end), scores=scores)
+    return Flow(stream, jnp.array(prompt_end), jnp.array([5, 3, 6]), scores=scores)
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,6 @@ def test_equals_the_slow_reference(side):
     np.testing.assert_allclose(found, reference(own, blocks.tensor(features), side), atol=1e-5, rtol=0)
 
 
-def test_a_batch_of_unlike_rows_equals_its_rows_alone():
-    field.equals_its_rows_alone("qwenvl:tokens=4")
-
-
 def test_it_learns_and_is_saved(tmp_path):
     field.learns("qwenvl:tokens=4", tmp_path)
 

@@ -105,7 +105,9 @@ def test_the_end_of_a_prompt_rates_where_no_word_follows_its_image():
     kinds = jnp.array([[text, visual, visual, text], [text, text, text, Kind.PADDING]])
     origin = jnp.tile(jnp.arange(4), (2, 1))
     stream = Stream(jnp.ones((2, 4, 3)), kinds, origin, origin)
-    flow, _ = jax.jit(lambda flow: sparsevlm.NoteRaters().apply(flow, None, None))(Flow(stream, jnp.array([2, 2])))
+    flow, _ = jax.jit(lambda flow: sparsevlm.NoteRaters().apply(flow, None, None))(
+        Flow(stream, jnp.array([2, 2]), jnp.array([3, 3]))
+    )
     np.testing.assert_array_equal(flow.notes["raters"], [[False, False, True, False]] * 2)
 
 

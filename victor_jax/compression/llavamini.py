@@ -20,11 +20,11 @@ import jax.numpy as jnp
 
 from victor_jax.compression.blocks import GridQueries, check_fewer, check_grid, square_root
 from victor_jax.compression.plan import Compressor, Counts, Kind, Layers, Method, Plan, Positive, Size
-from victor_jax.compression.steps import Rearrange
-from victor_jax.compression.stream import Flow, Seen, select, take
+from victor_jax.compression.steps import Rearrange, without
+from victor_jax.compression.stream import Flow, Seen, take
 from victor_jax.models.config import LanguageConfig, VLMConfig
 from victor_jax.models.language import LanguageLayer, View
-from victor_jax.ops.attention import CACHE_AXES
+from victor_jax.ops.attention import CACHE_AXES, Implementation
 from victor_jax.ops.rope import inverse_frequencies, rotation
 
 HEAD_DIM, EPS = 128, 1e-5
@@ -66,23 +66,21 @@ class Fuse(Rearrange):
     def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, None]:
         stream = flow.stream
         index, is_answer = (take(flow.notes[name], stream.origin) for name in ("index", "answer"))
-        is_visual, is_real = stream.kinds == Kind.VISUAL, stream.kinds != Kind.PADDING
-        fused = is_real & ~is_answer & is_visual.any(axis=1, keepdims=True)
+        is_visual = stream.kinds == Kind.VISUAL
+        fused = (stream.kinds != Kind.PADDING) & ~is_answer & is_visual.any(axis=1, keepdims=True)
         # Images, then text, then what is not fused, which causality hides.
         order = jnp.argsort(jnp.where(fused, jnp.where(is_visual, 0, 1), 2), axis=1, stable=True)
         x = take(own(take(stream.x, order)), jnp.argsort(order, axis=1))
         stream = replace(stream, x=jnp.where(fused[..., None], x, stream.x))
         leaves = is_visual & (index % (self.features + self.compressed) < self.features)
-        stays = select(stream, is_real & ~leaves, size.stream)
-        counted = jnp.arange(size.stream, dtype=jnp.int32)[None]
-        stays = replace(stays, positions=jnp.broadcast_to(counted, stays.kinds.shape))
-        return replace(flow, stream=stays, scores=None), None
+        return without(replace(flow, stream=stream), leaves, size.stream, "renumber"), None
 
 
 class PreFusion(nn.Module):
     config: LanguageConfig
     count: int
     dtype: Any
+    implementation: Implementation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
@@ -90,23 +88,25 @@ class PreFusion(nn.Module):
         view = View(*rotation(positions, inverse_frequencies(self.config.rope, self.config.head_dim)), mask=None)
         for i in range(self.count):
             # Training computes them again on the way back: no setting for remat reaches them.
-            layer = nn.remat(LanguageLayer)(self.config, self.dtype, "xla", None, None, CACHE_AXES, name=f"layers_{i}")
+            layer = nn.remat(LanguageLayer)(
+                self.config, self.dtype, self.implementation, None, None, CACHE_AXES, name=f"layers_{i}"
+            )
             (x, _), _ = layer((x, None), jnp.int32(0), view)
         return x
 
 
 @dataclass(frozen=True)
-class Layered:
-    """Builds the pre-fusion; equal ones of equal written forms share compiled programs."""
+class PreFusionOf:
+    """Builds the pre-fusion. A value, so that equal written forms share compiled programs."""
 
     count: int
 
-    def __call__(self, config: VLMConfig, dtype: Any) -> nn.Module:
-        return PreFusion(config.language, self.count, dtype)
+    def __call__(self, config: VLMConfig, dtype: Any, implementation: Implementation) -> nn.Module:
+        return PreFusion(config.language, self.count, dtype, implementation)
 
 
 def llavamini(config: VLMConfig, tokens: Positive = Positive(1), layers: Positive = Positive(4)) -> Method:
     check_grid(config)
     check_fewer(config, tokens)
     plan = Plan((Fuse(config.features_per_image, tokens), Layers(config.language.depth)))
-    return Method(plan, compressor=FeaturesAndCompressed(square_root(tokens)), own=Layered(layers))
+    return Method(plan, compressor=FeaturesAndCompressed(square_root(tokens)), own=PreFusionOf(layers))

@@ -24,6 +24,7 @@ from victor_jax.compression.stream import Flow, select, take
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.parameters import Normal, declare
+from victor_jax.ops.attention import Implementation
 
 
 class Routers(nn.Module):
@@ -92,7 +93,7 @@ def best_of_images(scores: jax.Array, is_visual: jax.Array, percent: int) -> jax
     return (same & better).sum(axis=2) < same.sum(axis=2) * percent // 100
 
 
-def own(config: VLMConfig, dtype: Any) -> nn.Module:
+def own(config: VLMConfig, dtype: Any, implementation: Implementation) -> nn.Module:
     return Routers()
 
 

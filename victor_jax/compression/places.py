@@ -37,9 +37,8 @@ class KeepPlaces(Rearrange):
         is_visual = stream.kinds == Kind.VISUAL
         index = jnp.where(is_visual, take(flow.notes["index"], stream.origin), 0)
         is_kept = jnp.array(np.isin(np.arange(self.of), self.places))[index % self.of]
-        stream = self.gather(stream, index, is_visual)
-        stays = without(stream, is_visual & ~is_kept, size.stream, self.positions)
-        return replace(flow, stream=stays, scores=None), None
+        flow = replace(flow, stream=self.gather(stream, index, is_visual))
+        return without(flow, is_visual & ~is_kept, size.stream, self.positions), None
 
     def gather(self, stream: Stream, index: jax.Array, is_visual: jax.Array) -> Stream:
         """The stream with whatever those that stay take over from others."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from victor_jax.compression.stream import Flow, Where
     from victor_jax.models.config import VLMConfig
+    from victor_jax.ops.attention import Implementation
 
 # Lengths are rounded up to this, so that batches of nearly equal content share one program.
 LENGTH_MULTIPLE = 8
@@ -152,9 +153,8 @@ class Method:
     plan: Plan
     registers: int = 0  # learnable positions after each image, at most
     compressor: Compressor | None = None
-    own: "Callable[[VLMConfig, Any], nn.Module] | None" = (
-        None  # (config, dtype) -> the module whose parameters its steps use
-    )
+    # (config, dtype, implementation of attention) -> the module whose parameters its steps use
+    own: "Callable[[VLMConfig, Any, Implementation], nn.Module] | None" = None
     # In training each row has one of these numbers of registers (of visual tokens per image where there are none): the
     # first ones. So any smaller number can be asked for later.
     draws: tuple[int, ...] = ()

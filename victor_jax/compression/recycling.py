@@ -44,8 +44,8 @@ class Recycle(Leave):
         within = jnp.minimum(rank, most - 1)
         returns = take(is_centre, within) & (rank < most)
         x = jnp.where(returns[..., None], take(means, within), stream.x)
-        stays = without(replace(stream, x=x), leaves & ~returns, size.stream, self.positions)
-        return replace(flow, stream=stays, scores=None), None
+        flow = replace(flow, stream=replace(stream, x=x))
+        return without(flow, leaves & ~returns, size.stream, self.positions), None
 
 
 def _recycled(leaving: Any) -> Any:

@@ -52,10 +52,9 @@ class Leave(Rearrange):
         leaves = stream.kinds == self.kind
         if self.keep or self.percent:
             leaves &= ~self.best(flow, leaves)
-        stays = without(stream, leaves, size.stream, self.positions)
         if self.park:
             parked = select(stream, leaves, size.parked) if parked is None else _add(parked, stream, leaves, size)
-        return replace(flow, stream=stays, parked=parked, scores=None), None
+        return replace(without(flow, leaves, size.stream, self.positions), parked=parked), None
 
     def most(self, present: Any) -> Any:
         """int [B]: how many of those present in each row stay at most."""
@@ -92,11 +91,14 @@ class Return(Rearrange):
         return replace(flow, stream=merge(flow.stream, returning, size.stream), parked=rest, scores=None), None
 
 
-def without(stream: Stream, leaves: jax.Array, length: int, positions: Positions) -> Stream:
-    """The stream when these positions, bool [B, T], have left; the others keep their RoPE positions or are counted
+def without(flow: Flow, leaves: jax.Array, length: int, positions: Positions) -> Flow:
+    """When these positions of the stream, bool [B, T], have left; the others keep their RoPE positions or are counted
     anew."""
-    stays = select(stream, (stream.kinds != Kind.PADDING) & ~leaves, length)
-    return stays if positions == "keep" else count_anew(stays)
+    is_real = flow.stream.kinds != Kind.PADDING
+    flow = replace(flow, stream=select(flow.stream, is_real & ~leaves, length), scores=None)
+    if positions == "keep":
+        return flow
+    return replace(flow, stream=count_anew(flow.stream), new=(is_real & ~leaves).sum(axis=1))
 
 
 def _add(parked: Stream, stream: Stream, leaves: jax.Array, size: Size) -> Stream:

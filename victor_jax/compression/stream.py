@@ -25,6 +25,7 @@ class Flow:
 
     stream: Stream
     prompt_end: jax.Array  # int32 [B]: origin of the last position of the prompt
+    new: jax.Array  # int32 [B]: the RoPE position of a row's first new token
     parked: Stream | None = None  # positions that wait beside the stream
     scores: jax.Array | None = None  # [L, B, …]: of the layers before, where the plan asks for one
     # What steps know of positions, by origin: [B, T of the input, …]. "index" is that of the input sequence, "answer"

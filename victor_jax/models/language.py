@@ -38,6 +38,7 @@ class StageCache:
     keys: tuple[jax.Array, ...]  # of each loop over layers: [L, …], the other axes as the module's cache_axes say
     values: tuple[jax.Array, ...]
     positions: jax.Array  # int32 [B, S], EMPTY where the slot is free
+    new: jax.Array  # int32 [B]: the position of the first new token
     prefilled: int = flax.struct.field(pytree_node=False)  # slots before the first new token
 
 
@@ -206,7 +207,7 @@ class LanguageTower(nn.Module):
         stages, span = itertools.count(), flow.stream.kinds.shape[1]  # no two RoPE positions are further apart
         for step, size in zip(self.plan.steps, sizes, strict=True):
             if isinstance(step, Layers):
-                cache = None if room is None else self._empty_cache(step, flow.stream, room)
+                cache = None if room is None else self._empty_cache(step, flow, room)
                 flow, cache = self._layers(next(stages), step, flow, cache, span)
             else:
                 flow, cache = step.apply(flow, size, own)
@@ -275,7 +276,7 @@ class LanguageTower(nn.Module):
                 x = x if cache is None else step.decode(x, cache, own)
                 continue
             slot = cache.prefilled + number
-            position = cache.positions.max(axis=1, keepdims=True) + 1
+            position = (cache.new + number)[:, None]
             filled = jax.lax.dynamic_update_slice(cache.positions, position, (0, slot))
             mask = (filled != EMPTY) & self._in_window(position, filled)
             cache = replace(cache, positions=filled)
@@ -327,8 +328,9 @@ class LanguageTower(nn.Module):
     def _rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotation(positions, inverse_frequencies(self.config.rope, self.config.head_dim))
 
-    def _empty_cache(self, step: Layers, stream: Stream, room: int) -> StageCache:
-        c, (rows, length) = self.config, stream.kinds.shape
+    def _empty_cache(self, step: Layers, flow: Flow, room: int) -> StageCache:
+        c, stream = self.config, flow.stream
+        rows, length = stream.kinds.shape
         sizes = {"B": rows, "K": c.kv_heads, "H": c.head_dim, "S": length + room}
         keys, values = (
             tuple(
@@ -342,4 +344,4 @@ class LanguageTower(nn.Module):
             hidden |= stream.kinds == Kind.VISUAL
         positions = jnp.where(hidden, EMPTY, stream.positions)
         positions = jnp.pad(positions, ((0, 0), (0, room)), constant_values=EMPTY)
-        return StageCache(keys, values, positions, prefilled=length)
+        return StageCache(keys, values, positions, flow.new, prefilled=length)

@@ -47,6 +47,7 @@ class OwnParameters(nn.Module):
     config: VLMConfig
     method: Method
     dtype: Any
+    implementation: Implementation
 
     def setup(self) -> None:
         if self.method.registers:
@@ -56,7 +57,8 @@ class OwnParameters(nn.Module):
             self.registers = self.param("registers", declare(start, nested=bool(self.method.draws)), shape)
         if self.method.compressor:
             self.compressor = self.method.compressor.module(self.config, self.dtype)
-        self.steps = self.method.own(self.config, self.dtype) if self.method.own else None
+        own = self.method.own
+        self.steps = own(self.config, self.dtype, self.implementation) if own else None
 
     def compress(self, seen: Seen) -> tuple[jax.Array, jax.Array | None]:
         """[I, P, E] -> [I, R, E], and which of them are used, bool [I, R], where that is not all."""
@@ -81,7 +83,7 @@ class VLMModule(nn.Module):
         self.language = LanguageTower(
             c.language, self.method.plan, *kernels, self.remat, self.lora, self.layers_per_loop, self.cache_axes
         )
-        self.compression = OwnParameters(c, self.method, self.dtype)
+        self.compression = OwnParameters(c, self.method, *kernels)
 
     def visual_tokens(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """pixels [B, images per row, 3, size, size], of bytes or normalised -> [B, V, D], and which of them are used,
@@ -131,7 +133,8 @@ class VLMModule(nn.Module):
             is_visual = sequence.kinds == Kind.VISUAL
             stream = close_up(stream, ~is_visual | take(used, jnp.where(is_visual, sequence.index, 0)))
         answers = jnp.pad(batch.targets[:, :-1] != IGNORE, ((0, 0), (1, 0)))
-        return Flow(stream, sequence.prompt_end, notes={"index": sequence.index, "answer": answers})
+        new = (stream.kinds != Kind.PADDING).sum(axis=1)
+        return Flow(stream, sequence.prompt_end, new, notes={"index": sequence.index, "answer": answers})
 
     @exact_where_asked
     def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
