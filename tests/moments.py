@@ -36,6 +36,7 @@ class Task:
     result: Callable[[Path], Any]  # what a whole folder holds
     appears_whole: bool  # the folder, at the end
     leaves_partial: bool = False  # for the next start
+    sigterm: int = 143  # the status after it
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
@@ -77,7 +78,7 @@ def tasks(root: Path) -> dict[str, Task]:
         ),
         **{f"convert --to={to}": convert(to) for to in ("hf", "orbax")},
         "pack-data": Task(pack, files, appears_whole=True, leaves_partial=True),
-        "eval": Task(evaluate, lambda out: (out / "answers.jsonl").read_bytes(), appears_whole=False),
+        "eval": Task(evaluate, lambda out: (out / "answers.jsonl").read_bytes(), appears_whole=False, sigterm=130),
     }
 
 
@@ -98,7 +99,11 @@ def problems(task: Task, out: Path, number: int, status: int, said: str, expecte
     """What is wrong after an end by this signal."""
     found = []
     if number != signal.SIGKILL:
-        if status not in (0, 128 + number, -number):  # the last: before the program had begun
+        if status not in (
+            0,
+            130 if number == signal.SIGINT else task.sigterm,
+            -number,
+        ):  # the last: before the program had begun
             found.append(f"status {status}")
         if "Traceback" in said and status != -number:
             found.append("a traceback")
