@@ -62,6 +62,8 @@ def exit_status(command: Callable[[], Any], interrupted: str = "interrupted") ->
         print(interrupted, file=sys.stderr)
         return error.args[0] if error.args else 130
     finally:
-        warnings.showwarning, sys.unraisablehook = show, unraisable
+        warnings.showwarning = show
+        if sys.unraisablehook is _again_if_swallowed:  # a command that sets its own needs it to the end of the process
+            sys.unraisablehook = unraisable
         for number, handler in before:
             signal.signal(number, handler)
