@@ -64,7 +64,7 @@ def test_a_run_keeps_its_last_whole_step(start, data, tmp_path):
     """The disk holds one checkpoint and not two."""
     changes = small_run.overrides(start, data, total_steps=4, checkpoint__every=2, mesh__data=1, mesh__fsdp=1)
     workdir = tmp_path / "disk" / "run"
-    with disk(tmp_path / "disk", 2000):
+    with disk(tmp_path / "disk", 3000):
         command, environment = small_run.command(workdir, changes), small_run.environment()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 2
