@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint soak moments quickstart accelerators
+.PHONY: setup test lint soak moments fuzz quickstart accelerators
 
 setup: $(VENV)/ready
 
@@ -44,6 +44,11 @@ soak: setup
 # Signals at random moments to every command that writes, and whether it ends and goes on as it should: half an hour.
 moments: setup
 	PYTHONPATH=tests:. $(BIN)/python tests/moments.py
+
+# Hostile and careless input, new each time: what was tried, and what got through. SURFACE and SEED show a finding again.
+MINUTES ?= 30
+fuzz: setup
+	PYTHONPATH=tests:. $(BIN)/python -m fuzz --minutes=$(MINUTES) $(SURFACE:%=--surface=%) $(SEED:%=--seed=%)
 
 # The programs that XLA makes for GPUs and TPUs, compiled without either: two environments of some GB, then minutes.
 .venv-cuda/ready .venv-tpu/ready: pyproject.toml requirements.txt

@@ -7,6 +7,7 @@ beside it and draw a figure: then their methods are compared, and --model names 
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -147,7 +148,10 @@ def measure(preset: Preset, specs: tuple[str, ...], rows: int) -> list[dict[str,
         for spec in specs:
             compiles, known[spec] = prepare(preset, spec, rows, have)
             futures[spec] = pool.submit(compiles)
-    compiled = {spec: future.result() for spec, future in futures.items()}
+    compiled = {}
+    for spec, future in futures.items():
+        compiled[spec] = future.result()
+        print(f"compiled {len(compiled)} of {len(specs)}: {spec}", file=sys.stderr, flush=True)
     timed = {(spec, part): program for spec, parts in compiled.items() for part, program in parts.items()}
     seconds = machine.alternate(timed, preset.repeats)
     return [

@@ -8,9 +8,21 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+LONGEST = 2000  # characters of a message
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: one sentence that says what is wrong, where, and what to do."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """Names and values in a message come from files: what a terminal would obey or could not show is escaped, and the
+    middle of what nobody would read is left out."""
+    shown = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} … {shown[-LONGEST // 2 :]}"
 
 
 def join_names(names: list[str], limit: int = 8) -> str:
@@ -47,7 +59,7 @@ def exit_status(command: Callable[[], Any], interrupted: str = "interrupted") ->
 
     def in_one_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
         if category is UserWarning:
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            print(f"warning: {one_line(str(message))}", file=sys.stderr, flush=True)
         else:
             show(message, category, *where)
 

@@ -22,9 +22,16 @@ def partial_of(destination: Path) -> Path:
     return destination.with_name(destination.name + ".partial")
 
 
-def check_free(destination: Path) -> None:
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+def check_free(destination: Path) -> Path:
+    """The folder that a link leads to, if nothing is in it."""
+    try:
+        destination = destination.resolve()
+        is_free = not destination.exists() or (destination.is_dir() and not any(destination.iterdir()))
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise UserError(f"{destination} cannot be written: {error}") from None
+    if not is_free:
         raise UserError(f"{destination} exists and is not empty: choose another destination or remove it")
+    return destination
 
 
 @contextlib.contextmanager
@@ -54,7 +61,7 @@ def new_folder(destination: Path, resumable: bool = False) -> Iterator[Path]:
 
     `resumable`: a folder that an earlier process left is continued, and an error leaves it to the next process.
     """
-    check_free(destination)
+    destination = check_free(destination)
     partial = partial_of(destination)
     if partial.exists() and not resumable:
         shutil.rmtree(partial)  # left by a process that was killed

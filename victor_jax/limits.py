@@ -23,9 +23,17 @@ Devices = Annotated[int, Limit("a number of devices, or -1 for the rest", lambda
 def check_whole(name: str, value: Any, least: int = 1, most: int = 1_000_000) -> None:
     """Of an argument that a user writes."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise UserError(f"{name}={value!r} must be a whole number from {least:,} to {most:,}")
+        raise UserError(f"{name}={shown(value)} must be a whole number from {least:,} to {most:,}")
 
 
 def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], words: str) -> None:
     if not isinstance(value, kinds):
-        raise UserError(f"{name}={value!r} must be {words}")
+        raise UserError(f"{name}={shown(value)} must be {words}")
+
+
+def shown(value: Any) -> str:
+    """For a message. Python refuses to write numbers of thousands of digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"<{type(value).__name__}>"

@@ -1,5 +1,7 @@
 """Careless arguments of the API: one sentence that names the argument, before anything is computed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import talking
@@ -84,6 +86,18 @@ def test_arrays_and_chance(vlm, arguments, words):
 def test_load(folder, arguments, words):
     with pytest.raises(UserError, match=words):
         victor_jax.load(**{"path": folder} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [(np.nan, "language/layers/2/norm1/scale hold NaN"), (3e38, "they overflow")]
+)
+def test_weights_that_give_no_numbers(vlm, value, why):
+    path = "language/stages_1_0/norm1/scale"
+    changed = {path: vlm.params[path].at[0, 0].set(value), "language/head": vlm.params["language/head"] * value}
+    given = dataclasses.replace(vlm, params=vlm.params | (changed if value == 3e38 else {path: changed[path]}))
+    for ask in (given.logits, given.generate_ids):
+        with pytest.raises(UserError, match=f"gives logits that are not finite: {why}"):
+            ask(np.array([[5, 6]]), **({"max_new_tokens": 2} if ask == given.generate_ids else {}))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

@@ -29,8 +29,18 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.benchmark == "pope" and given.questions is None:
         raise UserError("pope needs --questions=llava_pope_test.jsonl, which says what split each question is of")
-    print(report(SCORERS[given.benchmark](read_answers(given.predictions), given.annotations, given.questions)))
+    print(report(scored(given.benchmark, given.predictions, given.annotations, given.questions)))
     return 0
+
+
+def scored(benchmark: str, predictions: Path, annotations: Path, questions: Path | None) -> Score:
+    answers = read_answers(predictions)
+    try:
+        return SCORERS[benchmark](answers, annotations, questions)  # type: ignore[arg-type]  # POPE's are asked for
+    except (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:  # of a damaged file
+        raise UserError(
+            f"{annotations} is not what {benchmark} publishes ({type(error).__name__}: {error}): download it again"
+        ) from error
 
 
 def report(score: Score) -> str:

@@ -9,17 +9,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, one_line
 from victor_jax.prompt import Aspect
 
 BACKGROUND = (122, 116, 104)  # the mean colour, cut to whole numbers as LLaVA does
-# A hair's breadth would be enlarged to gigabytes; a picture of more pixels takes seconds to decode.
-MAX_RATIO, MAX_SIDE, MAX_PIXELS = 200, 1 << 15, 89_000_000
+# Beyond these a picture takes more than two seconds or 1.5 GB: to be decoded, or to be padded to its square.
+MAX_RATIO, MAX_SIDE, MAX_PIXELS, MAX_BYTES = 200, 10_000, 50_000_000, 1 << 28
+MAX_WEBP = 24_000_000  # pixels: decoded in a third of the speed of others, in 16 bytes for each
+MAX_SCANNED = 300_000_000  # pixels of all scans of a JPEG: a progressive one may have any number
 STRIP = 256  # rows of a picture that are padded at once
-# Those of PIL's that read pixels alone: others start programs (EPS: Ghostscript) or read further files.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
+# Those of PIL's that read pixels alone: others start programs (EPS: Ghostscript) or read further files. JPEG 2000 takes
+# half a second per megapixel.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+SLOW = ("bmp_rle", "ppm", "ppm_plain")  # decoders that PIL has in Python: a second per megapixel, and more
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS speaks for itself
 
 
@@ -28,7 +32,7 @@ class BadImage(Exception):
 
     def __init__(self, path: str, reason: str):
         super().__init__(path, reason)
-        self.path, self.reason = path, reason
+        self.path, self.reason = path, one_line(reason)
 
     def __str__(self) -> str:
         # Escaped where a terminal would obey it, or could not show it.
@@ -79,11 +83,7 @@ def decode(data: bytes, path: str) -> Image.Image:
     """RGB, read to the last byte, so that a broken file is found here."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            short, long = sorted(image.size)
-            if short * long > MAX_PIXELS:
-                raise BadImage(path, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-            if long > min(MAX_SIDE, MAX_RATIO * short):
-                raise BadImage(path, f"{image.width} x {image.height} pixels are too long or too narrow")
+            _check(image, data, path)
             if image.mode == "P":
                 image.info.pop("transparency", None)  # RGB has none, and PIL warns of losing it
             return image.convert("RGB")
@@ -91,6 +91,25 @@ def decode(data: bytes, path: str) -> Image.Image:
         raise
     except Exception as error:  # decoders of untrusted bytes raise nearly anything: OSError, SyntaxError, struct.error
         raise BadImage(path, _reason(error)) from error
+
+
+def _check(image: ImageFile.ImageFile, data: bytes, path: str) -> None:
+    """What it would take to read the pixels, and whether they are all there: PIL leaves undefined what no strip of a
+    TIFF holds."""
+    short, long = sorted(image.size)
+    most = MAX_WEBP if image.format == "WEBP" else MAX_PIXELS
+    if image.format == "JPEG":
+        most = min(most, MAX_SCANNED // max(data.count(b"\xff\xda"), 1))  # a marker that pixels never hold
+    if short * long > most:
+        raise BadImage(path, f"{image.width} x {image.height} pixels are more than {most:,}")
+    if long > min(MAX_SIDE, MAX_RATIO * short):
+        raise BadImage(path, f"{image.width} x {image.height} pixels are too long or too narrow")
+    if image.tile and image.tile[0][0] in SLOW:
+        raise BadImage(path, "written in a rare way that is slow to read: save it as PNG")
+    boxes = [tile.extents or (0, 0, *image.size) for tile in image.tile]
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    if image.format == "TIFF" and covered < short * long:
+        raise BadImage(path, "cannot be read: some of its pixels are missing")
 
 
 def _reason(error: Exception) -> str:
@@ -101,8 +120,11 @@ def _reason(error: Exception) -> str:
 
 def read_file(path: Path) -> bytes:
     """Of a file: a pipe would never end, and a device give anything."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is not a file")
+    if status.st_size > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"its {status.st_size:,} bytes are more than {MAX_BYTES:,}")
     return path.read_bytes()
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, one_line
 
 if TYPE_CHECKING:  # it needs PIL, and the training step comes by here
     from victor_jax.data.images import Records
@@ -20,7 +20,7 @@ class BadRow(Exception):
 
     def __init__(self, index: int, reason: str):
         super().__init__(index, reason)
-        self.index, self.reason = index, reason
+        self.index, self.reason = index, one_line(reason)
 
     def __str__(self) -> str:
         return f"row {self.index}: {self.reason}"

@@ -62,7 +62,7 @@ def read_questions(file: Path) -> list[Question]:
 def _question(line: str, where: str) -> Question:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f"{where} holds a {type(row).__name__}, expected a JSON object")

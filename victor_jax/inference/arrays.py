@@ -4,6 +4,8 @@ Each image is its placeholder token repeated once per feature of the vision towe
 [images, 3, size, size] in reading order over the batch.
 """
 
+from typing import Any
+
 import numpy as np
 
 from victor_jax.errors import UserError
@@ -23,15 +25,21 @@ def encoded_rows(
 def pixels_of_rows(pixel_values: np.ndarray | None, rows: list[EncodedRow], size: int) -> list[np.ndarray | None]:
     """float32 [images, 3, size, size] of each row, None where it has none."""
     counts = [len(row.image_tokens) for row in rows]
-    given = 0 if pixel_values is None else len(pixel_values)
+    pixels = np.zeros((0, 3, size, size), np.float32) if pixel_values is None else _array("pixel_values", pixel_values)
+    given = len(pixels) if pixels.ndim else 0
     if given != sum(counts):
         raise UserError(f"input_ids hold the tokens of {sum(counts)} images, pixel_values has {given}")
-    if pixel_values is None or not given:
+    if not given:
         return [None] * len(rows)
-    pixels = np.asarray(pixel_values)
     if pixels.shape[1:] != (3, size, size):
         raise UserError(f"pixel_values has shape {pixels.shape}, the vision tower wants [images, 3, {size}, {size}]")
-    split = np.split(pixels.astype(np.float32, copy=False), np.cumsum(counts)[:-1])
+    try:
+        pixels = pixels.astype(np.float32, copy=False)
+    except (ValueError, TypeError):
+        raise UserError(f"pixel_values must be numbers, got {pixels.dtype}") from None
+    if not np.isfinite(pixels).all():
+        raise UserError("pixel_values holds a number that is not finite in float32: prepare the images again")
+    split = np.split(pixels, np.cumsum(counts)[:-1])
     return [of_row if len(of_row) else None for of_row in split]
 
 
@@ -55,16 +63,20 @@ def _row(number: int, ids: np.ndarray, config: VLMConfig, tokens_per_image: int)
 
 def _checked(input_ids: np.ndarray, attention_mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Ids and a bool mask [B, T], or one error."""
-    try:
-        ids = np.asarray(input_ids)
-    except ValueError:
-        raise UserError("input_ids has rows of several lengths: pad them, and say where in attention_mask") from None
-    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+    ids = _array("input_ids", input_ids)
+    if ids.ndim != 2 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"input_ids must be whole numbers [rows, length], got {ids.dtype} {ids.shape}")
-    mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
+    mask = np.ones_like(ids) if attention_mask is None else _array("attention_mask", attention_mask)
     if mask.shape != ids.shape:
         raise UserError(f"attention_mask has shape {mask.shape}, input_ids {ids.shape}: they must be equal")
     mask = mask.astype(bool)
     if empty := np.flatnonzero(~mask.any(axis=1)).tolist():
         raise UserError(f"attention_mask leaves nothing of row {empty[0]}: give it at least one token")
     return ids, mask
+
+
+def _array(name: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except ValueError:
+        raise UserError(f"{name} has rows of several lengths: pad them, and say where in attention_mask") from None

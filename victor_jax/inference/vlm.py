@@ -19,14 +19,14 @@ from victor_jax.compression.plan import LENGTH_MULTIPLE, Kind, Method, Size, rou
 from victor_jax.compression.spec import parse
 from victor_jax.data.batches import build_batch
 from victor_jax.data.shapes import Shape
-from victor_jax.errors import UserError
+from victor_jax.errors import UserError, join_names
 from victor_jax.inference import programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
 from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
 from victor_jax.inference.platform import abstract_weights, module_for
 from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
-from victor_jax.limits import check_kind, check_whole
+from victor_jax.limits import check_kind, check_whole, shown
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.models.vlm import VLMModule
@@ -64,6 +64,7 @@ def load(
     `vision` and `projector` complete a checkpoint that has none. A compression whose parameters the checkpoint lacks is
     refused, unless a `seed` is given to draw them: answers then mean nothing, but time and memory do.
     """
+    check_kind("dtype", dtype, str, "a text such as bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
     if compression is not None:
@@ -149,7 +150,9 @@ class VLM:
             fetch(self.call(programs.log_probabilities, *self.prepare(rows)))[: len(rows)]
             for rows in batches_of(encoded, batch_size)
         ]
-        return np.concatenate([np.zeros(0, np.float32), *scores])[: len(encoded)]
+        joined = np.concatenate([np.zeros(0, np.float32), *scores])[: len(encoded)]
+        self._check(np.isfinite(joined).all())
+        return joined
 
     def logits(
         self,
@@ -164,8 +167,9 @@ class VLM:
         batch, sizes = self._from_arrays(input_ids, pixel_values, attention_mask)
         longest = int((batch.sequence.kinds == Kind.TEXT).sum(axis=1).max())
         text_length = min(round_up(longest, LENGTH_MULTIPLE), sizes[-1].stream)
-        logits = fetch(self.call(programs.text_logits, batch, sizes, text_length=text_length))
-        return logits[: len(input_ids), :longest]
+        logits = self.call(programs.text_logits, batch, sizes, text_length=text_length)
+        self._check(jnp.isfinite(logits).all())
+        return fetch(logits)[: len(input_ids), :longest]
 
     def generate_ids(
         self,
@@ -231,8 +235,9 @@ class VLM:
         check_whole("max_new_tokens", max_new_tokens)
         check_whole("seed", seed, least=0, most=MOST_SEED)
         if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
-            raise UserError(f"temperature={temperature!r} must be a number from 0")
+            raise UserError(f"temperature={shown(temperature)} must be a number from 0")
         logits, caches = self.call(programs.prefill, batch, sizes, room=max_new_tokens)
+        is_finite = jnp.isfinite(logits).all()  # looked at when the answer is there
         tokens, _ = programs.decode(
             self._tree,
             caches,
@@ -245,7 +250,19 @@ class VLM:
             pad_token=self.config.pad_token,
             greedy=temperature == 0,
         )
-        return fetch(tokens)[: len(batch.targets)]
+        tokens = fetch(tokens)
+        self._check(is_finite)
+        return tokens[: len(batch.targets)]
+
+    def _check(self, is_finite: Any) -> None:
+        """Of what the model computed. To look through all weights when they are read would take a sixth longer."""
+        if is_finite:
+            return
+        tensors = layers_of(self.params, self.module)
+        broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor.load().astype(np.float32)).all()]
+        why = f"{join_names(broken)} hold NaN or infinity: copy the checkpoint again"
+        overflow = f"they overflow in {self.module.dtype.name}: load with dtype='float32'"
+        raise UserError(f"{self.folder} gives logits that are not finite: {why if broken else overflow}")
 
     def _from_arrays(
         self, input_ids: np.ndarray, pixel_values: np.ndarray | None, attention_mask: np.ndarray | None

@@ -120,7 +120,10 @@ class Checkpoints(AbstractContextManager):
         return State(found["params"], rest["optimizer"], rest["loss_average"])
 
     def meta(self, step: int) -> dict[str, Any]:
-        return self._read(step, "meta", ocp.args.JsonRestore())
+        found = self._read(step, "meta", ocp.args.JsonRestore())
+        if not isinstance(found, dict) or not isinstance(found.get("checksums", {}), dict):
+            raise self._damaged(step, "its meta is damaged")
+        return found
 
     def newest(
         self, abstract: State, accept: Callable[[dict[str, Any]], None]

@@ -48,9 +48,12 @@ class Metrics(AbstractContextManager):
         if not is_first_host:
             return
         path = workdir / "metrics.jsonl"
-        if path.exists():
-            _cut(path, resume_step)
-        file = self._open.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        try:
+            if path.exists():
+                _cut(path, resume_step)
+            file = self._open.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): give another --workdir") from None
         self._write.append(lambda step, values: file.write(json.dumps({"step": step} | values, allow_nan=False) + "\n"))
         if importlib.util.find_spec("tensorboardX"):
             module = importlib.import_module("tensorboardX")
@@ -116,7 +119,7 @@ def _cut(path: Path, resume_step: int) -> None:
         with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
             kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < resume_step)
         os.replace(partial, path)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged: move it away, and the run goes on with a new one") from None
     finally:
         partial.unlink(missing_ok=True)

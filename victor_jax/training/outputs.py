@@ -146,9 +146,15 @@ def _text(part: Batch, row: int, tokenizer: Any) -> str:
     return marked_text(tokens, supervised, tokenizer)
 
 
+def _is_bad_row(written: Any) -> bool:
+    """Whether it is the number of a row, and a reason."""
+    return isinstance(written, list) and [type(part) for part in written] == [int, str]
+
+
 def check_data(meta: dict[str, Any], data: str, workdir: Path) -> None:
     """Refuses to go on from a checkpoint whose data had another digest."""
-    if not isinstance(meta.get("data"), str) or not isinstance(meta.get("bad_rows"), list):
+    bad_rows = meta.get("bad_rows")
+    if not isinstance(meta.get("data"), str) or not (isinstance(bad_rows, list) and all(map(_is_bad_row, bad_rows))):
         raise UserError(f"the newest checkpoint in {workdir} says nothing of its data: delete its folder")
     if meta["data"] != data:
         raise UserError(

@@ -13,7 +13,7 @@ from victor_jax.models.config import VLMConfig
 from victor_jax.models.parameters import Constant, Declared
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.prompt import Prompt
-from victor_jax.weights.names import OWN, REGISTERS, with_torch_name
+from victor_jax.weights.names import OWN, REGISTERS, with_key
 from victor_jax.weights.place import sources
 from victor_jax.weights.tensors import Tensor
 
@@ -59,7 +59,8 @@ def check(checkpoint: Checkpoint, method: Method, source: str) -> None:
     wanted = {name: leaf.shape for name, leaf in whole.items()}
     held = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     types = {name: tensor.dtype.name for name, tensor in checkpoint.tensors.items()}
-    called = {name: with_torch_name(name, checkpoint.format) for name in sorted(wanted.keys() | held.keys())}
+    names = sorted(wanted.keys() | held.keys())
+    called = {name: with_key(name, checkpoint.tensors, checkpoint.format) for name in names}
     both = [name for name in called if name in wanted and name in held]
     found = [
         ("lacks", [title for name, title in called.items() if name not in held]),

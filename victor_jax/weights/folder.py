@@ -2,6 +2,7 @@
 Written as safetensors, tensor by tensor: the library's own writer wants a whole shard in memory."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def _read_shards(index: Path, read: Any) -> dict[str, Tensor]:
     if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
         raise UserError(f"{index} has no weight_map: it is not the index of a checkpoint")
     shards = sorted(set(where.values()))
-    absent = [shard for shard in shards if not (index.parent / shard).exists()]
+    absent = [shard for shard in shards if not os.path.exists(index.parent / shard)]  # of a name that is no path, too
     if absent:
         raise UserError(f"{index} names shards that are not in its folder: {join_names(absent)}; copy them there")
     tensors: dict[str, Tensor] = {}
@@ -89,7 +90,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read(path: Path, key: str, index: Index) -> np.ndarray:
     # Opened for each read: a file that stays mapped counts, page by page, as resident memory.
     with _open(path) as file:
-        return file.get_slice(key)[index] if index else file.get_tensor(key)
+        part = file.get_slice(key)
+        # The library takes no slices of what is empty.
+        return part[index] if all(part.get_shape()) and index else file.get_tensor(key)
 
 
 def _open(path: Path) -> Any:

@@ -7,7 +7,8 @@ reading, but importing them takes seconds: as long as the whole rest of a start.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.errors import UserError
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
@@ -30,6 +31,7 @@ CLIP_DEFAULT = VisionConfig(
 )
 # Of any size, and of layers: beyond, a number is damaged, and the names of all layers would fill memory.
 MOST, MOST_LAYERS = 10_000_000, 1_000
+MOST_ADDED = 1_000  # tokens beyond the vocabulary: an export gives each of them a row of the embedding
 FAMILIES = ("llama", "mistral", "qwen2")
 # The key of the file -> our field, where both hold the same value, and the default of each family.
 LANGUAGE: dict[str, tuple[Any, ...]] = {
@@ -72,16 +74,40 @@ def vlm_config(raw: Mapping[str, Any], file: str, generation: Mapping[str, Any])
     choice(raw, file, "projector_hidden_act", "gelu")
     end = generation if "eos_token_id" in generation else text
     pad = raw.get("pad_token_id", generation.get("pad_token_id", text.get("pad_token_id")))
-    return VLMConfig(
+    config = VLMConfig(
         vision=vision,
         projector=ProjectorConfig("mlp", bool(raw.get("multimodal_projector_bias", True))),
         language=language,
         feature_levels=feature_levels(raw.get("vision_feature_layer", -2), vision.depth, file),
         keep_class_token=choice(raw, file, "vision_feature_select_strategy", "default", "full") == "full",
-        image_token=_token(raw.get("image_token_index", raw.get("image_token_id", 32000)), "image_token_index", file),
+        image_token=token(raw.get("image_token_index", raw.get("image_token_id", 32000)), "image_token_index", file),
         pad_token=pad_token(pad, file),
         end_tokens=end_tokens(end, language.family, file),
     )
+    return whole(config, file)
+
+
+def whole(config: VLMConfig, file: str) -> VLMConfig:
+    """The configuration, if its numbers fit together."""
+    vision, language, problem = config.vision, config.language, ""
+    if vision.width % vision.heads:
+        problem = f"a vision tower of width {vision.width}, which its {vision.heads} heads do not divide"
+    elif vision.image_size < vision.patch_size:
+        problem = f"images of {vision.image_size} pixels in patches of {vision.patch_size}"
+    elif language.head_dim % 2:
+        problem = f"heads of {language.head_dim} channels, and RoPE wants an even number"
+    elif language.heads % language.kv_heads:
+        problem = f"{language.heads} heads, which {language.kv_heads} key-value heads do not divide"
+    elif not config.feature_levels or not all(0 <= level <= vision.depth for level in config.feature_levels):
+        problem = f"features after {list(config.feature_levels)} layers of a vision tower of {vision.depth}"
+    elif max(config.image_token, config.pad_token) > language.vocabulary + MOST_ADDED:
+        problem = (
+            f"{language.vocabulary} tokens, the image token {config.image_token} and the padding token "
+            f"{config.pad_token}: they do not belong together"
+        )
+    if problem:
+        raise UserError(f"{file} describes {problem}")
+    return config
 
 
 def language_config(raw: Mapping[str, Any], where: str, model_type: str | None = None) -> LanguageConfig:
@@ -96,7 +122,7 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
     choice(value, where, "hidden_act", "silu")
     choice(value, where, "mlp_bias", False)
     choice(value, where, "use_sliding_window" if model_type == "qwen2" else "attention_bias", False)
-    width, heads = (_checked(value[key], int, key, where) for key in ("hidden_size", "num_attention_heads"))
+    width, heads = (checked(value[key], int, key, where) for key in ("hidden_size", "num_attention_heads"))
     if value["num_key_value_heads"] is None:
         value["num_key_value_heads"] = heads
     window = value["sliding_window"] if model_type == "mistral" else None
@@ -106,19 +132,14 @@ def language_config(raw: Mapping[str, Any], where: str, model_type: str | None =
         family=model_type,  # type: ignore[arg-type]  # checked above
         rope=_rope(value, where),
         qkv_bias=model_type == "qwen2",
-        sliding_window=_checked(window, int, "sliding_window", where) if window is not None else None,
+        sliding_window=checked(window, int, "sliding_window", where) if window is not None else None,
     )
 
 
 def vision_config(raw: Mapping[str, Any], where: str) -> VisionConfig:
     choice(raw, where, "model_type", "clip_vision_model")
     value = {**vision_dict(CLIP_DEFAULT), **raw}
-    config = VisionConfig(**_fields(VisionConfig, VISION_KEYS, value, where))
-    if config.width % config.heads:
-        raise UserError(
-            f"{where} has hidden_size {config.width}, which num_attention_heads {config.heads} does not divide"
-        )
-    return config
+    return VisionConfig(**_fields(VisionConfig, VISION_KEYS, value, where))
 
 
 def feature_levels(layer: Any, depth: int, file: str) -> tuple[int, ...]:
@@ -135,11 +156,11 @@ def feature_levels(layer: Any, depth: int, file: str) -> tuple[int, ...]:
 def end_tokens(raw: Mapping[str, Any], family: str, file: str) -> tuple[int, ...]:
     written = raw.get("eos_token_id", LANGUAGE_DEFAULTS[family]["eos_token_id"])
     listed = written if isinstance(written, list) else [] if written is None else [written]
-    return tuple(_token(token, "eos_token_id", file) for token in listed)
+    return tuple(token(one, "eos_token_id", file) for one in listed)
 
 
 def pad_token(written: Any, file: str) -> int:
-    return 0 if written is None else _token(written, "pad_token_id", file)
+    return 0 if written is None else token(written, "pad_token_id", file)
 
 
 def _rope(value: Mapping[str, Any], where: str) -> Rope:
@@ -147,13 +168,13 @@ def _rope(value: Mapping[str, Any], where: str) -> Rope:
     written = value.get("rope_parameters") or value.get("rope_scaling") or {}
     if not isinstance(written, Mapping):
         raise UserError(f"{where} has the rope parameters {written!r}, expected an object")
-    theta = _checked(written.get("rope_theta") or value.get("rope_theta") or 10000.0, float, "rope_theta", where)
+    theta = checked(written.get("rope_theta") or value.get("rope_theta") or 10000.0, float, "rope_theta", where)
     kind = written.get("rope_type") or written.get("type") or "default"
 
     def number(key: str) -> float:
         if key not in written:
             raise UserError(f"{where} has rope scaling {kind!r} without {key}")
-        return _checked(written[key], float, key, where)
+        return checked(written[key], float, key, where)
 
     match kind:
         case "default":
@@ -170,16 +191,19 @@ def _rope(value: Mapping[str, Any], where: str) -> Rope:
 def _fields(config: type, keys: Mapping[str, str], value: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Those fields of a configuration that the file states, each checked against the type of the field."""
     kinds = get_type_hints(config)
-    return {field: _checked(value[key], kinds[field], key, where) for field, key in keys.items()}
+    return {field: checked(value[key], kinds[field], key, where) for field, key in keys.items()}
 
 
-def _checked(written: Any, kind: Any, key: str, where: str) -> Any:
+def checked(written: Any, kind: Any, key: str, where: str) -> Any:
+    """A value of a file, if it is one of the type of our field."""
+    if get_origin(kind) is UnionType:  # int | None
+        return None if written is None else checked(written, get_args(kind)[0], key, where)
     if choices := get_args(kind):
         is_right, expected = written in choices, " or ".join(map(repr, choices))
     elif kind is bool:
         is_right, expected = isinstance(written, bool), "true or false"
     elif kind is int:
-        most = MOST_LAYERS if key == "num_hidden_layers" else MOST
+        most = MOST_LAYERS if key in ("num_hidden_layers", "depth") else MOST
         is_right, expected = _is_int(written) and 0 < written <= most, f"a whole number from 1 to {most:,}"
     else:
         is_right = (_is_int(written) or isinstance(written, float)) and 0 < written < math.inf
@@ -189,8 +213,8 @@ def _checked(written: Any, kind: Any, key: str, where: str) -> Any:
     return float(written) if kind is float else written
 
 
-def _token(written: Any, key: str, file: str) -> int:
-    if not _is_int(written):
+def token(written: Any, key: str, file: str) -> int:
+    if not _is_int(written) or not -(2**31) <= written < 2**31:
         raise UserError(f"{file} has {key} {written!r}, expected the number of a token")
     return written
 

@@ -6,6 +6,7 @@ Ours are per layer, with kernels [in, out]:  language/layers/3/attention/q/kerne
 
 import math
 import re
+from dataclasses import replace
 
 from victor_jax.errors import UserError, join_names
 from victor_jax.weights.tensors import Tensor, reshaped, transposed
@@ -115,7 +116,7 @@ def from_torch(tensors: Table, source: str, *, clip_folder: bool = False) -> tup
         elif name in table:
             twice.append(key)
         else:
-            table[name] = _from_torch_layout(name, tensor)
+            table[name] = replace(_from_torch_layout(name, tensor), key=key)
     if unknown:
         raise UserError(f"{source} holds unexpected tensors: {join_names(unknown)}")
     if twice:
@@ -149,8 +150,7 @@ def from_torch_name(key: str, clip_folder: bool = False) -> str | None:
 
 def to_torch_name(name: str, layout: str, linear_projector: bool = False) -> str:
     """Our name -> the key in the layout `hf` or `llava`."""
-    layer = re.search(r"(?<=layers/)\d+", name)
-    torch_name = TORCH[re.sub(r"(?<=layers/)\d+", "#", name)].replace("#", layer[0] if layer else "")
+    torch_name = _without_prefix(name)
     part = name.split("/")[0]
     if part == "projector" and layout == "llava":
         number = next(key for key, module in _PROJECTOR.items() if torch_name.startswith(module))
@@ -158,10 +158,24 @@ def to_torch_name(name: str, layout: str, linear_projector: bool = False) -> str
     return PREFIXES[layout]["head" if name == HEAD else part] + torch_name
 
 
-def with_torch_name(name: str, format: str) -> str:
-    """`language/head (lm_head.weight)`: for messages about a checkpoint of that format, in the spelling we write."""
+def _without_prefix(name: str) -> str:
+    layer = re.search(r"(?<=layers/)\d+", name)
+    return TORCH[re.sub(r"(?<=layers/)\d+", "#", name)].replace("#", layer[0] if layer else "")
+
+
+def with_key(name: str, held: Table, format: str) -> str:
+    """`language/head (lm_head.weight)`: for messages, with the key in the file. Of a tensor that is missing, the key
+    that it would have beside its neighbours, or the one that we would write."""
     layout = {"hf": "hf", "llava": "llava", "language model + CLIP": "llava"}.get(format)
-    return f"{name} ({to_torch_name(name, layout)})" if layout and not name.startswith(OWN) else name
+    if not layout or name.startswith(OWN):
+        return name
+    if name in held:
+        return f"{name} ({held[name].key})"
+    for other, tensor in held.items():
+        is_near = other.split("/")[0] == name.split("/")[0] and HEAD not in (name, other)
+        if is_near and tensor.key.endswith(_without_prefix(other)):
+            return f"{name} ({tensor.key.removesuffix(_without_prefix(other))}{_without_prefix(name)})"
+    return f"{name} ({to_torch_name(name, layout)})"
 
 
 def is_transposed(name: str) -> bool:

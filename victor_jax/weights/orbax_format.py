@@ -5,7 +5,7 @@ Any Orbax reader restores `params` as a nested dict. It is written and read tens
 
 import dataclasses
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from orbax.checkpoint import type_handlers
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
 from victor_jax.prompt import Prompt, prompt_from_json
+from victor_jax.weights.hf_config import checked, token, whole
 from victor_jax.weights.tensors import Index, Tensor
 
 MODEL_TYPE = "victor_jax"
@@ -99,19 +100,23 @@ def config_from_dict(raw: dict[str, Any], file: Path) -> tuple[VLMConfig, str, P
     if raw.get("version") != VERSION:
         raise UserError(f"{file} has version {raw.get('version')}, this release reads version {VERSION}")
     try:
-        config = _build(VLMConfig, raw["architecture"])
+        config = whole(_build(VLMConfig, raw["architecture"], "architecture", str(file)), str(file))
         return config, raw["compression"], prompt_from_json(raw.get("prompt", {}), file)
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} does not describe a model of ours ({error}): convert again") from None
 
 
-def _build(kind: Any, written: Any) -> Any:
+def _build(kind: Any, written: Any, key: str, file: str) -> Any:
     """The inverse of `dataclasses.asdict`."""
     options: list[Any] = [option for option in (kind, *get_args(kind)) if dataclasses.is_dataclass(option)]
-    if not options or written is None:
-        return tuple(written) if isinstance(written, list) else written
+    if get_origin(kind) is tuple and isinstance(written, list):
+        return tuple(token(one, key, file) for one in written)
+    if key in ("image_token", "pad_token"):
+        return token(written, key, file)
+    if not options or (written is None and type(None) in get_args(kind)):
+        return None if options else checked(written, kind, key, file)
     for option in options:  # several in a union: told apart by their fields
         hints = get_type_hints(option)
         if isinstance(written, dict) and hints.keys() == written.keys():
-            return option(**{key: _build(hints[key], value) for key, value in written.items()})
+            return option(**{key: _build(hints[key], value, key, file) for key, value in written.items()})
     raise TypeError(f"{' or '.join(option.__name__ for option in options)} cannot be {written!s:.80}")

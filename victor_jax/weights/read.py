@@ -1,9 +1,11 @@
 """Opens a checkpoint of any known format, recognised by what is in its folder, never by the folder's name."""
 
 import contextlib
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from victor_jax.compression.spec import parse
@@ -23,10 +25,12 @@ from victor_jax.weights.hf_config import (
     feature_levels,
     language_config,
     pad_token,
+    token,
     vision_config,
     vlm_config,
+    whole,
 )
-from victor_jax.weights.names import HEAD, OWN, PATCHES, Table, current_name, from_torch
+from victor_jax.weights.names import HEAD, OWN, PATCHES, Table, current_name, from_torch, with_key
 from victor_jax.weights.tensors import equal, transposed
 from victor_jax.weights.torch_files import read_torch_file
 
@@ -43,6 +47,9 @@ def open_checkpoint(
     `vision` is a CLIP folder for a checkpoint without the tower, `projector` a mm_projector.bin for one without
     a projector. A language model with a vision tower and no projector gets one drawn from `seed`.
     """
+    check_kind("path", path, (str, Path), "the path of a folder")
+    check_kind("vision", vision, (str, Path, NoneType), "the path of a folder")
+    check_kind("projector", projector, (str, Path, NoneType), "the path of a file")
     folder = _folder(path)
     raw = read_json(folder / "config.json")
     tower = _folder(vision) if vision else None
@@ -71,8 +78,7 @@ def open_checkpoint(
 
 def _folder(path: str | Path) -> Path:
     """A folder that exists wins over a repository of its name."""
-    check_kind("path", path, (str, Path), "the path of a folder")
-    if Path(path).exists():
+    if os.path.exists(path):  # also asks of what can be no path
         return Path(path)
     from victor_jax.weights.hub import local_folder  # a quarter of a second that only the Hub's users pay
 
@@ -150,6 +156,10 @@ def _open_parts(
     A language model alone takes its vision tower from `vision`; a projector that is given nowhere is drawn from `seed`.
     """
     file = str(folder / "config.json")
+    for key, kind, expected in (("mm_vision_tower", str, "a text"), ("victor_jax", dict, "an object")):
+        if not isinstance(raw.get(key), kind | None):
+            raise UserError(f"{file} has {key} {raw[key]!r}, expected {expected}")
+    ours = raw.get("victor_jax") or {}  # the keys that we add
     is_llava = raw.get("model_type") in ORIGINAL_TYPES or "mm_vision_tower" in raw
     language = language_config(raw, file, ORIGINAL_TYPES.get(raw.get("model_type", "llava")))
     table, skipped = from_torch(read_folder(folder), str(folder))
@@ -165,24 +175,25 @@ def _open_parts(
     if projector:
         table |= _read_projector(projector)
     if "vision" in held:
-        tower = _tower_within(folder, raw, table)
+        tower = _tower_within(folder, raw, ours, table)
     else:
         place = vision or _tower_beside(folder, raw)
         tower = _vision_config_in(place)
         tensors, more = from_torch(read_folder(place), str(place), clip_folder=True)
         table |= tensors
         skipped += more
-    config = VLMConfig(
+    described = VLMConfig(
         vision=tower,
         projector=_projector_config(raw, file, table),
         language=language,
         feature_levels=feature_levels(raw.get("mm_vision_select_layer", -2), tower.depth, file),
         keep_class_token=choice(raw, file, "mm_vision_select_feature", "patch", "cls_patch") == "cls_patch",
         # The original has no image token of its own; like Hugging Face's converter we take the next free id.
-        image_token=raw.get("victor_jax", {}).get("image_token", language.vocabulary),
+        image_token=token(ours.get("image_token", language.vocabulary), "image_token", file),
         pad_token=pad_token(raw.get("pad_token_id"), file),
         end_tokens=end_tokens(raw, language.family, file),
     )
+    config = whole(described, file)
     if not projector and "projector" not in held:
         warnings.warn(f"the projector is untrained: drawn from seed {seed}", stacklevel=3)
         drawn = fresh.checkpoint(config, seed).tensors
@@ -205,7 +216,7 @@ def _vision_config_in(folder: Path) -> VisionConfig:
 def _read_projector(path: Path) -> Table:
     """A mm_projector.bin, as the original's first training stage writes it."""
     table, _ = from_torch(read_torch_file(path), str(path))
-    others = [name for name in table if not name.startswith("projector/")]
+    others = [f"{name} ({tensor.key})" for name, tensor in table.items() if not name.startswith("projector/")]
     if others or not table:
         raise UserError(f"{path} is not a projector: it holds {join_names(others) or 'nothing'}")
     return table
@@ -232,9 +243,9 @@ def _tower_beside(folder: Path, raw: dict[str, Any]) -> Path:
     )
 
 
-def _tower_within(folder: Path, raw: dict[str, Any], table: Table) -> VisionConfig:
+def _tower_within(folder: Path, raw: dict[str, Any], ours: dict[str, Any], table: Table) -> VisionConfig:
     """The layout does not describe the tower it carries: a key of ours does, a folder, or OpenAI's conventions."""
-    if described := raw.get("victor_jax", {}).get("vision_config"):
+    if isinstance(described := ours.get("vision_config"), dict):
         return vision_config(described, str(folder / "config.json"))
     if place := _named_tower(folder, raw):
         return _vision_config_in(place)
@@ -249,7 +260,8 @@ def _tower_within(folder: Path, raw: dict[str, Any], table: Table) -> VisionConf
         positions = table["vision/position_embedding"].shape[0]
         mlp_width = table["vision/layers/0/mlp/up/kernel"].shape[1]
     except KeyError as missing:
-        raise UserError(f"{folder} lacks {missing.args[0]}: its vision tower is incomplete") from None
+        named = with_key(missing.args[0], table, "llava")
+        raise UserError(f"{folder} lacks {named}: its vision tower is incomplete") from None
     patch = round((patch_area / 3) ** 0.5)
     return replace(
         CLIP_DEFAULT,

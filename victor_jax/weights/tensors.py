@@ -31,6 +31,7 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[Index], np.ndarray]
+    key: str = ""  # its name in the file, for messages, where that is not ours
 
     @property
     def nbytes(self) -> int:

@@ -29,7 +29,9 @@ def open_tokenizer(folder: Path) -> Any:
     file = folder / "config.json"
     is_ours = file.exists() and read_json(file).get("model_type") == MODEL_TYPE
     try:
-        return AutoTokenizer.from_pretrained(folder, **({"config": PreTrainedConfig()} if is_ours else {}))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **({"config": PreTrainedConfig()} if is_ours else {}))
+        tokenizer("a")  # fields of tokenizer_config.json are looked at when a text is encoded
+        return tokenizer
     except Exception as error:  # of a damaged file its readers raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"no tokenizer could be read from {folder} ({reason}): copy its files again") from None

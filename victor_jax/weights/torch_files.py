@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -155,6 +156,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 def _views_by_name(pickled: bytes) -> dict[str, _View]:
     try:
+        for opcode, argument, _ in pickletools.genops(pickled):
+            if "PUT" in opcode.name and int(argument or 0) > len(pickled):  # a table of that length would be made
+                raise pickle.UnpicklingError("a number makes no sense")
         state = _RestrictedUnpickler(io.BytesIO(pickled)).load()
         state = dict(state) if isinstance(state, dict) else None  # without attributes, of which a module's has some
     except _UnreadableError:
@@ -165,7 +169,8 @@ def _views_by_name(pickled: bytes) -> dict[str, _View]:
         raise _UnreadableError("does not hold a dict of tensors: re-save its state dict alone")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _View):
-            raise _UnreadableError(f"has an entry {name!r} that is no tensor: re-save its state dict alone")
+            called = repr(name) if isinstance(name, str | int) else f"named by a {type(name).__name__}"  # of any size
+            raise _UnreadableError(f"has an entry {called} that is no tensor: re-save its state dict alone")
     return state
 
 

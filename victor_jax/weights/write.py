@@ -56,7 +56,7 @@ def write_checkpoint(
         if checkpoint.config.image_token >= checkpoint.config.language.vocabulary:
             tokenizer = tokenizer_with_image_token(checkpoint.folder)
         checkpoint = _for_hugging_face(checkpoint, tokenizer)
-    with new_folder(Path(destination).resolve()) as folder:
+    with new_folder(Path(destination)) as folder:
         _copy_companions(checkpoint.folder, folder)
         keep_base_readme(checkpoint.folder, folder)
         if name or (to != "orbax" and checkpoint.compression != "full"):
