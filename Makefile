@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint soak fuzz quickstart accelerators
+.PHONY: setup test lint soak moments fuzz quickstart accelerators
 
 setup: $(VENV)/ready
 
@@ -40,6 +40,10 @@ quickstart: .venv-quickstart/ready
 # Kills a run at twenty random moments and compares its end with an undisturbed one: some minutes.
 soak: setup
 	$(BIN)/python tests/soak.py
+
+# Signals at random moments to every command that writes, and whether it ends and goes on as it should: half an hour.
+moments: setup
+	PYTHONPATH=tests:. $(BIN)/python tests/moments.py
 
 # Hostile and careless input, new each time: what was tried, and what got through. SURFACE and SEED show a finding again.
 MINUTES ?= 30

@@ -8,14 +8,16 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
 import victor_jax
 from victor_jax.compile_cache import use_compile_cache
-from victor_jax.errors import exit_status
+from victor_jax.errors import exit_status, stop
 from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.runner import open_task, report, run
+from victor_jax.files import writing
 from victor_jax.sharding import distributed
 
 
@@ -33,7 +35,8 @@ def main(given: argparse.Namespace) -> None:
     if is_first:
         print(f"{len(task.questions)} questions; reading {given.model}", flush=True)
     vlm = victor_jax.load(given.model, given.compression, given.dtype, attention=given.attention)
-    result = run(vlm, task, given.out, model=given.model)
+    with writing(Path(given.out)):
+        result = run(vlm, task, given.out, model=given.model)
     if is_first:
         print(f"{report(result)}\nanswers and settings are in {given.out}")
 
@@ -68,7 +71,8 @@ def command_line() -> int:
 
     def command() -> None:
         with distributed.joined(given.coordinator, given.processes, given.process_id):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # jax would keep it for a training loop to ask
+            # Among several processes jax would keep it for a training loop to ask.
+            signal.signal(signal.SIGTERM, lambda *_: stop(signal.SIGINT))
             main(given)
 
     return exit_status(command, interrupted="stopped: the same command goes on from here")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from victor_jax.compile_cache import use_compile_cache
@@ -19,10 +19,11 @@ from victor_jax.data.inputs import open_inputs, with_paths
 from victor_jax.data.loader import Loader
 from victor_jax.data.records import check_bad_rows
 from victor_jax.errors import UserError, exit_status
+from victor_jax.files import write_whole, writing
 from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
-from victor_jax.training.checkpoints import Checkpoints
+from victor_jax.training.checkpoints import Checkpoints, print_no_tracebacks
 from victor_jax.training.lock import owned
 from victor_jax.training.metrics import Clock, Metrics, StepMonitor, peak_memory, traced
 from victor_jax.training.optimizer import Params, learning_rate
@@ -33,7 +34,7 @@ from victor_jax.weights.place import place
 
 def main(config: ConfigDict, workdir: str | Path) -> None:
     workdir = outputs.make_workdir(workdir)
-    with owned(workdir) if jax.process_index() == 0 else nullcontext():
+    with writing(workdir), owned(workdir) if jax.process_index() == 0 else nullcontext():
         train(config, workdir)
 
 
@@ -147,7 +148,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         bad_rows = outputs.gather_bad_rows(loader.bad_rows)
         if is_first and bad_rows:
             lines = (json.dumps({"row": row, "reason": reason}) for row, reason in bad_rows)
-            (workdir / "bad_rows.jsonl").write_text("\n".join(lines) + "\n")
+            write_whole(workdir / "bad_rows.jsonl", "\n".join(lines) + "\n")
             say(f"{len(bad_rows)} rows were left out; {workdir / 'bad_rows.jsonl'} names them")
         if not finished:
             say(f"told to stop: step {done} is saved, the same command goes on from there")
@@ -187,7 +188,7 @@ def command_line() -> None:
     given = command.parse("train.py", define)
     if not given.workdir:
         raise UserError("--workdir=DIR is missing")
-    logging.set_verbosity(logging.ERROR)
+    print_no_tracebacks()
     read(given.config)  # before anything touches a device
     with distributed.joined(given.coordinator, given.processes, given.process_id, given.start_timeout):
         main(given.config, given.workdir)

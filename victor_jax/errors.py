@@ -1,6 +1,9 @@
 """The one error that a user is meant to read, and how a command ends with it."""
 
+import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -28,10 +31,31 @@ def join_names(names: list[str], limit: int = 8) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
+def stop(number: int, _: Any = None) -> None:
+    """A signal's handler. The first one ends the command with cleaning up, and none that follows interrupts that."""
+    for every in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(every, signal.SIG_IGN)
+    raise KeyboardInterrupt(128 + number)
+
+
+def _again_if_swallowed(found: Any) -> None:
+    """sys.unraisablehook: a destructor or a callback of the garbage collector lets no exception through. Where a signal
+    met one, it is sent again."""
+    error = found.exc_value
+    if not (isinstance(error, KeyboardInterrupt) and error.args):
+        sys.__unraisablehook__(found)
+        return
+    number = error.args[0] - 128
+    signal.signal(number, stop)
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+
 def exit_status(command: Callable[[], Any], interrupted: str = "interrupted") -> int:
     """Of a command, which returns it, or None for 0. A user's mistake is one line on stderr, and 2; so is a warning.
-    Ctrl-C is one line, and 130."""
-    show = warnings.showwarning
+    Ctrl-C is one line, and 130; SIGTERM the same, and 143. After them the process hears no signal until it ends."""
+    show, unraisable = warnings.showwarning, sys.unraisablehook
+    sys.unraisablehook = _again_if_swallowed
+    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def in_one_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
         if category is UserWarning:
@@ -45,8 +69,13 @@ def exit_status(command: Callable[[], Any], interrupted: str = "interrupted") ->
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        before = []
         print(interrupted, file=sys.stderr)
-        return 130
+        return error.args[0] if error.args else 130
     finally:
         warnings.showwarning = show
+        if sys.unraisablehook is _again_if_swallowed:  # a command that sets its own needs it to the end of the process
+            sys.unraisablehook = unraisable
+        for number, handler in before:
+            signal.signal(number, handler)

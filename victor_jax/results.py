@@ -10,13 +10,14 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from victor_jax.errors import UserError
+from victor_jax.files import check_file, write_whole
 
 
 def check_settings(settings: dict[str, Any], out: Path, lines: Path) -> None:
     """Refuses a folder whose lines were computed with others."""
     file, what = out / "settings.json", lines.stem
     if file.exists():
-        old, new = (flatten_dict(one, sep=".") for one in (_read_json(file), settings))
+        old, new = (flatten_dict(one, sep=".") for one in (read_json(file), settings))
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in dict.fromkeys([*old, *new])
@@ -42,6 +43,8 @@ def keep_settings(settings: dict[str, Any], out: Path, lines: Path) -> None:
 
 def whole_lines(file: Path) -> list[bytes]:
     """Those that were written before. One that was cut short is taken off the file."""
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file} is not a file: give another --out")
     written = file.read_bytes() if file.exists() else b""
     whole = written[: written.rfind(b"\n") + 1]
     if whole != written:
@@ -61,15 +64,14 @@ def stamp_of(folder: Path) -> str:
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
     """Whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, file)
+    write_whole(file, json.dumps(value, indent=2) + "\n")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    check_file(file)
     try:
         if isinstance(value := json.loads(file.read_text()), dict):
             return value
-    except ValueError:
+    except (ValueError, RecursionError, OSError):
         pass
     raise UserError(f"{file} was not written by this command: give another --out")

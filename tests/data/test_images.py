@@ -97,13 +97,20 @@ def test_other_modes_are_converted_as_the_processors_do(tmp_path, mode):
     assert_same(ours(image, "square"), expected)
 
 
-def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
-    image = picture(50, 31, "P")
-    image.save(tmp_path / "x.png", transparency=bytes(range(256)))
-    with warnings.catch_warnings(), Image.open(tmp_path / "x.png") as saved:
-        warnings.simplefilter("ignore")
-        expected = np.asarray(saved.convert("RGB"))
-    np.testing.assert_array_equal(np.asarray(ImageFolder(tmp_path).open("x.png")), expected)
+@pytest.mark.parametrize(
+    ("mode", "key"), [("P", bytes(range(256))), ("P", 5), ("L", 128), ("RGB", (1, 2, 3)), ("RGBA", None), ("LA", None)]
+)
+def test_transparency_is_dropped(tmp_path, mode, key):
+    """As LLaVA drops it; the processors of transformers 5 lay the picture on white. PIL must not warn of it."""
+    colours = picture(50, 31, mode)
+    saved = colours.copy()
+    if key is None:
+        saved.putalpha(picture(50, 31, "L", seed=1))
+    saved.save(tmp_path / "x.png", **({} if key is None else {"transparency": key}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened = ImageFolder(tmp_path).open("x.png")
+    np.testing.assert_array_equal(np.asarray(opened), np.asarray(colours.convert("RGB")))
 
 
 def test_orientation_tags_are_not_applied(tmp_path):

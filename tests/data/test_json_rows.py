@@ -1,5 +1,6 @@
 """Rows are found and parsed one by one as json.load would give them, and a broken file is named at once."""
 
+import gzip
 import json
 import pickle
 import subprocess
@@ -72,7 +73,8 @@ def test_lines_are_rows_and_blank_ones_are_not(tmp_path):
         ('[{"a": 1},\n {"b": 2, "c":\n {"d": tru}}, {"e": 1}]', r"line 3 .*row 1 is not JSON: Expecting value"),
         ('[{"é": 1},\n {"é": x}, {"a": "long enough to stand in between"}]', r"\(byte 20\)"),
         ('[{"a": 1} {"b": 2}]', "expected ',' or ']' after row 0, found '{'"),
-        ('[{"a": 1},]', "row 1 is not an object"),
+        ('[{"a": 1},]', "a comma too many before row 1"),
+        (gzip.compress(b"[]"), r"rows.json is compressed \(gzip\): unpack it"),
         ('[{"a": 1}, {"b": "cut', "ends in the middle of row 1: is it cut off"),
         ('[{"a": 1}, {"b": 2', "ends in the middle of row 1: is it cut off"),
         ('[{"a": 1},', "ends in the middle of row 1: is it cut off"),
@@ -102,6 +104,7 @@ def test_a_broken_list_is_named_with_its_place(tmp_path, monkeypatch, chunk, tex
         ('{"a": 1}\n{"b" 2}\n{"c": 3}\n', "line 2 .*: row 1 is not JSON: Expecting ':'"),
         ('{"a": 1}\n{"b": "open}\n{"c": 3}\n', "line 2 .*: row 1 is not JSON: Invalid control character"),
         ('{"a": 1}\n\n[1]\n', "line 3 .*: row 1 is not an object"),
+        ('{"a": 1},\n{"b": 2}', "line 1 .*: not JSON: a comma too many before row 1"),
         (b'{"a": "\xff"}\n', "line 1 .*: not UTF-8"),
     ],
 )

@@ -1,6 +1,7 @@
 """A pack gives back the rows and the image files it was made of, and is whole or not there."""
 
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -155,12 +156,68 @@ def test_a_damaged_record_is_a_bad_row_or_image_and_ends_nothing(source):
     assert records.open(path).size == (9, 9)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1, "rows": 3, "images": {}}'])
+@pytest.mark.parametrize("kind", ["rows", "images"])
+def test_no_changed_byte_of_a_shard_gives_another_record(source, kind):
+    """Each record, and what is around it, has a checksum of ArrayRecord's."""
+    folder = packed(source, 1000)
+
+    def read(records, row):
+        try:
+            return records[row], [records.read(path) for path in parse_record(records[row], row).images]
+        except (BadRow, BadImage):
+            return None
+
+    whole = [read(open_source(folder), row) for row in range(5)]
+    shard = folder / f"{kind}-00000.array_record"
+    data, found, refused = shard.read_bytes(), [], []
+    used = len(data[: 1 << 16].rstrip(b"\0"))
+    for at in np.random.default_rng(0).choice(used, 60, replace=False).tolist():
+        shard.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        try:
+            records = open_source(folder)
+            found += [(read(records, row), row) for row in range(5)]
+        except UserError as error:
+            refused.append(str(error))
+    assert all("it is not whole" in sentence for sentence in refused)
+    assert all(one in (None, whole[row]) for one, row in found)
+    assert (None, 0) in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"version": 1, "rows": 3, "images": {}}',
+        *(
+            '{"version": 1, "rows": {"rows-00000.array_record": COUNT}, "images": {}}'.replace("COUNT", count)
+            for count in ('"x"', "-1", "0.5", "null")
+        ),
+    ],
+)
 def test_a_damaged_pack_json_is_one_sentence(source, text):
     folder = packed(source)
     (folder / "pack.json").write_text(text)
     with pytest.raises(UserError, match=r"pack.json is damaged"):
         open_source(folder)
+
+
+def test_a_pack_without_rows_is_refused(source):
+    folder = packed(source)
+    (folder / "pack.json").write_text('{"version": 1, "rows": {}, "images": {}}')
+    with pytest.raises(UserError, match=r"pack holds no rows"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("name", ["pack.json", "rows-00001.array_record", "images-00000.array_record"])
+def test_a_pipe_in_place_of_a_file_of_a_pack_is_refused_at_once(source, name):
+    file = packed(source) / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=rf"(has no|lacks) {name}"):
+        open_source(file.parent)
 
 
 def test_a_pack_that_the_first_version_wrote_is_read(tmp_path):

@@ -15,12 +15,14 @@ from unittest import mock
 import pytest
 import small_run
 import talking
+from disks import disk
 
 import eval as eval_script
 import victor_jax
 from victor_jax.errors import UserError
 from victor_jax.evaluation.digits import DIGITS
 from victor_jax.evaluation.runner import open_task, run
+from victor_jax.files import writing
 
 TEXTS = ["What is in the picture?", "How many cats?", "Which is red?", "Is it?", "Is the light on?"]
 QUESTIONS = 11
@@ -205,6 +207,32 @@ def test_a_folder_with_other_answers_is_refused(data, finished, tmp_path):
     (tmp_path / "answers.jsonl").write_bytes(b"".join([*whole, whole[0]]))
     with pytest.raises(UserError, match="12 answers to 11 questions"):
         run(vlm, task(folder), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "result.json"])
+def test_a_damaged_file_of_a_finished_run_is_named(data, finished, tmp_path, name):
+    folder, vlm, _ = data
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    os.truncate(out / name, 100)
+    with pytest.raises(UserError, match=rf"out/{name} was not written by this command"):
+        run(vlm, task(folder), out)
+    assert (out / "answers.jsonl").read_bytes() == (finished[0] / "answers.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("kilobytes", [4, 8])
+def test_on_a_full_disk_answers_are_kept_and_the_run_goes_on(data, finished, tmp_path, kilobytes):
+    folder, vlm, _ = data
+    out = tmp_path / "disk" / "out"
+    with disk(tmp_path / "disk", kilobytes) as change:
+        with pytest.raises(UserError, match="out cannot be written: No space left"), writing(out):
+            run(vlm, task(folder), out)
+        assert set(os.listdir(out)) <= {"settings.json", "answers.jsonl"}
+        change("size=1m")
+        run(vlm, task(folder), out)
+        assert (out / "answers.jsonl").read_bytes() == (finished[0] / "answers.jsonl").read_bytes()
+        change("ro")
+        with pytest.raises(UserError, match="Read-only file system"), writing(out):
+            run(vlm, task(folder), tmp_path / "disk" / "other")
 
 
 def test_what_is_missing_is_said_before_a_model_is_read(data, tmp_path):

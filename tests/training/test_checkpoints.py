@@ -12,12 +12,17 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -36,10 +41,10 @@ SHAPES = {
     "language/stages_0_0/attention/q/kernel": (2, 16, 8),
     "language/stages_0_0/attention/q/bias": (2, 8),
     "language/stages_1_0/mlp/down/kernel": (3, 16, 16),
-    "projector/linear_1/kernel": (16, 8),
+    "projector/linear_1/kernel": (64, 64),
     "compression/registers": (8, 16),
 }
-SPECS = {(2, 16, 8): (None, "fsdp", "tensor"), (3, 16, 16): (None, "tensor", "fsdp"), (16, 8): ("fsdp", "tensor")}
+SPECS = {(2, 16, 8): (None, "fsdp", "tensor"), (3, 16, 16): (None, "tensor", "fsdp"), (64, 64): ("fsdp", "tensor")}
 SECONDS = 120
 
 
@@ -162,18 +167,18 @@ def test_a_state_that_does_not_fit_is_one_sentence_with_every_difference(tmp_pat
     assert "\n" not in message
 
 
-def test_a_damaged_step_says_which_folder_to_delete(tmp_path: Path) -> None:
+def test_a_step_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     state = begin({"compression/registers": jnp.ones((8, 16))})  # one leaf: Orbax leaves other reads dangling
     with Checkpoints(tmp_path, keep_last=2) as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.save(2, state, {})
     shutil.rmtree(tmp_path / "1" / "optimizer")
     with Checkpoints(tmp_path, keep_last=2) as checkpoints:
-        with pytest.raises(UserError, match=r"optimizer is missing.*delete the folder 1 to go on from the one before"):
+        with pytest.raises(UserError, match=r"checkpoint 1 in .* cannot be read \(optimizer is missing\)"):
             checkpoints.restore(1, state)
         for file in (tmp_path / "2" / "params" / "d").iterdir():
             os.truncate(file, 10)
-        with pytest.raises(UserError, match=r"cannot be read.*delete the folder 2") as error:
+        with pytest.raises(UserError, match=r"checkpoint 2 in .* cannot be read") as error:
             checkpoints.restore(2, state)
     assert len(str(error.value)) < 600
 
@@ -186,20 +191,73 @@ def flip(folder: Path) -> None:
     file.write_bytes(data)
 
 
-def test_a_step_with_a_changed_bit_is_set_aside_for_the_one_before(tmp_path: Path) -> None:
+def truncate(folder: Path) -> None:
+    for file in (folder / "d").iterdir():
+        os.truncate(file, 10)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    r"params/projector/linear_1/kernel": lambda step: flip(step / "params"),
+    r"optimizer is missing": lambda step: shutil.rmtree(step / "optimizer"),
+    r".*OUT_OF_RANGE.*|.*[Nn]ot enough.*|.*Corrupt.*|.*DATA_LOSS.*": lambda step: truncate(step / "params"),
+    r".*Expecting value.*": lambda step: (step / "meta" / "metadata").write_text("cut"),
+}
+
+
+@pytest.mark.parametrize("why", DAMAGE)
+def test_a_damaged_step_is_set_aside_for_the_one_before(tmp_path: Path, why: str) -> None:
     state = begin({"projector/linear_1/kernel": jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)))})
     with Checkpoints(tmp_path, keep_last=3) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, state, {"bad_rows": [step]})
-    flip(tmp_path / "3" / "params")
-    seen = []
+    DAMAGE[why](tmp_path / "3")
+    seen: list[dict[str, Any]] = []
     with Checkpoints(tmp_path, keep_last=3) as checkpoints:
-        with pytest.warns(UserWarning, match=r"3 is damaged \(params/projector/linear_1/kernel\): set aside"):
+        with pytest.warns(UserWarning, match=rf"3 is damaged \(({why})\): set aside"):
             step, found, meta = checkpoints.newest(state, seen.append)
-        assert (step, meta["bad_rows"], [meta["bad_rows"] for meta in seen]) == (2, [2], [[3], [2]])
+        assert (step, meta["bad_rows"], [meta["bad_rows"] for meta in seen][-1]) == (2, [2], [2])
+        assert len(seen) == 1 if "Expecting" in why else 2, "what is refused is asked of each step"
         assert_same(found, state)
         checkpoints.save(3, state, {})
     assert {folder.name for folder in tmp_path.iterdir()} == {"1", "2", "3", "3.damaged"}
+
+
+def test_a_run_whose_steps_are_all_damaged_says_so_before_it_begins_anew(tmp_path: Path) -> None:
+    state = begin({"compression/registers": jnp.ones((8, 16))})
+    with Checkpoints(tmp_path, keep_last=3) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, {})
+    (tmp_path / "1.damaged").mkdir()
+    for step in "12":
+        shutil.rmtree(tmp_path / step / "optimizer")
+    with (
+        Checkpoints(tmp_path, keep_last=3) as checkpoints,
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(UserError, match=r"no checkpoint in .* can be read, all are set aside"),
+    ):
+        checkpoints.newest(state, lambda meta: None)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"1.damaged", "2.damaged"}
+    assert (tmp_path / "1.damaged" / "params").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ValueError("PERMISSION_DENIED: Error opening"), UserError),
+        (OSError(24, "Too many open files"), UserError),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), jax.errors.JaxRuntimeError),
+    ],
+)
+def test_a_whole_step_that_cannot_be_read_now_stays_where_it_is(
+    tmp_path: Path, error: Exception, raised: type[Exception]
+) -> None:
+    state = begin({"compression/registers": jnp.ones((8, 16))})
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        with mock.patch.object(ocp.Checkpointer, "restore", side_effect=error), pytest.raises(raised):
+            checkpoints.newest(state, lambda meta: None)
+        assert checkpoints.newest(state, lambda meta: None) is not None
 
 
 def test_without_a_step_there_is_no_newest(tmp_path: Path) -> None:
@@ -303,7 +361,7 @@ def test_two_processes_with_a_folder_each_are_told_so(tmp_path: Path) -> None:
         assert "process 1 does not see what process 0 writes" in (folders[process] / f"{process}.log").read_text()
 
 
-def test_sigterm_to_one_of_two_processes_makes_both_save_the_same_step(tmp_path: Path) -> None:
+def test_two_processes_save_the_same_step_at_sigterm_and_step_back_together_from_a_damaged_one(tmp_path: Path) -> None:
     runs = both((tmp_path, tmp_path), 100_000)
     said(runs[1], "step", limit=5)
     runs[1].send_signal(signal.SIGTERM)
@@ -318,6 +376,14 @@ def test_sigterm_to_one_of_two_processes_makes_both_save_the_same_step(tmp_path:
         assert f"resumed {step}" in lines
         assert f"step {step + 1}" in lines
     assert digest_of(again[0]) == digest_of(again[1])
+    # What the second process wrote of the newest step is lost, and only that process reads it.
+    for file in (tmp_path / "steps" / str(step + 3) / "params" / "ocdbt.process_1" / "d").iterdir():
+        os.truncate(file, 10)
+    once_more = [ended(run) for run in both((tmp_path, tmp_path), step + 3)]
+    for lines in once_more:
+        assert f"resumed {step}" in lines
+        assert digest_of(lines) == digest_of(again[0])
+    assert (tmp_path / "steps" / f"{step + 3}.damaged").exists()
 
 
 def main(folder: str, total: int, every: int, process: int | None = None, port: int | None = None) -> None:
@@ -338,9 +404,10 @@ def run(folder: str, total: int, every: int) -> None:
     state = jax.jit(lambda: state, out_shardings=places)()
     step_of = jax.jit(advance, donate_argnums=0, out_shardings=places)
     with Checkpoints(Path(folder) / "steps", keep_last=2) as checkpoints:
-        done = checkpoints.latest() or 0
-        if done:
-            state = checkpoints.restore(done, on(mesh, state))
+        warnings.simplefilter("ignore", UserWarning)  # of a damaged step
+        done = 0
+        if saved := checkpoints.newest(on(mesh, state), lambda meta: None):
+            done, state, _ = saved
         print(f"resumed {done}", flush=True)
         for step in range(done + 1, total + 1):
             state = step_of(state)

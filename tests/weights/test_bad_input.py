@@ -119,6 +119,16 @@ def test_a_file_in_place_of_a_folder_and_a_folder_in_place_of_a_file(hf):
         open_checkpoint(hf)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(name, hf):
+    if name == "pytorch_model.bin":
+        (hf / "model.safetensors").unlink()
+    (hf / name).unlink(missing_ok=True)
+    os.mkfifo(hf / name)
+    with refused(f"{name} is a pipe or a device"):
+        open_checkpoint(hf)
+
+
 def test_a_folder_without_weights(hf):
     (hf / "model.safetensors").unlink()
     with refused(r"hf holds no weights: expected model.safetensors or pytorch_model.bin"):

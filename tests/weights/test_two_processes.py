@@ -26,7 +26,9 @@ from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Index, Tensor, from_array
 from victor_jax.weights.write import write_checkpoint
 
-CONFIG = replace(SIZES["small"], image_token=250, language=replace(SIZES["small"].language, vocabulary=256))
+CONFIG = replace(
+    SIZES["small"], image_token=250, pad_token=0, language=replace(SIZES["small"].language, vocabulary=256)
+)
 METHOD = "victor:registers=4,layer=2"
 MODULE = VLMModule(CONFIG, parse(METHOD, CONFIG))
 DEVICES = 4  # of each process

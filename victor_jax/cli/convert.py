@@ -5,8 +5,6 @@ Tensors pass one by one: memory stays far below the size of the checkpoint.
 
 import argparse
 import logging
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +41,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--projector", help="a mm_projector.bin, where SRC holds no projector")
     parser.add_argument("--seed", type=int, default=0, help="draws the projector where none is given")
     given = parser.parse_args(arguments)
-    # A polite end is an end with cleaning up: nothing half-written stays.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of an error that we print
     convert(**vars(given))

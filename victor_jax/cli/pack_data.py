@@ -9,8 +9,6 @@ last whole shard.
 """
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,7 +31,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rows-per-shard", type=int, default=ROWS_PER_SHARD, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="draws the rows of the fraction of a weight")
     given = parser.parse_intermixed_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tqdm(unit="row", desc="pack") as bar:
 
         def progress(done: int, total: int) -> None:

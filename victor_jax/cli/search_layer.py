@@ -28,6 +28,7 @@ from victor_jax.data.images import BadImage
 from victor_jax.data.records import BadRow, parse_record
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
+from victor_jax.files import writing
 from victor_jax.inference.prompts import Prompter, open_prompter
 from victor_jax.inference.vlm import VLM, load, room_for
 from victor_jax.limits import check_whole
@@ -167,7 +168,7 @@ def _computed(
             raise UserError(f"the logits of question {sample.row} overflow in {vlm.module.dtype}: give --dtype=float32")
         if out:
             line = {"row": sample.row, "question": sample.question, "divergences": found}
-            with open(out / LINES, "a", encoding="utf-8") as lines:
+            with writing(out), open(out / LINES, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         yield found
 

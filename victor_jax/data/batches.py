@@ -8,7 +8,7 @@ import numpy as np
 
 from victor_jax.compression.plan import length_of
 from victor_jax.data.images import Aspect, BadImage, Records, preprocess
-from victor_jax.data.labels import Reader
+from victor_jax.data.labels import Reader, checksum
 from victor_jax.data.records import Bad, BadRow
 from victor_jax.data.schedule import FILLER, Schedule
 from victor_jax.data.shapes import Shape
@@ -104,7 +104,7 @@ class BatchSource:
             one, of_row = None, None
             try:
                 if row != FILLER:
-                    one = self.reader[row]
+                    one = self._read(row)
                     of_row = read_images(self.reader.records, one.images, row, self.image_size, self.aspect)
             except BadRow as error:
                 bad.append((row, error.reason))
@@ -112,6 +112,14 @@ class BatchSource:
             encoded.append(one)
             pixels.append(of_row)
         return build_batch(encoded, pixels, self.registers, self.image_size, shape, drawn)
+
+    def _read(self, row: int) -> EncodedRow:
+        """The words that were indexed, and no others: schedule and digest of the run rest on them."""
+        encoded = self.reader[row]
+        if checksum(encoded) != self.schedule.checksums[row]:
+            where = self.reader.records.describe(row)
+            raise UserError(f"{where} holds other words than at the start: the data was changed while it was in use")
+        return encoded
 
     def __len__(self) -> int:
         return 1 << 40  # any step: what comes after an epoch is the next one

@@ -7,7 +7,6 @@ import os
 import pickle
 import uuid
 import zipfile
-import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
-from victor_jax.data.labels import Reader
+from victor_jax.data.labels import Reader, checksum
 from victor_jax.data.loader import read_ahead
 from victor_jax.data.records import Bad, BadRow, check_bad_rows
 from victor_jax.data.schedule import Index
@@ -76,8 +75,8 @@ def measure(reader: Reader, rows: range) -> tuple[np.ndarray, list[Bad]]:
         except BadRow as error:
             bad.append((row, error.reason))
             continue
-        checksum = zlib.crc32(encoded.targets.tobytes(), zlib.crc32(encoded.ids.tobytes()))
-        found[:, at] = encoded.text_length, len(encoded.image_tokens), sum(encoded.image_tokens), checksum
+        tokens = encoded.image_tokens
+        found[:, at] = encoded.text_length, len(tokens), sum(tokens), checksum(encoded)
     return found, bad
 
 

@@ -16,6 +16,7 @@ CHUNK = 1 << 12  # bytes in which a row is looked for, first; then in twice as m
 BUFFER = 1 << 20  # bytes read from disk at once
 MAX_ROW = 1 << 26  # bytes: a row beyond this is a string or a brace that is never closed
 BOM = b"\xef\xbb\xbf"
+COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
 _parse = json.JSONDecoder().raw_decode
 
@@ -34,10 +35,13 @@ class JsonRecords(Records):
 
     def row(self, index: int) -> dict[str, Any]:
         start, end = (int(bound) for bound in self._bounds[index])
-        with self.path.open("rb", buffering=0) as file:
-            if _stamp(os.fstat(file.fileno())) != self._stamp:
-                raise UserError(f"{self.path} was changed while it was in use: start again")
-            return json.loads(os.pread(file.fileno(), end - start, start))
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                if _stamp(os.fstat(file.fileno())) != self._stamp:
+                    raise UserError(f"{self.path} was changed while it was in use")
+                return json.loads(os.pread(file.fileno(), end - start, start))
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read any more: {error.strerror}") from None
 
     def read(self, image: str) -> bytes:
         if self._images is None:
@@ -75,7 +79,11 @@ class _Reader:
 
     def __init__(self, file: BinaryIO, path: Path):
         self.file, self.path = file, path
-        self.at = len(BOM) if file.read(len(BOM)) == BOM else 0
+        begin = file.read(8)
+        self.at = len(BOM) if begin.startswith(BOM) else 0
+        for magic, kind in COMPRESSED.items():
+            if begin.startswith(magic):
+                raise UserError(f"{path} is compressed ({kind}): unpack it")
 
     def _ahead(self, size: int) -> bytes:
         self.file.seek(self.at)  # within the buffer: nothing is read again
@@ -92,7 +100,9 @@ class _Reader:
 
     def row(self, number: int) -> tuple[int, int]:
         """Passes over one object: its first byte and end."""
-        if self.peek() not in ("{", ""):
+        if (mark := self.peek()) not in ("{", ""):
+            if mark in ",]":
+                raise self.error(f"not JSON: a comma too many before row {number}, take it off")
             raise self.error(f"row {number} is not an object: expected one with 'conversations'")
         first, size = self.at, CHUNK
         while True:

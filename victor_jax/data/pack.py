@@ -20,7 +20,7 @@ from victor_jax.data.packed import ARGUMENTS, MISSING, PACK, VERSION, ShardReade
 from victor_jax.data.records import BadRow, image_paths
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
-from victor_jax.files import check_free, new_folder
+from victor_jax.files import check_free, new_folder, write_whole
 
 ROWS_PER_SHARD = 8192
 TRIED = 64  # images of a source of which one must be there
@@ -84,7 +84,7 @@ def _begin(partial: Path, arguments: dict[str, Any]) -> None:
             f"{partial} is the beginning of a pack with other arguments, or its files have changed: give the same "
             "arguments to go on with it, or remove it"
         )
-    file.write_text(text)
+    write_whole(file, text)
 
 
 class _Writer:
@@ -171,7 +171,12 @@ def _paths(row: dict[str, Any], index: int) -> tuple[str, ...]:
 def _opened(kind: str, file: Path) -> Iterator[Any]:
     """A shard to write; it gets its name when it is whole."""
     unfinished = file.with_suffix(".unfinished")
-    writer = array_record_module.ArrayRecordWriter(str(unfinished), OPTIONS[kind])
-    yield writer
-    writer.close()
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(unfinished), OPTIONS[kind])
+        yield writer
+        writer.close()
+    except RuntimeError as error:
+        if str(unfinished) not in str(error):
+            raise
+        raise OSError(str(error)) from error  # of a disk that is full
     os.replace(unfinished, file)

@@ -33,20 +33,12 @@ class Pack(Records):
 
     def __init__(self, folder: Path):
         self._folder = folder = folder.absolute()
-        try:
-            pack = json.loads((folder / PACK).read_text())
-            version, counts = pack.get("version"), [dict(pack[kind]) for kind in ("rows", "images")]
-        except OSError:
-            raise UserError(
-                f"{folder} has no {PACK}: it is no folder of victor-jax pack-data, and has no .parquet or .tar files"
-            ) from None
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{folder / PACK} is damaged: copy it again") from None
-        if version != VERSION:
-            raise UserError(f"{folder / PACK} has version {version}, not {VERSION}: pack again")
-        if absent := [name for shards in counts for name in shards if not (folder / name).exists()]:
+        counts = _shards(folder / PACK)
+        if absent := [name for shards in counts for name in shards if not (folder / name).is_file()]:
             raise UserError(f"{folder} lacks {join_names(absent)}: copy the folder again")
         self._rows, self._images = (ShardReader(folder, shards) for shards in counts)
+        if not len(self._rows):
+            raise UserError(f"{folder} holds no rows")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,6 +66,25 @@ class Pack(Records):
             return self._images[int(number)]
         except RuntimeError:
             raise BadImage(name, "its bytes in the pack are damaged: copy the pack again") from None
+
+
+def _shards(file: Path) -> list[dict[str, int]]:
+    """The shards of rows and those of images, each with the count of its records."""
+    if not file.is_file():
+        raise UserError(
+            f"{file.parent} has no {file.name}: it is no folder of victor-jax pack-data, and has no .parquet or .tar "
+            "files"
+        )
+    try:
+        pack = json.loads(file.read_text())
+        version, counts = pack.get("version"), [dict(pack[kind]) for kind in ("rows", "images")]
+        if not all(int(count) == count > 0 for shards in counts for count in shards.values()):
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UserError(f"{file} is damaged: copy it again") from None
+    if version != VERSION:
+        raise UserError(f"{file} has version {version}, not {VERSION}: pack again")
+    return counts
 
 
 class ShardReader:

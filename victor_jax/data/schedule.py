@@ -46,6 +46,7 @@ class Schedule:
             raise UserError("no row of the data can be used")
         rows = rows[np.lexsort(lengths[rows, :2].T)]  # by images, then by text
         self.seed, self.parts, self.part_rows = seed, parts, batch // parts
+        self.checksums = index.checksums
         text_only = int((lengths[rows, 1] == 0).sum())
         # Fillers are among the shortest rows.
         whole = [np.append(np.full(-len(some) % self.part_rows, FILLER), some) for some in np.split(rows, [text_only])]

@@ -8,6 +8,7 @@ from victor_jax.data.packed import PACK, Pack
 from victor_jax.data.parquet import ParquetFiles
 from victor_jax.data.webdataset import TarFiles
 from victor_jax.errors import UserError
+from victor_jax.files import check_file
 
 # Formats that hold their images, by suffix. A folder of such files is one source, in the order of their names.
 SELF_CONTAINED: dict[str, type[ParquetFiles] | type[TarFiles]] = {".parquet": ParquetFiles, ".tar": TarFiles}
@@ -30,14 +31,18 @@ def open_source(path: str | Path, images: str | Path | None = None) -> Records:
             "victor-jax pack-data has written"
         )
     if needs_image_folder(path):
+        check_file(path)
         return JsonRecords(path, Path(images) if images else None)
     if images:
         raise UserError(f"{path} holds its images: give no image folder ({images})")
     if not path.is_dir():
+        check_file(path)
         return SELF_CONTAINED[path.suffix]([path])
     if not (path / PACK).exists():
         for suffix, kind in SELF_CONTAINED.items():
             if files := sorted(path.glob(f"*{suffix}")):
+                for file in files:
+                    check_file(file)
                 return kind(files)
     return Pack(path)
 

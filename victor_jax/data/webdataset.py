@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from victor_jax.data.images import BadImage, Records
+from victor_jax.data.images import Records
 from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError
 
@@ -58,9 +58,9 @@ class TarFiles(Records):
         for kind, _, start, end in members:
             if kind == IMAGE or "conversations" in row:
                 break
+            data = self._read(index, start, end)
             try:
-                data = self._read(index, start, end).decode()
-                row = json.loads(data) if kind == JSON else _caption(data, images)
+                row = json.loads(data.decode()) if kind == JSON else _caption(data.decode(), images)
             except (ValueError, RecursionError) as error:
                 raise BadRow(index, f"its {('.json', '.txt')[kind]} cannot be read: {error}") from None
             if not isinstance(row, dict):
@@ -69,19 +69,19 @@ class TarFiles(Records):
 
     def describe(self, index: int) -> str:
         """With the key, which is read from the tar header: all keys would take too much memory."""
-        with self._file(index).open("rb") as file:
-            file.seek(self._of_row(index)[0][1])
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                key = _key(next(iter(archive)))
+        try:
+            with self._file(index).open("rb") as file:
+                file.seek(self._of_row(index)[0][1])
+                with tarfile.open(fileobj=file, mode="r:") as archive:
+                    key = _key(next(iter(archive)))
+        except (tarfile.TarError, OSError):  # the file was changed since it was opened
+            key = "?"
         return f"{self._file(index)}, row {index} ({key})"
 
     def read(self, path: str) -> bytes:
         row, number = map(int, path.split("/"))
         _, _, start, end = [member for member in self._of_row(row) if member[0] == IMAGE][number]
-        try:
-            return self._read(row, start, end)
-        except OSError as error:
-            raise BadImage(path, f"cannot be read: {error}") from None
+        return self._read(row, start, end)
 
     def _of_row(self, row: int) -> list[Member]:
         return self._members[self._ends[row - 1] if row else 0 : self._ends[row]].tolist()
@@ -90,8 +90,11 @@ class TarFiles(Records):
         return self._files[bisect_right(self._rows, row)]
 
     def _read(self, row: int, start: int, end: int) -> bytes:
-        with self._file(row).open("rb") as file:
-            return os.pread(file.fileno(), end - start, start)
+        try:
+            with self._file(row).open("rb") as file:
+                return os.pread(file.fileno(), end - start, start)
+        except OSError as error:
+            raise UserError(f"{self._file(row)} cannot be read any more: {error.strerror}") from None
 
 
 def _caption(text: str, images: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from victor_jax.errors import UserError
+from victor_jax.files import check_file
 
 FIELDS: dict[str, tuple[Any, str]] = {
     "question_id": (int | str, "a number or a text"),
@@ -44,6 +45,7 @@ class Benchmark:
 
 def read_questions(file: Path) -> list[Question]:
     """LLaVA's question files, one JSON object per line, with the answer beside the question."""
+    check_file(file)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -24,7 +24,7 @@ from victor_jax.data.images import BadImage, ImageFolder
 from victor_jax.errors import UserError, join_names
 from victor_jax.evaluation.benchmark import Benchmark, Judged, Question
 from victor_jax.inference.vlm import VLM
-from victor_jax.results import keep_settings, stamp_of, whole_lines, write_json
+from victor_jax.results import keep_settings, read_json, stamp_of, whole_lines, write_json
 from victor_jax.sharding.distributed import agreed, receive, send
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "transformers")
@@ -79,7 +79,7 @@ def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any
         keep_settings(settings, out, out / "answers.jsonl")
         judged = _read_answers(out / "answers.jsonl", task.questions)
         if (out / "result.json").exists() and len(judged) == len(task.questions):
-            result = json.loads((out / "result.json").read_text())
+            result = read_json(out / "result.json")
     asked = [task.digest, task.batch_size, task.max_new_tokens]
     done, result, asked_first = agreed([len(judged), result, asked])
     if asked != asked_first:

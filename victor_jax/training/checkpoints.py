@@ -6,7 +6,9 @@ state is made of.
 """
 
 import functools
+import logging
 import signal
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -22,14 +24,29 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from victor_jax.errors import UserError, join_names
-from victor_jax.sharding.distributed import agreed, check_shared
+from victor_jax.files import remove
+from victor_jax.sharding.distributed import agreed, check_shared, gather
 from victor_jax.training.checksums import checksums
 from victor_jax.training.step import State
 from victor_jax.weights.names import current_name
 
 SAVE_SECONDS = 1800  # for one save in the background, before it counts as hung
 ERROR_LENGTH = 200  # of tensorstore's part in a message of ours
+# What TensorStore and the system say where a file cannot be read now, and may be whole.
+PASSING = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "Permission denied",
+    "Too many",
+)
 Leaves = dict[str, Any]  # by path
+HANDLERS: dict[str, Any] = {  # by item
+    "params": ocp.StandardCheckpointHandler,
+    "optimizer": ocp.StandardCheckpointHandler,
+    "meta": ocp.JsonCheckpointHandler,
+}
 flatten = functools.partial(flatten_dict, sep="/")
 nest = functools.partial(unflatten_dict, sep="/")
 
@@ -52,11 +69,7 @@ class Checkpoints(AbstractContextManager):
                 lightweight_initialize=True,  # else it warns of what a killed deletion left; the next save removes it
                 async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS),
             ),
-            item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "optimizer": ocp.StandardCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
+            item_handlers={item: handler() for item, handler in HANDLERS.items()},
         )
         self._is_told_to_leave, self._handler = False, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
         # Among several processes jax's own notifier catches the signal and finds a step that none has passed.
@@ -88,7 +101,7 @@ class Checkpoints(AbstractContextManager):
         wanted = {"params": dict(abstract.train), "optimizer": _optimizer_leaves(abstract)}
         stored = self._checked(step, lambda: self._manager.item_metadata(step))
         if missing := [item for item in wanted if stored.get(item) is None]:
-            raise self._unreadable(step, f"{join_names(missing)} is missing")
+            raise self._damaged(step, f"{join_names(missing)} is missing")
         trees = {item: flatten(stored[item].tree) for item in wanted}
         have = {item: {current_name(path): leaf for path, leaf in tree.items()} for item, tree in trees.items()}
         problems = [line for item in wanted for line in _differences(wanted[item], have[item])]
@@ -97,43 +110,56 @@ class Checkpoints(AbstractContextManager):
                 f"checkpoint {step} in {self.directory} does not fit this run: {'; '.join(problems)}: go on with the "
                 f"config that wrote it, or start in another folder"
             )
-        items = {
-            item: ocp.args.StandardRestore(nest({path: wanted[item][current_name(path)] for path in tree}))
-            for item, tree in trees.items()
-        }
-        read = self._checked(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
-        found = {item: {current_name(path): leaf for path, leaf in flatten(read[item]).items()} for item in wanted}
+        found: dict[str, Leaves] = {}
+        for item, tree in trees.items():
+            places = nest({path: wanted[item][current_name(path)] for path in tree})
+            read = flatten(self._read(step, item, ocp.args.StandardRestore(places)))
+            found[item] = {current_name(path): leaf for path, leaf in read.items()}
         moments = found["optimizer"]
         rest = jax.tree.map_with_path(lambda path, _: moments[_name(path)], _all_but_params(abstract))
         return State(found["params"], rest["optimizer"], rest["loss_average"])
 
     def meta(self, step: int) -> dict[str, Any]:
-        read = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        found = self._checked(step, lambda: self._manager.restore(step, args=read)["meta"])
+        found = self._read(step, "meta", ocp.args.JsonRestore())
         if not isinstance(found, dict) or not isinstance(found.get("checksums", {}), dict):
-            raise self._unreadable(step, "its meta is damaged")
+            raise self._damaged(step, "its meta is damaged")
         return found
 
     def newest(
         self, abstract: State, accept: Callable[[dict[str, Any]], None]
     ) -> tuple[int, State, dict[str, Any]] | None:
         """The newest step that is whole, its state and meta; None where there is no step. `accept` may refuse the meta
-        before anything else is read. A damaged step is set aside under another name, with a warning."""
+        before anything else is read. A damaged step is set aside under another name, with a warning: what one process
+        cannot read, none of them takes."""
+        damaged = 0
         while (step := self.latest()) is not None:
-            accept(meta := self.meta(step))
-            state = self.restore(step, abstract)
-            found, expected = jax.device_get(checksums(_leaves(state))), meta.get("checksums", {})
-            changed = [path for path in expected if path in found and int(found[path]) != expected[path]]
-            if not changed:
-                return step, state, meta
-            aside = self.directory / f"{step}.damaged"
-            warnings.warn(f"checkpoint {step} is damaged ({join_names(changed)}): set aside as {aside}", stacklevel=2)
-            if jax.process_index() == 0:
-                (self.directory / str(step)).rename(aside)
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("set aside")
-            self._manager.reload()
+            found, why = None, list[str]()
+            try:
+                accept(meta := self.meta(step))
+                found = self.restore(step, abstract), meta
+            except DamagedError as error:
+                why = [error.why]
+            why = [one for of_process in gather(why) for one in of_process]
+            if found and not why and not (why := _changed(*found)):
+                return step, *found
+            del found  # its memory is needed
+            self._set_aside(step, why)
+            damaged += 1
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.directory} can be read, all are set aside: the same command begins anew"
+            )
         return None
+
+    def _set_aside(self, step: int, why: list[str]) -> None:
+        aside = self.directory / f"{step}.damaged"
+        warnings.warn(f"checkpoint {step} is damaged ({join_names(why)}): set aside as {aside}", stacklevel=3)
+        if jax.process_index() == 0:
+            remove(aside)  # of the same step, damaged before
+            self._written(lambda: (self.directory / str(step)).rename(aside))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set aside")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Until the last save is on disk; an error of it comes up here."""
@@ -144,7 +170,12 @@ class Checkpoints(AbstractContextManager):
             signal.signal(signal.SIGTERM, self._handler)
         elif error is not None:
             return  # Orbax would wait for the other processes, which do not know yet that this one leaves
-        self._written(self._manager.close)
+        try:
+            self._written(self._manager.close)
+        finally:
+            if error is not None:  # it may have come in the middle of a save
+                for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                    remove(unfinished)
 
     def _leave(self, *_: object) -> None:
         self._is_told_to_leave = True
@@ -154,20 +185,62 @@ class Checkpoints(AbstractContextManager):
         self.wait()  # a step that is being written is none yet
         try:
             return read()
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # no room for it here
         except Exception as error:  # of damaged files its readers raise nearly anything
-            raise self._unreadable(step, _first_line(error)) from error
+            damaged = self._damaged(step, _first_line(error))
+            if any(word in str(error) for word in PASSING):
+                raise UserError(str(damaged)) from error
+            raise damaged from error
 
-    def _unreadable(self, step: int, why: str) -> UserError:
-        return UserError(
-            f"checkpoint {step} in {self.directory} cannot be read ({why}): delete the folder {step} to go on from the "
-            f"one before"
-        )
+    def _damaged(self, step: int, why: str) -> "DamagedError":
+        return DamagedError(f"checkpoint {step} in {self.directory} cannot be read ({why})", why)
+
+    def _read(self, step: int, item: str, wanted: Any) -> Any:
+        """By this process alone: among Orbax's own, one that fails leaves the others waiting for it."""
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"read_{me}")
+
+        def read() -> Any:
+            handler = HANDLERS[item](multiprocessing_options=alone)
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+                return checkpointer.restore(self.directory / str(step) / item, args=wanted)
+
+        return self._checked(step, read)
 
     def _written(self, write: Callable[[], Any]) -> None:
         try:
             write()
         except (ValueError, OSError) as error:
             raise UserError(f"cannot write a checkpoint to {self.directory}: {_first_line(error)}") from error
+
+
+class DamagedError(UserError):
+    """A step that cannot be read, and why."""
+
+    def __init__(self, sentence: str, why: str):
+        super().__init__(sentence)
+        self.why = why
+
+
+def _changed(state: State, meta: dict[str, Any]) -> list[str]:
+    """Arrays that are not what was saved."""
+    found, expected = jax.device_get(checksums(_leaves(state))), meta.get("checksums", {})
+    return [path for path in expected if path in found and int(found[path]) != expected[path]]
+
+
+def print_no_tracebacks() -> None:
+    """For a command that prints the error of a failed write itself: Orbax logs it too, asyncio the tasks that nobody
+    waited for, and TensorStore what its writes find when Orbax has given up."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    others = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            others(found)
+
+    sys.unraisablehook = hook
 
 
 class _Manager(ocp.CheckpointManager):

@@ -118,10 +118,11 @@ def _cut(path: Path, resume_step: int) -> None:
     try:
         with path.open(encoding="utf-8") as lines, partial.open("w", encoding="utf-8") as kept:
             kept.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < resume_step)
+        os.replace(partial, path)
     except (ValueError, KeyError, TypeError, RecursionError):
-        partial.unlink()
         raise UserError(f"{path} is damaged: move it away, and the run goes on with a new one") from None
-    os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from victor_jax.data.labels import marked_text
 from victor_jax.data.records import Bad
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
+from victor_jax.files import write_whole
 from victor_jax.models.layers import Lora, is_adapter
 from victor_jax.models.sequence import Batch
 from victor_jax.ops.losses import IGNORE
@@ -85,7 +86,7 @@ def keep_config(workdir: Path, config: dict[str, Any]) -> None:
     if not has_steps and (workdir / "model").exists():
         raise UserError(f"{workdir} holds a finished model, and no checkpoint to go on from: give another --workdir")
     if not (has_steps and before):
-        (workdir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_whole(workdir / "config.json", json.dumps(config, indent=2) + "\n")
         return
     now = flatten_dict(json.loads(json.dumps(config)), sep=".")
     for key in sorted(before.keys() | now.keys()):

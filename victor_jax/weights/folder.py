@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from victor_jax.errors import UserError, join_names
+from victor_jax.files import check_file
 from victor_jax.weights.tensors import DTYPES, Index, Tensor
 from victor_jax.weights.torch_files import read_torch_file
 
@@ -21,6 +22,7 @@ _DTYPES = {code: name for name, (code, _) in DTYPES.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    check_file(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -73,6 +75,7 @@ def _read_shards(index: Path, read: Any) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
+    check_file(path)
     with _open(path) as file:
         tensors = {}
         for key in file.keys():  # noqa: SIM118 - the handle is not a dict

@@ -58,7 +58,7 @@ def write_params(folder: Path, tensors: dict[str, Tensor], progress: Any) -> Non
 def read_params(folder: Path) -> dict[str, Tensor]:
     params = folder.absolute() / "params"
     # Asked here: without it Orbax opens every array as a folder of its own and leaves failed reads behind.
-    if not (params / "manifest.ocdbt").exists():
+    if not (params / "manifest.ocdbt").is_file():
         raise UserError(f"{params} is not a complete Orbax checkpoint (it has no manifest.ocdbt): convert again")
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

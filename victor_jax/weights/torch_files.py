@@ -14,12 +14,14 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes  # noqa: F401 - gives numpy the name bfloat16
 import numpy as np
 
 from victor_jax.errors import UserError
+from victor_jax.files import check_file
 from victor_jax.weights.tensors import DTYPES, Index, Tensor
 
 STORAGE_DTYPES = {storage: np.dtype(name) for name, (_, storage) in DTYPES.items()}
@@ -29,6 +31,7 @@ DAMAGED = "is truncated or damaged: download or copy it again"
 def read_torch_file(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a state dict by name. Only their descriptions are read now."""
     path = os.fspath(path)
+    check_file(Path(path))
     with _errors_naming(path), open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":
             raise _UnreadableError("is no checkpoint of torch 1.6 or later: re-save it with a current torch")
