@@ -6,7 +6,7 @@ import time
 import pytest
 
 from victor_jax.errors import UserError
-from victor_jax.files import new_folder, partial_of, write_whole
+from victor_jax.files import check_file, new_folder, partial_of, write_whole
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -43,3 +43,8 @@ def test_what_a_thread_writes_after_the_error_is_removed_too(tmp_path):
     writer.join()
     threading.excepthook = before
     assert not partial_of(tmp_path / "out").exists()
+
+
+def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        check_file(tmp_path / ("9" * 300))

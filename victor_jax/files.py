@@ -14,7 +14,11 @@ from victor_jax.errors import UserError
 def check_file(path: Path) -> None:
     """Refuses a pipe, which may never end, and a device, which gives anything. What it means that there is none, or a
     folder, its reader knows."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    try:
+        is_strange = path.exists() and not path.is_file() and not path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if is_strange:
         raise UserError(f"{path} is a pipe or a device, not a file")
 
 
