@@ -83,3 +83,23 @@ def test_bad_specs(spec, message):
 )
 def test_a_cut_is_moved_or_added(spec, at_9):
     assert with_cut(spec, 9) == at_9
+
+
+@pytest.mark.parametrize(("spec", "message"), [
+    ("vtw:layer=3+fastv:keep=4", r"vtw:layer=3 and fastv:keep=4 work in the language tower; join one"),
+    ("pool:tokens=4+divprune:tokens=4", r"pool:tokens=4 and divprune:tokens=4 work before the language tower; join"),
+    ("pool:tokens=4+vtw:layer=3+victor:registers=2,layer=3", r"vtw:layer=3 and victor:registers=2,layer=3 work in"),
+    ("llavamini+vtw:layer=3", r"llavamini already works in the language tower"),
+    ("mqt:tokens=4+victor:registers=2,layer=3", r"mqt:tokens=4 draws a number of visual tokens for each row"),
+])  # fmt: skip
+def test_what_does_not_combine_is_named(spec, message):
+    with pytest.raises(UserError, match=message):
+        parse(spec, SIZES["7b"])
+
+
+def test_a_compressor_goes_under_any_method_of_the_tower():
+    config = SIZES["7b"]
+    method = parse("pool:tokens=64+victor:registers=8,layer=3", config)
+    pool, victor = parse("pool:tokens=64", config), parse("victor:registers=8,layer=3", config)
+    assert (method.plan, method.registers, method.compressor) == (victor.plan, 8, pool.compressor)
+    assert method.spec == "pool:tokens=64+victor:registers=8,layer=3"

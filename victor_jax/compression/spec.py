@@ -78,9 +78,10 @@ def parse(spec: str, config: VLMConfig) -> Method:
         [method for method in methods if bool(method.compressor) is compresses] for compresses in (True, False)
     )
     if len(before) != 1 or len(within) != 1:
+        where, clashing = ("before", before) if len(before) > 1 else ("in", within)
         raise UserError(
-            f"compression {spec!r} does not combine: join one method that works before the language tower (pool) and "
-            "one that works in it (victor, vtw)"
+            f"compression {spec!r} does not combine: {' and '.join(method.spec for method in clashing)} work {where} "
+            "the language tower; join one that works before it and one that works in it"
         )
     if before[0].own or before[0].registers:
         raise UserError(f"compression {spec!r} does not combine: {before[0].spec} already works in the language tower")
