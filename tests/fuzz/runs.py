@@ -65,7 +65,7 @@ class Harm:
             case "change":
                 try:
                     data = dumps(changed(json.loads(data), self.changes)).encode("utf-8", "surrogatepass")
-                except ValueError:
+                except (ValueError, RecursionError):  # what another harm left
                     data = damaged(data, self.damage)
             case "damage":
                 data = damaged(data, self.damage)

@@ -112,7 +112,7 @@ def read_lines(file: Path, samples: list[Sample], layers: range) -> list[list[fl
             if len(values := [float(value) for value in row["divergences"]]) != len(layers):
                 raise ValueError
             found.append(values)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{file}, line {number}, is not this search's of question {sample.row}: give another --out"
             ) from None

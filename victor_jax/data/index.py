@@ -99,7 +99,7 @@ def _read(file: Path) -> Index | None:
         with file.open("rb") as stream, np.load(stream) as arrays:
             bad = [(row, reason) for row, reason in json.loads(str(arrays["bad"]))]
             return _index(arrays["found"], bad)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile):
         return None
 
 

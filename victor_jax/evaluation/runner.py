@@ -152,7 +152,7 @@ def _read_answers(file: Path, questions: Sequence[Question]) -> list[Judged]:
             if row["question_id"] != question.id:
                 raise ValueError
             judged.append(Judged(question, row["text"], row["correct"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{file}, line {number}, is not the answer to question {question.id}: give another --out"
             ) from None

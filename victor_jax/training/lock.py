@@ -59,7 +59,7 @@ def _owner(file: Any) -> dict[str, Any]:
     file.seek(0)
     try:
         return dict(json.loads(file.read()))
-    except (ValueError, TypeError):  # empty, or cut short
+    except (ValueError, TypeError, RecursionError):  # empty, cut short, or nothing of ours
         return {}
 
 
