@@ -17,9 +17,11 @@ from flax.traverse_util import unflatten_dict
 from benchmarks import machine
 from benchmarks.shapes import PRESETS, Params, Preset, batch_of, counted, prompts, random_params
 from victor_jax.analysis import flops
+from victor_jax.compression.plan import Size
 from victor_jax.compression.spec import parse
 from victor_jax.inference.platform import module_for, weight_format
 from victor_jax.inference.programs import decode, prefill
+from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
 
 TEXT = 64  # text tokens of a prompt
@@ -49,23 +51,17 @@ def prepare(preset: Preset, spec: str, rows: int, have: Params) -> tuple[Params,
     }
     batch, sizes = batch_of(module, rows, TEXT, supervised=False)
     tree, batch = unflatten_dict(params, sep="/"), jax.device_put(batch)
-    chance = jnp.float32(0), jax.random.key(0)  # a temperature and a key: not read by greedy answers
 
     see = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels, method=VLMModule.visual_tokens))
-    lowered = {"vision": see.lower(tree, batch.pixels)}
+    lowered, answers = {"vision": see.lower(tree, batch.pixels)}, dict[int, Callable[[Any, Any], Any]]()
     for room in preset.new_tokens:
-        fixed: dict[str, Any] = {"module": module, "sizes": sizes, "room": room}
-        lowered[f"prefill {room}"] = prefill.lower(tree, batch, **fixed)
-        logits, caches = jax.tree.map(_shape, lowered[f"prefill {room}"].out_info)
-        # No end token: every row decodes to the end.
-        fixed = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0, "greedy": True}
-        lowered[f"decode {room}"] = decode.lower(tree, caches, logits, *chance, **fixed)
+        first, rest, answers[room] = lower_answer(module, tree, batch, sizes, room)
+        lowered |= {f"prefill {room}": first, f"decode {room}": rest}
     with ThreadPoolExecutor() as pool:
         programs = dict(zip(lowered, pool.map(jax.stages.Lowered.compile, lowered.values()), strict=True))
 
     def answer(room: int) -> Any:
-        logits, caches = programs[f"prefill {room}"](tree, batch)
-        return programs[f"decode {room}"](tree, caches, logits, *chance)[0]
+        return answers[room](programs[f"prefill {room}"], programs[f"decode {room}"])
 
     timed: Programs = {
         "vision": lambda: programs["vision"](tree, batch.pixels),
@@ -83,6 +79,24 @@ def prepare(preset: Preset, spec: str, rows: int, have: Params) -> tuple[Params,
         "cache_bytes_per_image": flops.cache_bytes(module, 1, lengths),
     }
     return params, timed, known
+
+
+def lower_answer(
+    module: VLMModule, tree: dict[str, Any], batch: Batch, sizes: tuple[Size, ...], room: int
+) -> tuple[jax.stages.Lowered, jax.stages.Lowered, Callable[[Any, Any], Any]]:
+    """Of answers of `room` tokens: the first one, the rest, and how these two, compiled, give an answer."""
+    first = prefill.lower(tree, batch, module=module, sizes=sizes, room=room)
+    logits, caches = jax.tree.map(_shape, first.out_info)
+    chance = jnp.float32(0), jax.random.key(0)  # a temperature and a key: not read by greedy answers
+    # No end token: every row decodes to the end.
+    fixed: dict[str, Any] = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0, "greedy": True}
+    rest = decode.lower(tree, caches, logits, *chance, **fixed)
+
+    def answer(begin: Callable[..., Any], go_on: Callable[..., Any]) -> Any:
+        logits, caches = begin(tree, batch)
+        return go_on(tree, caches, logits, *chance)[0]
+
+    return first, rest, answer
 
 
 def _shape(array: Any) -> jax.ShapeDtypeStruct:

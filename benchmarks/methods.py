@@ -21,13 +21,13 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from benchmarks import machine
+from benchmarks.inference import lower_answer
 from benchmarks.shapes import PRESETS, Params, Preset, batch_of, random_params
 from victor_jax.analysis import flops
 from victor_jax.analysis.traced import matrix_flops
 from victor_jax.compression.plan import Kind, Layers, Method, Plan
 from victor_jax.compression.spec import parse
 from victor_jax.inference.platform import module_for, weight_format
-from victor_jax.inference.programs import decode, prefill
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.vlm import VLMModule, parameters
 from victor_jax.weights.place import sources
@@ -106,20 +106,11 @@ def prepare(
         "parameters": sum(math.prod(leaf.shape) for path, leaf in shapes.items() if path.startswith("compression/")),
     }
     tree, batch = unflatten_dict(weights(module, have), sep="/"), jax.device_put(batch)
-    chance = jnp.float32(0), jax.random.key(0)
-    first = prefill.lower(tree, batch, module=module, sizes=sizes, room=room)
-    logits, caches = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first.out_info)
-    fixed: dict[str, Any] = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0}
-    rest = decode.lower(tree, caches, logits, *chance, **fixed, greedy=True)
+    first, rest, answer = lower_answer(module, tree, batch, sizes, room)
 
     def compiled() -> dict[str, Callable[[], Any]]:
         begin, go_on = first.compile(), rest.compile()
-
-        def answer() -> Any:
-            logits, caches = begin(tree, batch)
-            return go_on(tree, caches, logits, *chance)[0]
-
-        return {"prefill": partial(begin, tree, batch), "answer": answer}
+        return {"prefill": partial(begin, tree, batch), "answer": partial(answer, begin, go_on)}
 
     return compiled, known
 

@@ -7,7 +7,7 @@ import math
 
 import jax
 import numpy as np
-from field import CONFIG, model, prepared, tensors
+from field import CONFIG, TOLERANCE, model, prepared, tensors, unlike_rows
 from flax.traverse_util import unflatten_dict
 
 from victor_jax.compression.plan import Kind
@@ -112,6 +112,16 @@ def reached(spec, rows, images):
     logits = stream.x @ params["language/head"]
     real = stream.kinds != Kind.PADDING
     return [(stream.origin[row][real[row]], logits[row][real[row]]) for row in range(len(rows))]
+
+
+def equals(spec, reference):
+    """A batch of unlike rows, against `reference(row, its images)` of each row alone: the indices in the input sequence
+    of what reaches the top, and its logits."""
+    rows, images = unlike_rows(spec)
+    for row, image, (index, logits) in zip(rows, images, reached(spec, rows, images), strict=True):
+        expected_index, expected = reference(row, image)
+        np.testing.assert_array_equal(index, expected_index)
+        np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=0)
 
 
 def heads(x, count):

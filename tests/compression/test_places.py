@@ -36,11 +36,7 @@ def reference(row, images, places, renumber):
 )
 def test_equals_the_slow_reference(spec, places):
     """A batch of rows with two images, one and none, against each row alone: so many of each image."""
-    rows, images = field.unlike_rows(spec)
-    for row, image, (index, logits) in zip(rows, images, plain.reached(spec, rows, images), strict=True):
-        expected_index, expected = reference(row, image, places, spec == RANDOM)
-        np.testing.assert_array_equal(index, expected_index)
-        np.testing.assert_allclose(logits, expected, atol=field.TOLERANCE, rtol=0)
+    plain.equals(spec, lambda row, image: reference(row, image, places, spec == RANDOM))
 
 
 def test_decoding_equals_a_full_pass():

@@ -83,11 +83,7 @@ def test_equals_the_slow_reference(spec, keep, monkeypatch):
     """A batch of rows with two images, one and none, against each row alone. Rows differ in their blocks of raters;
     recycled means are cut again."""
     monkeypatch.setattr(sparsevlm, "BLOCK", 1)
-    rows, images = field.unlike_rows(spec)
-    for row, image, (index, logits) in zip(rows, images, plain.reached(spec, rows, images), strict=True):
-        expected_index, expected = reference(row, image, keep, "recycle" in spec)
-        np.testing.assert_array_equal(index, expected_index)
-        np.testing.assert_allclose(logits, expected, atol=field.TOLERANCE, rtol=0)
+    plain.equals(spec, lambda row, image: reference(row, image, keep, "recycle" in spec))
 
 
 def test_groups_equal_loops():

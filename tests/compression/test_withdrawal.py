@@ -38,11 +38,7 @@ def reference(row, images):
 
 
 def test_text_that_sees_the_image_through_registers_alone_equals_the_slow_reference():
-    rows, images = field.unlike_rows(BARRED)
-    for row, image, (index, logits) in zip(rows, images, plain.reached(BARRED, rows, images), strict=True):
-        expected_index, expected = reference(row, image)
-        np.testing.assert_array_equal(index, expected_index)
-        np.testing.assert_allclose(logits, expected, atol=field.TOLERANCE, rtol=0)
+    plain.equals(BARRED, reference)
 
 
 def test_new_tokens_see_no_more_than_the_text_before_them():

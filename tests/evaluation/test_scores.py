@@ -244,7 +244,7 @@ def test_annotations_of_another_benchmark_are_noticed(tmp_path, name):
 
 def test_pope_asks_for_the_question_file(tmp_path):
     with pytest.raises(UserError, match="pope needs --questions"):
-        score.main(["pope", f"--predictions={tmp_path}", f"--annotations={tmp_path}"])
+        score.main(["pope", f"--predictions={predictions(tmp_path, (0, 'Yes'))}", f"--annotations={tmp_path}"])
 
 
 def test_scoring_imports_no_jax(tmp_path):

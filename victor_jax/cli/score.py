@@ -27,8 +27,6 @@ def main(arguments: list[str]) -> int:
                         "ScienceQA a folder")  # fmt: skip
     parser.add_argument("--questions", type=Path, metavar="FILE", help="LLaVA's question file, which POPE needs")
     given = parser.parse_args(arguments)
-    if given.benchmark == "pope" and given.questions is None:
-        raise UserError("pope needs --questions=llava_pope_test.jsonl, which says what split each question is of")
     print(report(scored(given.benchmark, given.predictions, given.annotations, given.questions)))
     return 0
 
@@ -36,7 +34,7 @@ def main(arguments: list[str]) -> int:
 def scored(benchmark: str, predictions: Path, annotations: Path, questions: Path | None) -> Score:
     answers = read_answers(predictions)
     try:
-        return SCORERS[benchmark](answers, annotations, questions)  # type: ignore[arg-type]  # POPE's are asked for
+        return SCORERS[benchmark](answers, annotations, questions)
     except (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:  # of a damaged file
         raise UserError(
             f"{annotations} is not what {benchmark} publishes ({type(error).__name__}: {error}): download it again"

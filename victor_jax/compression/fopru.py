@@ -8,7 +8,7 @@ for which the whole matrix would have to be computed.
 
 from typing import Literal
 
-from victor_jax.compression.blocks import check_grid
+from victor_jax.compression.grid import check_grid
 from victor_jax.compression.patches import MostAttended, features_layer
 from victor_jax.compression.plan import Layers, Method, Plan, Positive
 from victor_jax.errors import UserError

@@ -18,9 +18,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from victor_jax.compression.blocks import GridQueries, check_fewer, check_grid, square_root
+from victor_jax.compression.blocks import GridQueries
+from victor_jax.compression.grid import check_fewer, check_grid, square_root
 from victor_jax.compression.plan import Compressor, Counts, Kind, Layers, Method, Plan, Positive, Size
-from victor_jax.compression.steps import Rearrange, without
+from victor_jax.compression.steps import OfPrompt, without
 from victor_jax.compression.stream import Flow, Seen, take
 from victor_jax.models.config import LanguageConfig, VLMConfig
 from victor_jax.models.language import LanguageLayer, View
@@ -52,7 +53,7 @@ class Append(nn.Module):
 
 
 @dataclass(frozen=True)
-class Fuse(Rearrange):
+class Fuse(OfPrompt):
     """The pre-fusion; then the features of each image leave, and the compressed tokens behind them stay."""
 
     features: int  # of an image

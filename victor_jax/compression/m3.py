@@ -7,7 +7,7 @@ trains the vision tower, and one model for all sizes of squares: each step avera
 from dataclasses import dataclass
 from typing import ClassVar
 
-from victor_jax.compression.blocks import grid_side
+from victor_jax.compression.grid import grid_side
 from victor_jax.compression.plan import Layers, Method, Plan, Positive
 from victor_jax.compression.pool import Squares
 from victor_jax.models.config import VLMConfig

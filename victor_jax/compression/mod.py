@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from victor_jax.compression.plan import Counts, Kind, Layers, Method, Percent, Plan, Positive, Size, Step
-from victor_jax.compression.steps import Rearrange
+from victor_jax.compression.steps import OfPrompt
 from victor_jax.compression.stream import Flow, select, take
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
@@ -38,7 +38,7 @@ class Routers(nn.Module):
 
 
 @dataclass(frozen=True)
-class Route(Rearrange):
+class Route(OfPrompt):
     """The stream waits as it is; a shorter one goes on, without the visual tokens that the router does not choose."""
 
     layer: int  # the router's
@@ -65,7 +65,7 @@ class Route(Rearrange):
 
 
 @dataclass(frozen=True)
-class Rejoin(Rearrange):
+class Rejoin(OfPrompt):
     """The stream that waited comes back, changed where its positions went through the layer."""
 
     def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:

@@ -16,7 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from victor_jax.compression.blocks import CrossAttention, check_fewer, check_grid, grid_positions, head_count, resized
+from victor_jax.compression.blocks import CrossAttention, grid_positions, head_count, resized
+from victor_jax.compression.grid import check_fewer, check_grid
 from victor_jax.compression.plan import Compressor, Layers, Method, Plan, Positive
 from victor_jax.compression.stream import Seen
 from victor_jax.errors import UserError

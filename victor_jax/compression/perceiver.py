@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from victor_jax.compression.blocks import CrossAttention, check_fewer
+from victor_jax.compression.blocks import CrossAttention
+from victor_jax.compression.grid import check_fewer
 from victor_jax.compression.plan import Compressor, Layers, Method, Plan, Positive
 from victor_jax.compression.stream import Seen
 from victor_jax.models.config import VLMConfig

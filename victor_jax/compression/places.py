@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from victor_jax.compression.plan import Counts, Kind, Layers, Method, Plan, Positive, Size
-from victor_jax.compression.steps import Positions, Rearrange, without
+from victor_jax.compression.steps import OfPrompt, Positions, without
 from victor_jax.compression.stream import Flow, Stream, take
 from victor_jax.compression.withdrawal import check_layer
 from victor_jax.models.config import VLMConfig
 
 
 @dataclass(frozen=True)
-class KeepPlaces(Rearrange):
+class KeepPlaces(OfPrompt):
     """Of each image the visual tokens at these places stay."""
 
     places: tuple[int, ...]  # ascending

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from victor_jax.compression.blocks import grid_side
+from victor_jax.compression.grid import grid_side
 from victor_jax.compression.plan import Compressor, Layers, Method, Plan, Positive
 from victor_jax.compression.stream import Seen
 from victor_jax.models.config import VLMConfig

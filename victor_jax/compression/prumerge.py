@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from victor_jax.compression.blocks import check_grid
+from victor_jax.compression.grid import check_grid
 from victor_jax.compression.patches import (
     class_attention,
     cosines,

@@ -12,7 +12,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from victor_jax.compression.blocks import GridQueries, check_fewer, check_grid, square_root
+from victor_jax.compression.blocks import GridQueries
+from victor_jax.compression.grid import check_fewer, check_grid, square_root
 from victor_jax.compression.plan import Compressor, Layers, Method, Plan, Positive
 from victor_jax.compression.stream import Seen
 from victor_jax.models.config import VLMConfig

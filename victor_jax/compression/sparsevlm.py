@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from victor_jax.compression.plan import Counts, Kind, Layers, Method, Plan, Positive, Size, Step, round_up
 from victor_jax.compression.pyramiddrop import check_cuts
 from victor_jax.compression.recycling import Recycle
-from victor_jax.compression.steps import Leave, Positions, Rearrange
+from victor_jax.compression.steps import Leave, OfPrompt, Positions
 from victor_jax.compression.stream import Flow, Where, survivors, take
 from victor_jax.errors import UserError
 from victor_jax.models.config import VLMConfig
@@ -36,7 +36,7 @@ BLOCK = 64  # raters whose attention is computed at once
 
 
 @dataclass(frozen=True)
-class NoteRaters(Rearrange):
+class NoteRaters(OfPrompt):
     """The first step: "raters", a note on which positions they are."""
 
     def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:

@@ -13,15 +13,15 @@ from victor_jax.compression.stream import Flow, Stream, count_anew, merge, selec
 Positions = Literal["keep", "renumber"]
 
 
-class Rearrange:
-    """A step that only moves positions: new tokens pass it by."""
+class OfPrompt:
+    """A step that concerns a full pass alone: new tokens pass it by."""
 
     def decode(self, x: jax.Array, kept: Any, own: Any) -> jax.Array:
         return x
 
 
 @dataclass(frozen=True)
-class Leave(Rearrange):
+class Leave(OfPrompt):
     """Positions of one kind leave: all, or all but the best of each row by the score of the layer before: `keep` of
     them, or `percent` of those in the stream, rounded down.
 
@@ -71,7 +71,7 @@ class Leave(Rearrange):
 
 
 @dataclass(frozen=True)
-class Return(Rearrange):
+class Return(OfPrompt):
     """All parked positions of one kind come back into the stream, in sequence order."""
 
     kind: Kind

@@ -17,7 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from victor_jax.compression.blocks import CrossAttention, grid_side, head_count, resized
+from victor_jax.compression.blocks import CrossAttention, head_count, resized
+from victor_jax.compression.grid import grid_side
 from victor_jax.compression.plan import Compressor, Layers, Method, Plan, Positive
 from victor_jax.compression.stream import Seen
 from victor_jax.models.config import VLMConfig

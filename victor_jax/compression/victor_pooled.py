@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from victor_jax.compression.plan import Counts, Kind, Method, Plan, Positive, Size
-from victor_jax.compression.steps import Positions
+from victor_jax.compression.steps import OfPrompt, Positions
 from victor_jax.compression.stream import Flow
 from victor_jax.compression.withdrawal import victor
 from victor_jax.errors import UserError
@@ -21,7 +21,7 @@ from victor_jax.models.config import VLMConfig
 
 
 @dataclass(frozen=True)
-class AddMeans:
+class AddMeans(OfPrompt):
     """A step before the first layer. The registers of an image follow its visual tokens, one run of positions."""
 
     registers: int  # of an image
@@ -44,9 +44,6 @@ class AddMeans:
         counts = added(is_visual.astype(jnp.float32), register)[..., None]
         x = (x + sums / jnp.maximum(counts, 1)).astype(x.dtype)
         return replace(flow, stream=replace(flow.stream, x=x)), None
-
-    def decode(self, x: jax.Array, kept: Any, own: Any) -> jax.Array:
-        return x
 
 
 def victor_pooled(config: VLMConfig, registers: Positive, layer: int, positions: Positions = "keep") -> Method:

@@ -6,7 +6,7 @@ THU-MIG/VTC-CLS, whose code has no default for `first` either. It counts from 0;
 22.
 """
 
-from victor_jax.compression.blocks import check_grid
+from victor_jax.compression.grid import check_grid
 from victor_jax.compression.patches import MostAttended, features_layer
 from victor_jax.compression.plan import Layers, Method, Plan, Positive
 from victor_jax.errors import UserError

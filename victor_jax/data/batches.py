@@ -22,13 +22,14 @@ def build_batch(
     registers: int,
     image_size: int,
     shape: Shape,  # that holds every row
-    drawn: np.ndarray | None = None,  # int [rows]: how many of the registers, or of an image's tokens, each row has
+    drawn: Rows[int] | None = None,  # how many of the registers, or of an image's tokens, each row has
 ) -> Batch:
     """The one way from encoded rows to a batch."""
     length, given = length_of(shape.counts(registers)), None
     if drawn is not None and not registers:
         rows, given = with_fewer_tokens(rows, drawn)
-    sequence, targets = lay_out(rows, drawn if drawn is not None and registers else registers, length, given)
+    of_rows = np.array(drawn) if drawn is not None and registers else registers
+    sequence, targets = lay_out(rows, of_rows, length, given)
     if not shape.images:
         return Batch(sequence, targets, None)
     dtype = next((of_row.dtype for of_row in pixels if of_row is not None), np.uint8)
@@ -39,11 +40,11 @@ def build_batch(
     return Batch(sequence, targets, images)
 
 
-def with_fewer_tokens(rows: Rows[EncodedRow | None], tokens: np.ndarray) -> tuple[list[EncodedRow | None], int | None]:
+def with_fewer_tokens(rows: Rows[EncodedRow | None], tokens: Rows[int]) -> tuple[list[EncodedRow | None], int | None]:
     """Rows whose images have so many visual tokens each, and how many the tower gives for an image."""
     given = next((row.image_tokens[0] for row in rows if row and row.image_tokens), None)
     fewer = [
-        row and replace(row, image_tokens=(int(count),) * len(row.image_tokens))
+        row and replace(row, image_tokens=(count,) * len(row.image_tokens))
         for row, count in zip(rows, tokens, strict=True)
     ]
     return fewer, given
@@ -83,21 +84,21 @@ class BatchSource:
     def __getitem__(self, step: int) -> Step:
         shapes, rows = self.schedule.at(step)
         share = rows.shape[1] // self.hosts
-        here = rows[:, self.host * share : (self.host + 1) * share]
+        mine = slice(self.host * share, (self.host + 1) * share)
+        here = rows[:, mine]
         bad: list[Bad] = []
-        drawn = self._drawn(step, rows.shape)[:, self.host * share : (self.host + 1) * share]
-        parts = [
-            self._part(shape, of_part, number if self.draws else None, bad)
-            for shape, of_part, number in zip(shapes, here.tolist(), drawn, strict=True)
-        ]
+        drawn = [of_part and of_part[mine] for of_part in self._drawn(step, rows)]
+        parts = [self._part(*of_part, bad) for of_part in zip(shapes, here.tolist(), drawn, strict=True)]
         return Step(step, shapes, rows, tuple(parts), bad)
 
-    def _drawn(self, step: int, shape: tuple[int, ...]) -> np.ndarray:
-        """int [parts, rows]: one of `draws` for each row of the step's batch, the same on every host."""
-        bits = np.random.Philox(key=[self.schedule.seed, step]).random_raw(shape)
-        return np.array(self.draws or (0,))[bits % np.uint64(len(self.draws) or 1)]
+    def _drawn(self, step: int, rows: np.ndarray) -> list[list[int] | None]:
+        """Of each part: one of `draws` for each of its rows, the same on every host; None where nothing is drawn."""
+        if not self.draws:
+            return [None] * len(rows)
+        bits = np.random.Philox(key=[self.schedule.seed, step]).random_raw(rows.shape)
+        return np.array(self.draws)[bits % np.uint64(len(self.draws))].tolist()
 
-    def _part(self, shape: Shape, rows: list[int], drawn: np.ndarray | None, bad: list[Bad]) -> Batch:
+    def _part(self, shape: Shape, rows: list[int], drawn: list[int] | None, bad: list[Bad]) -> Batch:
         encoded: list[EncodedRow | None] = []
         pixels: list[np.ndarray | None] = []
         for row in rows:

@@ -1,6 +1,5 @@
 """What a benchmark is, and what several of them share."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from victor_jax.errors import UserError
+from victor_jax.evaluation.answers import parse
 from victor_jax.files import check_file
 
 FIELDS: dict[str, tuple[Any, str]] = {
@@ -60,10 +60,7 @@ def read_questions(file: Path) -> list[Question]:
 
 
 def _question(line: str, where: str) -> Question:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error})") from None
+    row = parse(line, where)
     if not isinstance(row, dict):
         raise UserError(f"{where} holds a {type(row).__name__}, expected a JSON object")
     for key, (kind, expected) in FIELDS.items():

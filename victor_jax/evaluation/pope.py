@@ -20,7 +20,9 @@ def said_yes(text: str) -> bool:
     return not {"No", "not", "no"} & set(words)
 
 
-def score(answers: Sequence[Answer], annotations: Path, questions: Path) -> Score:
+def score(answers: Sequence[Answer], annotations: Path, questions: Path | None = None) -> Score:
+    if questions is None:
+        raise UserError("pope needs --questions=llava_pope_test.jsonl, which says what split each question is of")
     labels = {
         (split, row["image"], row["text"]): row["label"] == "yes"
         for split in SPLITS

@@ -7,7 +7,7 @@ from victor_jax.evaluation import gqa, mme, pope, scienceqa, seed_bench, vqa
 from victor_jax.evaluation.answers import Answer, Score
 
 # (answers, annotations, LLaVA's question file, which only some need) -> Score
-SCORERS: dict[str, Callable[[Sequence[Answer], Path, Path], Score]] = {
+SCORERS: dict[str, Callable[[Sequence[Answer], Path, Path | None], Score]] = {
     "vqav2": vqa.score_vqav2,
     "gqa": gqa.score,
     "vizwiz": vqa.score_vizwiz,
