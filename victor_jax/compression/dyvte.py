@@ -12,6 +12,7 @@ between them. The gates are trained on rows whose exits were all tried; the auth
 random per step.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -41,6 +42,14 @@ class Gates(nn.Module):
         return self.gates[str(layers)](features)
 
 
+@dataclass(frozen=True)
+class Own:
+    exits: tuple[int, ...]
+
+    def __call__(self, config: VLMConfig, dtype: Any, implementation: Implementation) -> nn.Module:
+        return Gates(self.exits)
+
+
 def dyvte(config: VLMConfig, exits: tuple[Positive, ...] | None = None, exact: bool = False) -> Method:
     depth = config.language.depth
     if exact and exits:
@@ -59,10 +68,7 @@ def dyvte(config: VLMConfig, exits: tuple[Positive, ...] | None = None, exact: b
         rest = Fork(number + 1, (leaves, rest))
     assert isinstance(rest, Fork)
 
-    def own(config: VLMConfig, dtype: Any, implementation: Implementation) -> nn.Module:
-        return Gates(tuple(chosen))
-
-    return Method(stays, own=own, fork=rest, keeps=keeps)
+    return Method(stays, own=Own(tuple(chosen)), fork=rest, keeps=keeps)
 
 
 def plan(depth: int, exits: tuple[int, ...], exit: int | None) -> Plan:

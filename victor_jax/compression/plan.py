@@ -200,7 +200,7 @@ class Method:
     word: int | None = None  # a token whose embedding they start as instead
     whole_images: bool = False  # its steps count on every token that the vision tower gives of an image
     fork: Fork | None = None  # where the plan is chosen for each row, when the model answers
-    # (outcome of one of the fork's plans, outcome of this plan) -> bool [B]: for which rows it does as well; see choice.py
+    # (outcome of one of its plans, that of this plan) -> bool [B]: for which rows it does as well, see choice.py
     keeps: "Callable[[Outcome, Outcome], np.ndarray] | None" = None
     sampled: tuple[Plan, ...] = ()  # each training step runs one of these instead, the same for all rows
     spec: str = ""  # its written form, set where it is parsed

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from victor_jax.compression.choice import Chooser, Outcome, question_features
+from victor_jax.compression.choice import Chooser, Outcome
 from victor_jax.compression.plan import Branch, Counts, Fork, Kind, Layers, Method, Plan, Size, Step
 from victor_jax.compression.steps import Leave, Return
 from victor_jax.compression.stream import Flow, Stream
@@ -49,7 +49,7 @@ class Read:
     def after(self, stream: Counts, parked: Counts) -> tuple[Counts, Counts]:
         return stream, parked
 
-    def apply(self, flow: Flow, size: Size, own: "Blocks") -> tuple[Flow, Any]:
+    def apply(self, flow: Flow, size: Size, own: Any) -> tuple[Flow, Any]:
         stream, visual = flow.stream, flow.parked
         assert visual is not None, "a Read follows a Leave that parks"
         if not visual.kinds.shape[1]:  # a batch without images
@@ -57,7 +57,7 @@ class Read:
         x, kept = own.read(self.layers, stream, visual)
         return replace(flow, stream=replace(stream, x=x)), kept
 
-    def decode(self, x: jax.Array, kept: Any, own: "Blocks") -> jax.Array:
+    def decode(self, x: jax.Array, kept: Any, own: Any) -> jax.Array:
         return own.read_new(self.layers, x, kept)
 
 
@@ -92,7 +92,7 @@ class CrossAttention(nn.Module):
         return x + jnp.where(is_real.any(axis=1)[:, None, None], self.o(self._joined(read)), 0)
 
     def keys_values(self, visual: Stream) -> tuple[jax.Array, jax.Array]:
-        """[B, V, K, H] each. The convolution adds to a token its neighbours in the sequence, so none of another turn."""
+        """[B, V, K, H]. The convolution adds to a token its neighbours in the sequence, never one of another turn."""
         x = self.norm_visual(visual.x)
         mixed, length, half = x, x.shape[1], KERNEL // 2
         for offset in range(-half, half + 1):
@@ -136,6 +136,15 @@ class Blocks(nn.Module):
         return self.router(features)
 
 
+@dataclass(frozen=True)
+class Own:
+    reads: tuple[int, ...]
+    choices: int
+
+    def __call__(self, config: VLMConfig, dtype: Any, implementation: Implementation) -> nn.Module:
+        return Blocks(config.language, dtype, self.reads, self.choices)
+
+
 def visor(
     config: VLMConfig, self: int | None = None, cross: int | None = None, sampled: bool = False, policy: bool = False
 ) -> Method:
@@ -160,13 +169,8 @@ def visor(
         named = [Branch(f"visor:self={s},cross={c}", one) for (s, c), one in zip(choices, plans, strict=True)]
         fork = Fork(shared(plans), tuple(named))
 
-    def own(config: VLMConfig, dtype: Any, implementation: Implementation) -> nn.Module:
-        return Blocks(config.language, dtype, reads(depth, crosses), len(plans) if policy else 0)
-
-    needs_own = bool(crosses) or policy
-    return Method(
-        plans[-1], own=own if needs_own else None, fork=fork, keeps=keeps, sampled=plans if sampled else ()
-    )
+    own = Own(reads(depth, crosses), len(plans) if policy else 0) if crosses or policy else None
+    return Method(plans[-1], own=own, fork=fork, keeps=keeps, sampled=plans if sampled else ())
 
 
 def ladder(selves: int, crosses: int) -> tuple[tuple[int, int], ...]:

@@ -47,8 +47,8 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-1]
         as_torch = Uniform(inputs**-0.5)
-        start: Start = {"normal": Normal(0.02), "torch": as_torch, "zeros": Constant(0.0)}[self.start]
-        kernel = self.param("kernel", declare(start, *self.axes), (inputs, self.features))
+        starts: dict[str, Start] = {"normal": Normal(0.02), "torch": as_torch, "zeros": Constant(0.0)}
+        kernel = self.param("kernel", declare(starts[self.start], *self.axes), (inputs, self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.bias:
             start = as_torch if self.start == "torch" else Constant(0.0)

@@ -59,7 +59,7 @@ class OwnParameters(nn.Module):
         if self.method.compressor:
             self.compressor = self.method.compressor.module(self.config, self.dtype)
         own = self.method.own
-        self.steps = own(self.config, self.dtype, self.implementation) if own else None
+        self.steps: Any = own(self.config, self.dtype, self.implementation) if own else None
 
     def compress(self, seen: Seen) -> tuple[jax.Array, jax.Array | None]:
         """[I, P, E] -> [I, R, E], and which of them are used, bool [I, R], where that is not all."""
