@@ -14,7 +14,7 @@ from pathlib import Path
 from examples.quickstart.digits import Task, read_task, write_digits
 from examples.quickstart.jobs import Job, Runner
 from examples.quickstart.report import READING, as_table, draw, read_rows
-from victor_jax.errors import UserError, exit_status
+from victor_jax.errors import exit_status
 
 # The language tower has four layers. Two registers for sixteen visual tokens, and the first two layers to fill them.
 METHODS = {"full": "full", "victor": "registers=2,layer=2", "vtw": "vtw,layer=2"}
