@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.quickstart.digits import Task, read_task, write_digits
-from examples.quickstart.jobs import Job, Runner
+from examples.quickstart.jobs import Job, Runner, evaluation, training
 from examples.quickstart.report import READING, as_table, draw, read_rows
 from victor_jax.errors import exit_status
 
@@ -25,42 +25,15 @@ def sight(out: Path) -> Job:
     return Job("sight", command, out / "start")
 
 
-def training(out: Path, method: str) -> list[Job]:
-    """Stage 1 and stage 2 of one method."""
-    chain, start = [], out / "start"
-    for stage, data in (("pretrain", "captions"), ("finetune", "train")):
-        workdir = out / method / stage
-        command = (
-            "train.py",
-            f"--config=configs/quickstart.py:{stage},{METHODS[method]}",
-            f"--workdir={workdir}",
-            f"--config.init_from={start}",
-            f"--config.data.path={out / 'data' / data}.json",
-            f"--config.data.images={out / 'data' / 'train'}",
-            f"--config.seed={read_task(out / 'data').seed}",
-        )
-        chain.append(Job(f"{method} {stage}", command, workdir / "model", workdir / "metrics.jsonl", steps_of(stage)))
-        start = workdir / "model"
-    return chain
+def training_of(out: Path, method: str) -> list[Job]:
+    data = out / "data"
+    return training(method, METHODS[method], data, out / "start", out / method, read_task(data).seed, own={})
 
 
-def evaluation(out: Path, method: str, blind: bool = False) -> Job:
-    folder = out / method / ("blind" if blind else "eval")
-    questions = out / "data" / "questions.jsonl"
-    command = (
-        "eval.py",
-        "--benchmark=digits",
-        f"--model={out / method / 'finetune' / 'model'}",
-        f"--questions={questions}",
-        f"--images={out / 'data' / 'test'}",
-        f"--out={folder}",
-        "--dtype=float32",
-        "--batch-size=50",
-        *(["--blind"] if blind else []),
-    )
-    total = len(questions.read_text().splitlines())
+def asked(out: Path, method: str, blind: bool = False) -> Job:
     name = f"{method} asked {'without images' if blind else 'about unseen digits'}"
-    return Job(name, command, folder / "result.json", folder / "answers.jsonl", total)
+    folder, more = (out / method / "blind", ("--blind",)) if blind else (out / method / "eval", ())
+    return evaluation(name, out / method / "finetune" / "model", out / "data", folder, *more)
 
 
 def leftovers(out: Path) -> list[Job]:
@@ -72,12 +45,6 @@ def leftovers(out: Path) -> list[Job]:
         Job("export", ("-m", "victor_jax", "convert", str(model), str(out / "model-hf"), "--to=hf"), out / "model-hf"),
         Job("heat-map", ("-m", "victor_jax", "heatmap", *look), picture),
     ]
-
-
-def steps_of(stage: str) -> int:
-    from configs.quickstart import get_config
-
-    return get_config(stage).total_steps
 
 
 # --- the story ------------------------------------------------------------------------------------------------------
@@ -95,10 +62,10 @@ def tell(out: Path, seed: int) -> None:
     runner = Runner(out / "logs")
     runner.run([sight(out)])
     print("3. Stage 1 and stage 2 of the real recipe, for each method; `full` keeps all visual tokens.", flush=True)
-    runner.run(*(training(out, method) for method in METHODS))
+    runner.run(*(training_of(out, method) for method in METHODS))
     print("4. Questions about digits that no part of the model ever saw, and once without the images.", flush=True)
-    asked = [*(evaluation(out, method) for method in METHODS), evaluation(out, "full", blind=True)]
-    runner.run(asked[::2], asked[1::2])
+    evaluations = [*(asked(out, method) for method in METHODS), asked(out, "full", blind=True)]
+    runner.run(evaluations[::2], evaluations[1::2])
     print("5. The model in Hugging Face's layout, and what its registers read.", flush=True)
     runner.run(leftovers(out))
     rows = read_rows(out, list(METHODS))

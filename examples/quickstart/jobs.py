@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from tqdm import tqdm
 
+from configs.quickstart import get_config
 from victor_jax.errors import UserError
 
 
@@ -37,6 +39,7 @@ class Runner:
     """Runs jobs as processes of their own, with a bar for each; stops all of them together."""
 
     def __init__(self, logs: Path, platform: str = "cpu"):
+        """`platform`: of the jobs, where the environment does not say; empty: what jax finds."""
         self._logs, self._platform = logs, platform
         self._stop = Event()
         logs.mkdir(parents=True, exist_ok=True)
@@ -104,3 +107,47 @@ def environment(platform: str = "cpu") -> dict[str, str]:
     defaults = {"JAX_PLATFORMS": platform, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "HF_HUB_OFFLINE": "1"}
     defaults["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that torch is missing: it is not wanted
     return defaults | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+# --- the commands that quickstart and study have in common ----------------------------------------------------------
+
+ROWS = {"pretrain": "captions", "finetune": "train"}  # of each stage
+Overrides = Mapping[str, Mapping[str, Any]]  # of each stage, what differs from its recipe: field -> value
+
+
+def training(name: str, method: str, data: Path, start: Path, folder: Path, seed: int, own: Overrides) -> list[Job]:
+    """Stage 1 and stage 2; the model is in `folder`/finetune/model."""
+    chain = []
+    for stage, rows in ROWS.items():
+        workdir = folder / stage
+        command = (
+            "train.py",
+            f"--config=configs/quickstart.py:{stage},{method}",
+            f"--workdir={workdir}",
+            f"--config.init_from={start}",
+            f"--config.data.path={data / rows}.json",
+            f"--config.data.images={data / 'train'}",
+            f"--config.seed={seed}",
+            *(f"--config.{field}={value}" for field, value in own.get(stage, {}).items()),
+        )
+        total = own.get(stage, {}).get("total_steps", get_config(stage).total_steps)
+        chain.append(Job(f"{name} {stage}", command, workdir / "model", workdir / "metrics.jsonl", total))
+        start = workdir / "model"
+    return chain
+
+
+def evaluation(name: str, model: Path, data: Path, out: Path, *more: str, batch_size: int = 50) -> Job:
+    """Questions about digits that were never seen."""
+    questions = data / "questions.jsonl"
+    command = (
+        "eval.py",
+        "--benchmark=digits",
+        f"--model={model}",
+        f"--questions={questions}",
+        f"--images={data / 'test'}",
+        f"--out={out}",
+        "--dtype=float32",
+        f"--batch-size={batch_size}",
+        *more,
+    )
+    return Job(name, command, out / "result.json", out / "answers.jsonl", len(questions.read_text().splitlines()))
