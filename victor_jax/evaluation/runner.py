@@ -171,10 +171,10 @@ def _write(texts: Iterator[tuple[int, list[str]]], task: Task, answers: list[Ans
         bar.set_postfix_str("compiling")
         for start, of_batch in texts:
             known, questions = max(done - start, 0), task.questions[start : start + size]
-            new = list(map(answer_to, questions, of_batch))[known:]  # without fillers
+            new = list(map(row_of, questions, of_batch))[known:]  # without fillers
             with open(file, "a", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(_row(one), ensure_ascii=False) + "\n" for one in new)
-            answers += new
+                lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+            answers += [Answer(row["question_id"], row["text"], row["prompt"]) for row in new]
             bar.set_postfix_str("", refresh=False)
             bar.update(len(new))
             ended.append(time.perf_counter())
@@ -184,12 +184,10 @@ def _write(texts: Iterator[tuple[int, list[str]]], task: Task, answers: list[Ans
     return {"seconds": round(ended[-1] - ended[0], 3), "answered": total - done, "images_per_second": rate}
 
 
-def answer_to(question: Question, text: str) -> Answer:
-    return Answer(question.id, text, question.text)
-
-
-def _row(answer: Answer) -> dict[str, Any]:
-    return {"question_id": answer.id, "prompt": answer.prompt, "text": answer.text}
+def row_of(question: Question, text: str) -> dict[str, Any]:
+    """A line of answers.jsonl, as LLaVA's scripts write it, with what the question file says beside the question."""
+    beside = {"category": question.category, "answer": question.answer}
+    return {"question_id": question.id, "prompt": question.text, "text": text} | {k: v for k, v in beside.items() if v}
 
 
 def _asked(task: Task, start: int) -> tuple[list[str], list[list[Image.Image] | None]]:
