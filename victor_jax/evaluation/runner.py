@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from victor_jax.data.images import BadImage, ImageFolder
 from victor_jax.errors import UserError, join_names
 from victor_jax.evaluation.benchmark import Benchmark, Judged, Question
+from victor_jax.inference.buckets import Bucketed, room_for
 from victor_jax.inference.vlm import VLM
 from victor_jax.results import keep_settings, read_json, stamp_of, whole_lines, write_json
 from victor_jax.sharding.distributed import agreed, receive, send
@@ -164,7 +166,10 @@ def _texts(vlm: VLM, task: Task, done: int) -> Iterator[tuple[int, list[str]]]:
     order, on another one its own. Batches begin at the same questions whenever the run was stopped."""
     total, size, processes, me = len(task.questions), task.batch_size, jax.process_count(), jax.process_index()
     starts = range(done // size * size if done < total else total, total, size)
-    answers = vlm.generate_batches((_asked(task, start) for start in starts[me::processes]), task.max_new_tokens)
+    asked = vlm.prompter.ask(*_asked(task))
+    first, most = min(size, total), room_for(asked)
+    batches = [Bucketed(tuple(range(start, min(start + size, total))), first, most, None) for start in starts]
+    answers = vlm.generate_batches(asked, batches[me::processes], task.max_new_tokens, open=partial(_open, task))
     for number, start in enumerate(starts):
         if number % processes == me:
             yield start, next(answers)
@@ -207,18 +212,16 @@ def _row(benchmark: Benchmark, judged: Judged) -> dict[str, Any]:
     }
 
 
-def _asked(task: Task, start: int) -> tuple[list[str], list[Image.Image | None]]:
-    """Prompts and images of a batch. The last is filled up, so that no other program has to be compiled for it."""
-    questions = task.questions[start : start + task.batch_size]
-    fillers = min(task.batch_size, len(task.questions)) - len(questions)
-    rows = [*questions, *questions[-1:] * fillers]
-    return [task.benchmark.prompt(question) for question in rows], [_open(task.images, question) for question in rows]
+def _asked(task: Task) -> tuple[list[str], list[str | None]]:
+    """Prompts, and the names of their images."""
+    prompts = [task.benchmark.prompt(question) for question in task.questions]
+    return prompts, [None if task.images is None else question.image for question in task.questions]
 
 
-def _open(images: ImageFolder | None, question: Question) -> Image.Image | None:
-    if images is None or question.image is None:
-        return None
+def _open(task: Task, image: str | Path) -> Image.Image:
+    assert task.images is not None
     try:
-        return images.open(question.image)
+        return task.images.open(str(image))
     except BadImage as error:
-        raise UserError(f"question {question.id}: {error}") from None
+        asks = next(question.id for question in task.questions if question.image == image)
+        raise UserError(f"question {asks}: {error}") from None

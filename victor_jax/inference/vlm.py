@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from victor_jax.errors import UserError, join_names
 from victor_jax.inference import programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
+from victor_jax.inference.buckets import Bucketed, in_buckets, in_order, room_for
 from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
 from victor_jax.inference.platform import abstract_weights, module_for
-from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
+from victor_jax.inference.prompts import Open, Pictures, Prompter, open_picture, open_prompter
 from victor_jax.inference.sampling import GREEDY, MOST_SEED, Draws, Sampling, check_seeds, draws_of
 from victor_jax.limits import check_kind, check_whole
 from victor_jax.models.config import VLMConfig
@@ -32,7 +32,7 @@ from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Choice
 from victor_jax.prompt import Prompt
-from victor_jax.sharding.mesh import fetch
+from victor_jax.sharding.mesh import BATCH, fetch
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.names import REGISTERS
@@ -123,24 +123,52 @@ class VLM:
         *,
         sampling: Sampling = GREEDY,
         seeds: Rows[int] | None = None,
+        stop: Rows[str] = (),
     ) -> list[str]:
         """The answer to each prompt. With each goes a picture (PIL or a path), a list of them, or None.
 
         A prompt is the question alone: the chat template is the checkpoint's. `<image>` marks each picture; a
-        single one may be left out and comes first. An answer that is drawn depends on the seed of its prompt alone
-        (by default its number), not on the others.
+        single one may be left out and comes first. An answer ends before the first of the texts in `stop`. One that
+        is drawn depends on the seed of its prompt, by default its number, and not on the other prompts.
         """
         rows = self.prompter.ask(prompts, images)
-        of_rows = batches_of(rows, batch_size), batches_of(check_seeds(seeds, len(rows)), batch_size)
-        answers = self._answers(zip(*of_rows, strict=True), max_new_tokens, sampling)
-        return list(itertools.chain.from_iterable(answers))[: len(rows)]
+        batches = self.in_buckets(rows, batch_size)
+        texts = self.generate_batches(rows, batches, max_new_tokens, sampling=sampling, seeds=seeds, stop=stop)
+        return in_order(len(rows), batches, texts)
+
+    def in_buckets(self, rows: Rows[EncodedRow], batch_size: int) -> list[Bucketed]:
+        """Which of the encoded rows to answer together. Rows that are cut over devices share no pictures."""
+        share = self.mesh is None or all(self.mesh.shape[axis] == 1 for axis in BATCH)
+        return in_buckets(rows, batch_size, self.method.registers, share)
 
     def generate_batches(
-        self, batches: Iterable[tuple[Rows[str], Rows[Pictures] | None]], max_new_tokens: int = 128
+        self,
+        rows: Rows[EncodedRow],
+        batches: Iterable[Bucketed],
+        max_new_tokens: int = 128,
+        *,
+        sampling: Sampling = GREEDY,
+        seeds: Rows[int] | None = None,
+        stop: Rows[str] = (),
+        open: Open = open_picture,
     ) -> Iterator[list[str]]:
-        """As `generate`, for batches that come one by one: while the device answers one, the next is read."""
-        asked = (self.prompter.ask(prompts, images) for prompts, images in batches)
-        return self._answers(((rows, range(len(rows))) for rows in asked), max_new_tokens, GREEDY)
+        """As `generate`, for rows of `prompter.ask` and batches of `in_buckets`, of which some may be left out: the
+        answers to the rows of each batch. `open` opens what names a picture. While the device answers one batch, the
+        pictures of the next are read, and the caller works on the answers to the last."""
+        check_whole("max_new_tokens", max_new_tokens)
+        check_kind("sampling", sampling, Sampling, "a Sampling")
+        chosen, stops = check_seeds(seeds, len(rows)), self.prompter.stops(stop)
+
+        def read(batch: Bucketed) -> tuple[Prepared, Draws | None, int]:
+            prepared = self.prepare([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
+            return prepared, draws_of(sampling, [chosen[row] for row in batch.filled]), len(batch.rows)
+
+        def answer(asked: tuple[Prepared, Draws | None, int]) -> np.ndarray:
+            prepared, draws, known = asked
+            return self._new_tokens(*prepared, max_new_tokens, draws, stops, self.prompter.end_tokens)[:known]
+
+        for tokens in read_ahead(answer, read_ahead(read, batches)):
+            yield [self.prompter.text(row, stop) for row in tokens]
 
     def score(
         self,
@@ -150,14 +178,17 @@ class VLM:
         batch_size: int = 16,
     ) -> np.ndarray:
         """float32 [prompts]: the log-probability of each answer with its end token, summed: minus training's loss."""
-        encoded = self.prompter.answer(prompts, images, answers)
-        scores = [
-            fetch(self.call(programs.log_probabilities, *self.prepare(rows)))[: len(rows)]
-            for rows in batches_of(encoded, batch_size)
-        ]
-        joined = np.concatenate([np.zeros(0, np.float32), *scores])[: len(encoded)]
-        self._check(np.isfinite(joined).all())
-        return joined
+        rows = self.prompter.answer(prompts, images, answers)
+        batches = self.in_buckets(rows, batch_size)
+
+        def read(batch: Bucketed) -> Prepared:
+            return self.prepare([rows[row] for row in batch.filled], batch.shape, batch.pictures)
+
+        scores = (fetch(self.call(programs.log_probabilities, *prepared)) for prepared in read_ahead(read, batches))
+        known = (of_batch[: len(batch.rows)] for of_batch, batch in zip(scores, batches, strict=True))
+        found = np.array(in_order(len(rows), batches, known), np.float32)
+        self._check(np.isfinite(found).all())
+        return found
 
     def logits(
         self,
@@ -189,7 +220,7 @@ class VLM:
         """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end."""
         prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
         draws = draws_of(sampling, check_seeds(seeds, len(input_ids)))
-        return self._new_tokens(*prepared, max_new_tokens, draws, self.config.end_tokens)
+        return self._new_tokens(*prepared, max_new_tokens, draws, None, self.config.end_tokens)
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
@@ -207,10 +238,16 @@ class VLM:
         tensors = self.unused_tensors | layers_of(self.params, self.module)
         return Checkpoint("memory", self.folder, self.config, tensors, self.compression, prompt=self.prompt)
 
-    def prepare(self, rows: Rows[EncodedRow]) -> Prepared:
-        """Opens the pictures of encoded rows."""
-        shape = room_for(rows)
-        return self.prompter.batch(rows, self.method.registers, shape), self._sizes(shape)
+    def prepare(
+        self,
+        rows: Rows[EncodedRow],
+        shape: Shape | None = None,
+        pictures: int | None = None,
+        open: Open = open_picture,
+    ) -> Prepared:
+        """Opens the pictures of encoded rows. `shape` and `pictures`: see Bucketed."""
+        shape = shape or room_for(rows)
+        return self.prompter.batch(rows, self.method.registers, shape, pictures, open), self._sizes(shape)
 
     def call(self, program: Any, batch: Batch, sizes: tuple[Size, ...], **static: Any) -> Any:
         """program(params, batch, module=…, sizes=…, **static). On a mesh its rows are cut over the batch axes, and more
@@ -225,25 +262,13 @@ class VLM:
     def _tree(self) -> dict[str, Any]:
         return unflatten_dict(self.params, sep="/")
 
-    def _answers(
-        self, batches: Iterable[tuple[Rows[EncodedRow], Rows[int]]], max_new_tokens: int, sampling: Sampling
-    ) -> Iterator[list[str]]:
-        """To batches of rows and their seeds."""
-
-        def read(batch: tuple[Rows[EncodedRow], Rows[int]]) -> tuple[Prepared, Draws | None]:
-            rows, seeds = batch
-            return self.prepare(rows), draws_of(sampling, seeds)
-
-        for prepared, draws in read_ahead(read, batches):
-            tokens = self._new_tokens(*prepared, max_new_tokens, draws, self.prompter.end_tokens)
-            yield [self.prompter.text(row) for row in tokens]
-
     def _new_tokens(
         self,
         batch: Batch,
         sizes: tuple[Size, ...],
         max_new_tokens: int,
         draws: Draws | None,
+        stops: np.ndarray | None,
         end_tokens: tuple[int, ...],
     ) -> np.ndarray:
         check_whole("max_new_tokens", max_new_tokens)
@@ -254,6 +279,7 @@ class VLM:
             caches,
             logits,
             draws if self.mesh is None else place_rows(draws, self.mesh),
+            stops,
             module=self.module,
             max_new_tokens=max_new_tokens,
             end_tokens=end_tokens,
@@ -284,11 +310,3 @@ class VLM:
 
     def _sizes(self, shape: Shape) -> tuple[Size, ...]:
         return self.method.plan.sizes(shape.counts(self.method.registers))
-
-
-def room_for(rows: Rows[EncodedRow]) -> Shape:
-    """What holds every row. Text is rounded up to one of four lengths per doubling, a tenth more on average, so that
-    prompts of all lengths share a handful of programs."""
-    longest = max(row.text_length for row in rows)
-    text = round_up(longest, max(LENGTH_MULTIPLE, 1 << max(longest.bit_length() - 3, 0)))
-    return Shape(text, max(len(row.image_tokens) for row in rows), max(sum(row.image_tokens) for row in rows))
