@@ -88,6 +88,7 @@ def prompts(config: VLMConfig, rows: int, text: int) -> tuple[np.ndarray, np.nda
     """Ids and pixels in the Hugging Face convention: one image in `text` tokens."""
     rng, size = np.random.default_rng(0), config.vision.image_size
     words = rng.integers(WORDS.start, WORDS.stop, (rows, text))
+    words[words == config.image_token] = WORDS.start  # in a small vocabulary it may be among them
     image = np.full((rows, config.features_per_image), config.image_token)
     ids = np.concatenate([words[:, :TEXT_BEFORE], image, words[:, TEXT_BEFORE:]], axis=1)
     return ids, rng.normal(size=(rows, 3, size, size)).astype(np.float32)

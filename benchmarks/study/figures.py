@@ -55,7 +55,7 @@ def accuracy_over_compute(results: Results) -> Figure:
             )
         for name, marker in OTHERS.items():
             _curve(axes, results, steps, [name], x, color=GREY, marker=marker, label=name)
-        _curve(axes, results, steps, ["full"], x, color="black", marker="*", label="full")
+        _curve(axes, results, steps, ["full"], x, color="black", marker="*", label="_full")
         axes.set_xlim(left=0)
     return _finished(figure, panels, results)
 
@@ -66,7 +66,7 @@ def accuracy_over_layer(results: Results) -> Figure:
     figure, panels = _panels("layers below the cut, k")
     for steps, axes in panels:
         for m, colour in OF_REGISTERS.items():
-            names, label = [swept(m, k) for k in LAYERS], f"{m} registers" if m else "none (VTW, trained)"
+            names, label = [swept(m, k) for k in LAYERS], f"{m} register{'s' * (m > 1)}" if m else "none (VTW, trained)"
             _curve(axes, results, steps, names, lambda name, _: layer[name], color=colour, marker="o", label=label)
         axes.set_xticks(LAYERS)
     return _finished(figure, panels, results)
@@ -116,7 +116,7 @@ def _curve(
 def _finished(figure: Figure, panels: Panels, results: Results) -> Figure:
     """What all panels have: titles, the lines of full and of the floor, one legend."""
     for steps, axes in panels:
-        for name, style, label in (("full", "-", None), ("no-image", "--", "without the image")):
+        for name, style, label in (("full", "-", "full"), ("no-image", "--", "without the image")):
             if found := right(name, *steps).estimate(results):
                 axes.axhline(100 * found.mean, color=GREY, linewidth=0.8, linestyle=style, label=label, zorder=0)
         title = f"questions of {steps[0]} step{'s' * (steps[0] > 1)}" if steps else "all questions"
