@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -86,6 +87,25 @@ def accuracy_over_training(results: Results) -> Figure:
     return _finished(figure, panels, results)
 
 
+def loss_over_steps(results: Results) -> Figure:
+    """Of stage 2, as it went: when a method finds what questions of more steps ask."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots()
+    lines = [("full", "black", "-")]
+    lines += [(swept(m, k), colour, style) for k, colour in OF_LAYER.items() for m, style in ((8, "-"), (0, "--"))]
+    for name, colour, style in lines:
+        if stages := [records[0]["training"]["finetune"] for records in results.of(name).values()]:
+            curve = np.mean([stage["loss"] for stage in stages], axis=0)
+            steps = (np.arange(len(curve)) + 0.5) * stages[0]["steps"] / len(curve)
+            axes.plot(steps, curve, style, color=colour, linewidth=1.1, label=name)
+    axes.set_xlabel("steps of stage 2", fontsize=9)
+    axes.set_ylabel("loss, mean over seeds", fontsize=9)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _plain(axes)
+    return figure
+
+
 def _panels(below: str) -> tuple[Figure, Panels]:
     """One for questions of each number of steps, and one for all."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -122,11 +142,15 @@ def _finished(figure: Figure, panels: Panels, results: Results) -> Figure:
         title = f"questions of {steps[0]} step{'s' * (steps[0] > 1)}" if steps else "all questions"
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_ylim(0, 103)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=LIGHT, linewidth=0.6)
-        axes.set_axisbelow(True)
+        _plain(axes)
     panels[0][1].set_ylabel("right answers, %", fontsize=9)
     handles, labels = panels[-1][1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
     return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)

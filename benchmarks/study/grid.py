@@ -67,7 +67,7 @@ def trainings(size: Size) -> dict[str, Training]:
         "random-8": f"random:tokens=8,layer={K}",
         "windows-8": f"windows:tokens=8,layer={K}",
         # Fewer tokens from the first layer on.
-        "perceiver": f"perceiver:tokens={equal}",
+        "perceiver": f"perceiver:tokens={equal},depth=1",  # its six blocks would be most of such a small model
         "mqt": f"mqt:tokens={equal},draw=no",
         # Registers of another kind: any number of them later, nothing dropped, the only way to the image, other starts.
         "elastic-16": f"elastic:registers=16,layer={K}",

@@ -198,7 +198,7 @@ def test_the_page_has_a_verdict_for_every_claim(tmp_path):
     assert row[4] == "**holds**"
     assert by_command["python -m benchmarks.study --claims=none-k3"][3:5] == ["", "not measured"]
     assert "| victor-8-k3 | 3 |" in text
-    for figure in ("accuracy", "layers", "training"):
+    for figure in ("accuracy", "layers", "training", "loss"):
         assert f"(images/study-small-{figure}.png)" in text
         assert (tmp_path / "images" / f"study-small-{figure}.png").stat().st_size > 5_000
 
