@@ -8,13 +8,14 @@ import pytest
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import grid
-from benchmarks.study.claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, Claim
+from benchmarks.study.claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, STEPS, Claim
 from benchmarks.study.cut import cut
 from benchmarks.study.effects import cost_to_reach, gain, kept, loss, saved, trained_shorter
 from benchmarks.study.grid import SIZES, chosen, points, setting, trainings
 from benchmarks.study.measure import Workplace, accuracies, lengthened, trained_stage
 from benchmarks.study.records import Estimate, Results, write
 from benchmarks.study.report import filled, report, verdicts
+from examples.quickstart.questions import KINDS
 from examples.quickstart.report import positions
 from examples.quickstart.sight import tiny
 from victor_jax.compression.spec import parse
@@ -77,6 +78,11 @@ def test_every_compression_fits_the_model_of_its_size(size):
         assert point.training in trainings(of), name
         if point.asked:
             parse(point.asked, config)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_every_size_asks_questions_of_every_number_of_steps(size):
+    assert {KINDS[kind].steps for kind in size.task.kinds} == set(STEPS)
 
 
 def test_claims_ask_for_points_of_the_grid():
