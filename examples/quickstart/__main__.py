@@ -68,27 +68,25 @@ def training(out: Path, method: str) -> list[Job]:
 
 def evaluation(out: Path, method: str, blind: bool = False) -> Job:
     folder = out / method / ("blind" if blind else "eval")
-    questions = out / "data" / "questions.jsonl"
     command = (
         "eval.py",
         "--benchmark=digits",
         f"--model={out / method / 'finetune' / 'model'}",
-        f"--questions={questions}",
-        f"--images={out / 'data' / 'test'}",
+        f"--data={out / 'data'}",
         f"--out={folder}",
         "--dtype=float32",
         "--batch-size=50",
         *(["--blind"] if blind else []),
     )
-    total = len(questions.read_text().splitlines())
+    total = len((out / "data" / "digits" / "questions.jsonl").read_text().splitlines())
     name = f"{method} asked {'without images' if blind else 'about unseen digits'}"
-    return Job(name, command, folder / "result.json", folder / "answers.jsonl", total)
+    return Job(name, command, folder / "table.md", folder / "digits" / "answers.jsonl", total)
 
 
 def leftovers(out: Path) -> list[Job]:
     """The model in Hugging Face's layout, and what its registers read."""
     model = out / "victor" / "finetune" / "model"
-    image, picture = out / "data" / "test" / "000000.png", out / "registers.png"
+    image, picture = out / "data" / "digits" / "images" / "000000.png", out / "registers.png"
     look = (f"--model={model}", f"--image={image}", f"--out={picture}", "--prompt=Which digit is the largest?")
     return [
         Job("export", ("-m", "victor_jax", "convert", str(model), str(out / "model-hf"), "--to=hf"), out / "model-hf"),
@@ -177,7 +175,7 @@ def environment() -> dict[str, str]:
 NEXT = """With a real checkpoint (README.md has the whole recipe):
   victor-jax convert llava-1.5-7b-hf llava-orbax --to=orbax      # any PyTorch LLaVA folder, equal to 1e-5
   python train.py --config=configs/finetune.py:registers=8,layer=3 --workdir=stage2 --config.init_from=…
-  python eval.py --model=stage2/model --benchmark=… --questions=… --images=… --out=answers"""
+  python eval.py --model=stage2/model --benchmark=all --data=… --out=answers"""
 
 
 def tell(out: Path, seed: int) -> None:

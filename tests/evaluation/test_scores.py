@@ -11,10 +11,10 @@ import sys
 import pytest
 
 from victor_jax.cli import main, score
+from victor_jax.cli.score import SCORERS
 from victor_jax.errors import UserError
 from victor_jax.evaluation import mme, pope, scienceqa, vqa
 from victor_jax.evaluation.answers import read_answers
-from victor_jax.evaluation.scorers import SCORERS
 
 
 @pytest.mark.parametrize(("said", "becomes"), [

@@ -8,9 +8,10 @@ import argparse
 from pathlib import Path
 
 from victor_jax.errors import UserError
+from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.answers import Score, read_answers
-from victor_jax.evaluation.scorers import SCORERS
 
+SCORERS = {name: benchmark.score for name, benchmark in BENCHMARKS.items() if benchmark.score}
 NAMED = 5  # of the questions without a prediction
 
 
