@@ -4,7 +4,6 @@ import io
 import pytest
 from PIL import Image
 
-from victor_jax.data.images import BadImage
 from victor_jax.errors import UserError
 from victor_jax.evaluation.mmbench import CN, MMBENCH_CN
 from victor_jax.evaluation.tsv import PictureTable
@@ -52,5 +51,5 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_picture_that_is_not_base64_names_its_row(tmp_path):
-    with pytest.raises(BadImage, match="image 5: it is not base64"):
+    with pytest.raises(UserError, match="the picture of row 5 is not base64"):
         table(tmp_path, f"5\tx\t{'#' * 100}").picture("5")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from victor_jax.data.images import BadImage, Records
+from victor_jax.data.parquet_file import open_parquet
 from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError
 
@@ -96,17 +97,6 @@ def _read(group: _Group, columns: tuple[str, ...]) -> Any:
             return opened.read_row_group(group.number, list(columns))
         except (OSError, ValueError) as error:  # pyarrow's own are subclasses
             raise RuntimeError(f"row group {group.number} of {group.file} is damaged ({error})") from None
-
-
-def open_parquet(file: Path) -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f'{file} is a parquet file: pip install "victor_jax[data]" to read it') from None
-    try:
-        return parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not a parquet file that can be read ({error}): copy it again") from None
 
 
 def _columns(file: Path, schema: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -13,8 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from victor_jax.data.images import BadImage
-from victor_jax.data.parquet import open_parquet
+from victor_jax.data.parquet_file import open_parquet
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import LETTER, SHORT, Scorer, mean, means_by_kind
 from victor_jax.evaluation.benchmark import Benchmark, Question, ReadPicture
@@ -111,7 +110,7 @@ def pictures(folder: Path) -> ReadPicture:
         file, number = places[question]
         held = _columns(file, (column,))[number][column]
         if not held or not held["bytes"]:
-            raise BadImage(name, f"{file} does not hold it")
+            raise UserError(f"{file} does not hold {column} of question {question}")
         return held["bytes"]
 
     return picture

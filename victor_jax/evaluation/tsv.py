@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from victor_jax.data.images import BadImage
 from victor_jax.errors import UserError
 
 # What pandas, and so LLaVA's script, reads as an empty cell; in lower case.
@@ -53,7 +52,7 @@ class PictureTable:
         return str(self._holders.get(index, index))
 
     def picture(self, name: str) -> bytes:
-        """Raises BadImage."""
+        """An image file's bytes."""
         start, end = self._places[int(name)]
         with self.file.open("rb") as file:
             file.seek(start)
@@ -61,7 +60,7 @@ class PictureTable:
         try:
             return base64.b64decode(cells[self.columns.index("image")], validate=True)
         except binascii.Error as error:
-            raise BadImage(name, f"it is not base64: {error}") from None
+            raise UserError(f"{self.file}: the picture of row {name} is not base64 ({error})") from None
 
     def _read(self) -> Iterator[tuple[tuple[int, int], list[str]]]:
         """First byte and end of every row, and its cells; a quoted cell may hold line ends."""
