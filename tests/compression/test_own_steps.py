@@ -45,7 +45,7 @@ class Reader(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return Dense(self.width, True, self.dtype, as_torch=True, name="read")(x)
+        return Dense(self.width, True, self.dtype, start="torch", name="read")(x)
 
 
 def own(config, dtype, implementation) -> nn.Module:

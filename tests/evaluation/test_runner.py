@@ -21,8 +21,7 @@ import eval as eval_script
 import victor_jax
 from victor_jax.errors import UserError
 from victor_jax.evaluation import runner
-from victor_jax.evaluation.answers import Answer
-from victor_jax.evaluation.runner import run
+from victor_jax.evaluation.runner import row_of, run
 from victor_jax.evaluation.tasks import open_tasks
 from victor_jax.files import writing
 
@@ -91,9 +90,9 @@ def stopped(data, out, after):
         given.append(question)
         if len(given) > after:
             raise KeyboardInterrupt
-        return Answer(question.id, text, question.text)
+        return row_of(question, text)
 
-    with pytest.raises(KeyboardInterrupt), mock.patch.object(runner, "answer_to", interrupted):
+    with pytest.raises(KeyboardInterrupt), mock.patch.object(runner, "row_of", interrupted):
         run(vlm, task(folder), out)
 
 
@@ -381,11 +380,11 @@ def test_a_mistake_that_one_process_meets_ends_both(data, tmp_path):
 if __name__ == "__main__":
     given = []
 
-    def answer_to(question, text):
+    def signalled(question, text):
         if len(given) == int(os.environ.get("AFTER", QUESTIONS)):
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
         given.append(question)
-        return Answer(question.id, text, question.text)
+        return row_of(question, text)
 
-    with mock.patch.object(runner, "answer_to", answer_to):
+    with mock.patch.object(runner, "row_of", signalled):
         sys.exit(eval_script.command_line())

@@ -1,7 +1,8 @@
 """What a benchmark is: one value that says how its folder is read, what is asked, how it is scored and submitted."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class Benchmark:
     pictures: Callable[[Path], ReadPicture] | None = None  # of the question file, where they stand in it
     annotations: str = ""  # "" where a server or a judge scores
     also: tuple[str, ...] = ()  # other files that it needs
-    score: Callable[..., Score] | None = None
+    # (answers, annotations, question file, whether only what was answered counts); most are a Scorer
+    score: Callable[[Sequence[Answer], Path, Path | None, bool], Score] | None = None
     # (answers, their questions, DATA/folder, a folder to write in) -> the file or folder to send to a server or a judge
     submit: Callable[[Sequence[Answer], Sequence[Question], Path, Path], Path] | None = None
     judged: str = ""  # the file in the folder of results that a judge's answers are put in: the annotations then
@@ -48,6 +50,33 @@ class Benchmark:
     def needs(self) -> tuple[str, ...]:
         """All but the pictures."""
         return tuple(filter(None, (self.questions, self.annotations, *self.also)))
+
+
+@contextlib.contextmanager
+def as_published(file: Path, name: str) -> Iterator[None]:
+    """What reads a file as it must be meets one that is damaged with any of these."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{file} is not what {name} publishes ({type(error).__name__}: {error}): download it again"
+        ) from error
+
+
+def score(
+    benchmark: Benchmark,
+    answers: Sequence[Answer],
+    annotations: Path,
+    questions: Path | None = None,
+    partial: bool = False,
+) -> Score:
+    """`partial`: of the questions that were answered alone, as where only the first few are asked."""
+    if benchmark.score is None:
+        raise UserError(f"{benchmark.name} is scored by its server alone")
+    with as_published(annotations, benchmark.name):
+        return benchmark.score(answers, annotations, questions, partial)
 
 
 def read_questions(file: Path, *needed: str) -> list[Question]:

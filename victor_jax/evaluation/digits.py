@@ -25,11 +25,11 @@ def read_truth(annotations: Path, questions: Path | None) -> dict[Hashable, Ques
 
 
 def rate(truth: Mapping[Hashable, Question], texts: Mapping[Hashable, str | None]) -> tuple[float, dict[str, float]]:
-    right = {key: _is_right(texts[key], question.answer) for key, question in truth.items()}
+    right = {key: is_right(texts[key], question.answer) for key, question in truth.items()}
     return mean(right.values()), means_by_kind(right, {key: (truth[key].category,) for key in truth})
 
 
-def _is_right(text: str | None, answer: str) -> bool:
+def is_right(text: str | None, answer: str) -> bool:
     return text is not None and normalised(text) == normalised(answer)
 
 

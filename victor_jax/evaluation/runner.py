@@ -26,7 +26,7 @@ from victor_jax.data.images import BadImage, decode
 from victor_jax.data.labels import IMAGE_TEXT
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import Answer, Score
-from victor_jax.evaluation.benchmark import Question, ReadPicture
+from victor_jax.evaluation.benchmark import Question, ReadPicture, score
 from victor_jax.evaluation.tasks import Task
 from victor_jax.inference.vlm import VLM
 from victor_jax.results import check_settings, keep_settings, read_json, stamp_of, whole_lines, write_json
@@ -65,7 +65,7 @@ def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any
         timing = _write(texts, task, answers, out / ANSWERS)
         devices = jax.process_count() * (vlm.mesh.size if vlm.mesh else 1)
         settings |= {"batch_size": task.batch_size, "devices": devices} | timing
-    result = _result(task, answers, out) | {"settings": settings}
+    result = result_of(task, answers, out) | {"settings": settings}
     write_json(out / RESULT, result)
     return agreed(result)
 
@@ -106,30 +106,30 @@ def revision() -> str:
     return f"{victor_jax.__version__} ({said})"
 
 
-def _result(task: Task, answers: Sequence[Answer], out: Path) -> dict[str, Any]:
+def result_of(task: Task, answers: Sequence[Answer], out: Path) -> dict[str, Any]:
     """The score, and what a server or a judge reads."""
     benchmark, submission = task.benchmark, None
     if benchmark.submit and not task.limit:
         submission = benchmark.submit(answers, task.questions, task.folder, out)
-    score = _score(task, answers, out / benchmark.judged if benchmark.judged else task.annotations)
+    found = _score(task, answers, out / benchmark.judged if benchmark.judged else task.annotations)
     return {
         "benchmark": benchmark.name,
-        "score": score and score.score,
-        "unit": score.unit if score else "",
+        "score": found and found.score,
+        "unit": found.unit if found else "",
         "full_marks": benchmark.full_marks,
-        "parts": score.parts if score else {},
-        "questions": score.questions if score else len(answers),
-        "missing": len(score.missing) if score else 0,
+        "parts": found.parts if found else {},
+        "questions": found.questions if found else len(answers),
+        "missing": len(found.missing) if found else 0,
         "submission": str(submission.relative_to(out)) if submission else "",
     }
 
 
 def _score(task: Task, answers: Sequence[Answer], annotations: Path | None) -> Score | None:
     """None where a server scores, or a judge who has not answered yet."""
-    if task.benchmark.score is None or annotations is None or not annotations.exists():
+    if annotations is None or not annotations.exists():
         return None
     questions = task.folder / task.benchmark.questions
-    return task.benchmark.score(answers, annotations, questions, partial=task.limit is not None)
+    return score(task.benchmark, answers, annotations, questions, partial=task.limit is not None)
 
 
 def _read_answers(file: Path, questions: Sequence[Question]) -> list[Answer]:
@@ -171,10 +171,10 @@ def _write(texts: Iterator[tuple[int, list[str]]], task: Task, answers: list[Ans
         bar.set_postfix_str("compiling")
         for start, of_batch in texts:
             known, questions = max(done - start, 0), task.questions[start : start + size]
-            new = list(map(answer_to, questions, of_batch))[known:]  # without fillers
+            new = list(map(row_of, questions, of_batch))[known:]  # without fillers
             with open(file, "a", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(_row(one), ensure_ascii=False) + "\n" for one in new)
-            answers += new
+                lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+            answers += [Answer(row["question_id"], row["text"], row["prompt"]) for row in new]
             bar.set_postfix_str("", refresh=False)
             bar.update(len(new))
             ended.append(time.perf_counter())
@@ -184,12 +184,10 @@ def _write(texts: Iterator[tuple[int, list[str]]], task: Task, answers: list[Ans
     return {"seconds": round(ended[-1] - ended[0], 3), "answered": total - done, "images_per_second": rate}
 
 
-def answer_to(question: Question, text: str) -> Answer:
-    return Answer(question.id, text, question.text)
-
-
-def _row(answer: Answer) -> dict[str, Any]:
-    return {"question_id": answer.id, "prompt": answer.prompt, "text": answer.text}
+def row_of(question: Question, text: str) -> dict[str, Any]:
+    """A line of answers.jsonl, as LLaVA's scripts write it, with what the question file says beside the question."""
+    beside = {"category": question.category, "answer": question.answer}
+    return {"question_id": question.id, "prompt": question.text, "text": text} | {k: v for k, v in beside.items() if v}
 
 
 def _asked(task: Task, start: int) -> tuple[list[str], list[list[Image.Image] | None]]:

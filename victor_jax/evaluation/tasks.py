@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from victor_jax.data.images import ImageFolder
 from victor_jax.errors import UserError, join_names
 from victor_jax.evaluation import BENCHMARKS
-from victor_jax.evaluation.benchmark import Benchmark, Question, ReadPicture
+from victor_jax.evaluation.answers import Answer
+from victor_jax.evaluation.benchmark import Benchmark, Question, ReadPicture, as_published, score
 from victor_jax.limits import check_whole
 
 ALL = "all"
@@ -55,7 +57,7 @@ def open_tasks(
         if value is not None:
             check_whole(name, value)
     root = Path(data)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"the folder of benchmarks {root} does not exist")
     chosen = list(BENCHMARKS.values()) if names == ALL else [named(name) for name in dict.fromkeys(names.split(","))]
     absent = {one.name: sentence for one in chosen if (sentence := _what_lacks(one, root, blind))}
@@ -83,7 +85,7 @@ def _what_lacks(benchmark: Benchmark, root: Path, blind: bool) -> str:
     """A sentence, "" where all is there."""
     images = (benchmark.images,) if benchmark.images and not blind else ()
     needed = [root / benchmark.folder / name for name in dict.fromkeys((*benchmark.needs, *images))]
-    lacking = [str(path) for path in needed if not path.exists()]
+    lacking = [str(path) for path in needed if not os.path.exists(path)]
     return f"{benchmark.name}: there is no {join_names(lacking)}" if lacking else ""
 
 
@@ -91,7 +93,12 @@ def _open(
     benchmark: Benchmark, root: Path, blind: bool, batch_size: int, max_new_tokens: int, limit: int | None
 ) -> Task:
     folder = root / benchmark.folder
-    questions = benchmark.read(folder / benchmark.questions)[:limit]
+    file = folder / benchmark.questions
+    with as_published(file, benchmark.name):
+        questions = benchmark.read(file)[:limit]
+    if benchmark.annotations:  # what does not belong together is found by scoring nothing
+        nothing = [Answer(question.id, "", question.text) for question in questions]
+        score(benchmark, nothing, folder / benchmark.annotations, file, partial=limit is not None)
     picture = None if blind else _pictures(benchmark, folder, questions)
     return Task(benchmark, folder, tuple(questions), picture, batch_size, max_new_tokens, limit)
 
@@ -104,7 +111,7 @@ def _pictures(benchmark: Benchmark, folder: Path, questions: Sequence[Question])
     for question in questions:
         for name in question.images:
             asked.setdefault(name, question.id)
-    if absent := [name for name in asked if not (images.folder / name).is_file()]:
+    if absent := [name for name in asked if not os.path.isfile(images.folder / name)]:
         raise UserError(
             f"{images.folder} lacks {len(absent)} of {len(asked)} images: {join_names(absent)}; "
             f"the first is of question {asked[absent[0]]!r}"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from victor_jax.compression.plan import Size
 from victor_jax.inference.platform import COMPILER_OPTIONS
+from victor_jax.inference.sampling import Draws, draw
 from victor_jax.models.language import Caches
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
@@ -39,7 +40,7 @@ def prefill(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("module", "max_new_tokens", "end_tokens", "pad_token", "greedy"),
+    static_argnames=("module", "max_new_tokens", "end_tokens", "pad_token"),
     donate_argnums=1,
     compiler_options=COMPILER_OPTIONS,
 )
@@ -47,14 +48,12 @@ def decode(
     params: dict,
     caches: Caches,
     logits: jax.Array,  # float32 [B, W]: of the first new token
-    temperature: jax.Array,
-    key: jax.Array,
+    draws: Draws | None,  # None: the most probable tokens
     *,
     module: VLMModule,
     max_new_tokens: int,
     end_tokens: tuple[int, ...],
     pad_token: int,
-    greedy: bool,
 ) -> tuple[jax.Array, Caches]:
     """int32 [B, max_new_tokens], from one compiled loop until every row has ended; padding after a row's end.
 
@@ -63,10 +62,7 @@ def decode(
     rows = logits.shape[0]
 
     def choose(logits: jax.Array, step: jax.Array) -> jax.Array:
-        if greedy:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        step_key = jax.random.fold_in(key, step)
-        return jax.random.categorical(step_key, logits / temperature, axis=-1).astype(jnp.int32)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32) if draws is None else draw(logits, draws, step)
 
     def write(
         tokens: jax.Array, ended: jax.Array, logits: jax.Array, step: jax.Array

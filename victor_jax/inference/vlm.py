@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
@@ -26,7 +25,8 @@ from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
 from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
 from victor_jax.inference.platform import abstract_weights, module_for
 from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
-from victor_jax.limits import check_kind, check_whole, shown
+from victor_jax.inference.sampling import GREEDY, MOST_SEED, Draws, Sampling, check_seeds, draws_of
+from victor_jax.limits import check_kind, check_whole
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.models.vlm import VLMModule
@@ -41,7 +41,6 @@ from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor
 from victor_jax.weights.write import write_checkpoint
 
-MOST_SEED = 2**32 - 1
 DTYPES = ("bfloat16", "float32", "float16")
 
 Prepared = tuple[Batch, tuple[Size, ...]]  # and the static lengths that choose the program
@@ -140,21 +139,27 @@ class VLM:
         images: Rows[Pictures] | None = None,
         max_new_tokens: int = 128,
         batch_size: int = 16,
+        *,
+        sampling: Sampling = GREEDY,
+        seeds: Rows[int] | None = None,
     ) -> list[str]:
-        """The greedy answer to each prompt. With each goes a picture (PIL or a path), a list of them, or None.
+        """The answer to each prompt. With each goes a picture (PIL or a path), a list of them, or None.
 
         A prompt is the question alone: the chat template is the checkpoint's. `<image>` marks each picture; a
-        single one may be left out and comes first.
+        single one may be left out and comes first. An answer that is drawn depends on the seed of its prompt alone
+        (by default its number), not on the others.
         """
         rows = self.prompter.ask(prompts, images)
-        answers = self._answers(batches_of(rows, batch_size), max_new_tokens)
+        of_rows = batches_of(rows, batch_size), batches_of(check_seeds(seeds, len(rows)), batch_size)
+        answers = self._answers(zip(*of_rows, strict=True), max_new_tokens, sampling)
         return list(itertools.chain.from_iterable(answers))[: len(rows)]
 
     def generate_batches(
         self, batches: Iterable[tuple[Rows[str], Rows[Pictures] | None]], max_new_tokens: int = 128
     ) -> Iterator[list[str]]:
         """As `generate`, for batches that come one by one: while the device answers one, the next is read."""
-        return self._answers((self.prompter.ask(prompts, images) for prompts, images in batches), max_new_tokens)
+        asked = (self.prompter.ask(prompts, images) for prompts, images in batches)
+        return self._answers(((rows, range(len(rows))) for rows in asked), max_new_tokens, GREEDY)
 
     def score(
         self,
@@ -196,12 +201,14 @@ class VLM:
         pixel_values: np.ndarray | None = None,
         attention_mask: np.ndarray | None = None,
         max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        seed: int = 0,
+        *,
+        sampling: Sampling = GREEDY,
+        seeds: Rows[int] | None = None,  # of each row; by default its number
     ) -> np.ndarray:
-        """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end. Greedy at temperature 0."""
+        """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end."""
         prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
-        return self._new_tokens(*prepared, max_new_tokens, temperature, seed, self.config.end_tokens)
+        draws = draws_of(sampling, check_seeds(seeds, len(input_ids)))
+        return self._new_tokens(*prepared, max_new_tokens, draws, self.config.end_tokens)
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
@@ -237,9 +244,17 @@ class VLM:
     def _tree(self) -> dict[str, Any]:
         return unflatten_dict(self.params, sep="/")
 
-    def _answers(self, batches: Iterable[Rows[EncodedRow]], max_new_tokens: int) -> Iterator[list[str]]:
-        for batch, sizes in read_ahead(self.prepare, batches):
-            tokens = self._new_tokens(batch, sizes, max_new_tokens, 0.0, 0, self.prompter.end_tokens)
+    def _answers(
+        self, batches: Iterable[tuple[Rows[EncodedRow], Rows[int]]], max_new_tokens: int, sampling: Sampling
+    ) -> Iterator[list[str]]:
+        """To batches of rows and their seeds."""
+
+        def read(batch: tuple[Rows[EncodedRow], Rows[int]]) -> tuple[Prepared, Draws | None]:
+            rows, seeds = batch
+            return self.prepare(rows), draws_of(sampling, seeds)
+
+        for prepared, draws in read_ahead(read, batches):
+            tokens = self._new_tokens(*prepared, max_new_tokens, draws, self.prompter.end_tokens)
             yield [self.prompter.text(row) for row in tokens]
 
     def _new_tokens(
@@ -247,27 +262,21 @@ class VLM:
         batch: Batch,
         sizes: tuple[Size, ...],
         max_new_tokens: int,
-        temperature: float,
-        seed: int,
+        draws: Draws | None,
         end_tokens: tuple[int, ...],
     ) -> np.ndarray:
         check_whole("max_new_tokens", max_new_tokens)
-        check_whole("seed", seed, least=0, most=MOST_SEED)
-        if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
-            raise UserError(f"temperature={shown(temperature)} must be a number from 0")
         logits, caches = self.call(programs.prefill, batch, sizes, room=max_new_tokens)
         is_finite = jnp.isfinite(logits).all()  # looked at when the answer is there
         tokens, _ = programs.decode(
             self._tree,
             caches,
             logits,
-            jnp.float32(temperature),
-            jax.random.key(seed),
+            draws if self.mesh is None else place_rows(draws, self.mesh),
             module=self.module,
             max_new_tokens=max_new_tokens,
             end_tokens=end_tokens,
             pad_token=self.config.pad_token,
-            greedy=temperature == 0,
         )
         tokens = fetch(tokens)
         self._check(is_finite)
