@@ -51,7 +51,7 @@ def main(given: argparse.Namespace) -> None:
     vlm = victor_jax.load(*options, attention=given.attention)
     with writing(out):
         results = [run(vlm, task, out / task.benchmark.name, given.model) for task in tasks]
-        table = as_table(results, full, floor)
+        table = as_table(results, full, floor, out)
         if is_first:
             write_whole(out / "table.md", f"{table}\n")
     if is_first:

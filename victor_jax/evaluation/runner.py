@@ -34,6 +34,7 @@ from victor_jax.sharding.distributed import agreed, receive, send
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "transformers")
 ANSWERS, RESULT = "answers.jsonl", "result.json"
+NAMED = 5  # of the questions that were not asked
 
 
 def check(vlm: VLM, task: Task, out: Path) -> None:
@@ -120,6 +121,8 @@ def result_of(task: Task, answers: Sequence[Answer], out: Path) -> dict[str, Any
         "parts": found.parts if found else {},
         "questions": found.questions if found else len(answers),
         "missing": len(found.missing) if found else 0,
+        "first_missing": ", ".join(map(str, found.missing[:NAMED])) if found else "",
+        "judged": benchmark.judged,
         "submission": str(submission.relative_to(out)) if submission else "",
     }
 
