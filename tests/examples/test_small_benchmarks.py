@@ -1,10 +1,10 @@
 import pytest
-from victor_jax.evaluation.tasks import open_tasks
 
 from examples.small_benchmarks import write_all
 from victor_jax.data.images import decode
 from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.answers import Answer
+from victor_jax.evaluation.tasks import open_tasks
 
 
 @pytest.fixture(scope="module")
