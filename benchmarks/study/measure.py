@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from examples.quickstart.questions import KINDS
 
 from benchmarks import machine
 from benchmarks.methods import prefill_flops
@@ -17,7 +18,6 @@ from benchmarks.study.grid import SIZES, Size, model_setting, points, setting, t
 from benchmarks.study.records import ALL, Record, write
 from examples.quickstart.digits import write_digits
 from examples.quickstart.jobs import ROWS, Job, Overrides, Runner, evaluation, training
-from examples.quickstart.questions import KINDS
 from examples.quickstart.report import PROMPT
 from victor_jax.compression.spec import parse
 from victor_jax.models.vlm import VLMModule

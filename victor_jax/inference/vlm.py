@@ -218,6 +218,7 @@ class VLM:
         seeds: Rows[int] | None = None,  # of each row; by default its number
     ) -> np.ndarray:
         """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end."""
+        check_whole("max_new_tokens", max_new_tokens)
         prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
         draws = draws_of(sampling, check_seeds(seeds, len(input_ids)))
         return self._new_tokens(*prepared, max_new_tokens, draws, None, self.config.end_tokens)
@@ -271,7 +272,6 @@ class VLM:
         stops: np.ndarray | None,
         end_tokens: tuple[int, ...],
     ) -> np.ndarray:
-        check_whole("max_new_tokens", max_new_tokens)
         logits, caches = self.call(programs.prefill, batch, sizes, room=max_new_tokens)
         is_finite = jnp.isfinite(logits).all()  # looked at when the answer is there
         tokens, _ = programs.decode(
