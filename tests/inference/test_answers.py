@@ -45,7 +45,8 @@ def open_named(name):
 def answers(vlm, prompts, images, batch_size):
     rows = vlm.prompter.ask(prompts, images)
     batches = vlm.in_buckets(rows, batch_size)
-    return in_order(len(rows), batches, vlm.generate_batches(rows, batches, NEW, open=open_named))
+    answered = vlm.generate_batches(rows, batches, NEW, open=open_named)
+    return in_order(len(rows), batches, (of_batch.texts for of_batch in answered))
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +67,14 @@ def test_a_run_that_goes_on_answers_as_one_that_was_not_stopped(vlm, asked, toge
     rows = vlm.prompter.ask(*asked)
     batches = vlm.in_buckets(rows, 16)
     left = vlm.generate_batches(rows, vlm.in_buckets(rows, 16)[7:], NEW, open=open_named)
-    assert list(left) == [[together[row] for row in batch.rows] for batch in batches[7:]]
+    assert [of_batch.texts for of_batch in left] == [[together[row] for row in batch.rows] for batch in batches[7:]]
 
 
 def test_a_picture_of_several_rows_is_opened_and_seen_once(vlm, asked, together):
     rows = vlm.prompter.ask(*asked)
     batch = vlm.in_buckets(rows, 16)[-1]  # of rows with two pictures each
     opened = []
-    given, _ = vlm.prepare(
+    given, _ = vlm._read(
         [rows[row] for row in batch.filled],
         batch.shape,
         batch.pictures,
@@ -89,16 +90,16 @@ def test_the_device_answers_the_next_batch_while_the_caller_works_on_the_last(vl
     batches = vlm.in_buckets(rows, 16)[:4]
     began = [Event() for _ in batches]
 
-    def compute(self, batch, sizes, max_new_tokens, draws, stops, end_tokens):
+    def compute(self, batch, shape, max_new_tokens, draws, stops, end_tokens):
         next(event for event in began if not event.is_set()).set()
-        return np.zeros((len(batch.targets), max_new_tokens), np.int32)
+        return np.zeros((len(batch.targets), max_new_tokens), np.int32), ["full"] * len(batch.targets)
 
     with mock.patch.object(VLM, "_new_tokens", compute):
-        texts = vlm.generate_batches(rows, batches, NEW, open=open_named)
-        assert next(texts) == [""] * 16
+        answered = vlm.generate_batches(rows, batches, NEW, open=open_named)
+        assert next(answered).texts == [""] * 16
         assert began[1].wait(timeout=10), "it waits until the caller comes back"
         assert not began[2].wait(timeout=0.2), "two batches are in the memory of the device"
-        assert len(list(texts)) == 3
+        assert len(list(answered)) == 3
 
 
 def test_a_picture_that_cannot_be_read_comes_after_all_answers_before_it(vlm, asked, together):
@@ -113,11 +114,11 @@ def test_a_picture_that_cannot_be_read_comes_after_all_answers_before_it(vlm, as
     shown = [{name for row in batch.rows for name in rows[row].images} for batch in batches]
     first = next(number for number, names in enumerate(shown) if names)
     bad = min(shown[first + 1] - shown[first])
-    texts = vlm.generate_batches(rows, batches, NEW, open=refuse)
+    answered = vlm.generate_batches(rows, batches, NEW, open=refuse)
     for batch in batches[: first + 1]:
-        assert next(texts) == [together[row] for row in batch.rows]
+        assert next(answered).texts == [together[row] for row in batch.rows]
     with pytest.raises(UserError, match="cannot be used"):
-        next(texts)
+        next(answered)
 
 
 def test_an_answer_ends_before_its_stop_string(vlm):
@@ -135,10 +136,10 @@ def test_an_answer_ends_before_its_stop_string(vlm):
 
 def test_decoding_ends_when_all_rows_said_a_stop_string(vlm):
     said = vlm.prompter.tokenizer.decode
-    prepared = vlm.prepare(vlm.prompter.ask(QUESTIONS[:3], None))
-    free = vlm._new_tokens(*prepared, 12, None, None, ())
+    prepared = vlm._read(vlm.prompter.ask(QUESTIONS[:3], None))
+    free, _ = vlm._new_tokens(*prepared, 12, None, None, ())
     stop = [next(letter for letter in said(row)[3:] if letter.isalpha()) for row in free.tolist()]
-    tokens = vlm._new_tokens(*prepared, 12, None, vlm.prompter.stops(stop), ())
+    tokens, _ = vlm._new_tokens(*prepared, 12, None, vlm.prompter.stops(stop), ())
     for row, of_row in zip(free.tolist(), tokens.tolist(), strict=True):
         length = next(n for n in range(1, 13) if any(one in said(row[:n], skip_special_tokens=True) for one in stop))
         assert length < 12

@@ -5,7 +5,6 @@ question's words, without the last one, and the state of the last, through two l
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -58,10 +57,3 @@ class Outcome:
     log_probability: np.ndarray  # float [B]: of the answer, summed
     length: np.ndarray  # int [B]: of the answer, in tokens
     agreeing: np.ndarray  # int [B]: tokens of it for which the method's own plan names the same as likeliest
-
-
-def targets(kept: np.ndarray, fork: Any, ends: tuple[Any, ...]) -> np.ndarray:
-    """kept bool [B, ends] -> int32 [B]: the first branch of this fork that does as well, else the last."""
-    columns = [kept[:, ends.index(b)] if b in ends else np.zeros(len(kept), bool) for b in fork.branches[:-1]]
-    columns.append(np.ones(len(kept), bool))
-    return np.stack(columns, axis=1).argmax(axis=1).astype(np.int32)

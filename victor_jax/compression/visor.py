@@ -101,7 +101,7 @@ class CrossAttention(nn.Module):
                 for a in (x, visual.origin, visual.kinds)
             )
             is_neighbour = (kinds == Kind.VISUAL) & (origin == visual.origin + offset)
-            weight = self.convolution[half + offset].astype(self.dtype)
+            weight = self.convolution[half + offset].astype(self.dtype)[None, None]
             mixed = mixed + jnp.where(is_neighbour[..., None], shifted * weight, 0)
         return self._heads(self.k(mixed)), self._heads(self.v(mixed))
 

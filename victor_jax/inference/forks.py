@@ -17,6 +17,7 @@ import numpy as np
 from victor_jax.compression.plan import Branch, Counts, Fork, Size, round_up
 from victor_jax.compression.stream import Flow
 from victor_jax.inference.platform import COMPILER_OPTIONS
+from victor_jax.inference.programs import End
 from victor_jax.models.language import Caches, StageCache
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
@@ -32,22 +33,14 @@ class Way:
     caches: Caches  # of the steps so far
 
 
-# What is asked of the top: (module in apply, flow, targets of the rows, caches) -> arrays.
-End = Callable[[VLMModule, Flow, jax.Array, Caches], Any]
-
-
 @dataclass(frozen=True)
 class Group:
     """Rows that chose one plan, and what its end gave for them, after them fillers."""
 
     rows: np.ndarray  # int [rows of it]: which of the batch
-    spec: str  # the written compression of all rows that do the same
+    compression: str  # that does the same to all rows
     module: VLMModule  # whose plan it is
     found: Any
-
-
-def next_logits(model: VLMModule, flow: Flow, targets: jax.Array, caches: Caches) -> tuple[jax.Array, Caches]:
-    return model.next_logits(flow), caches
 
 
 def groups(
@@ -55,14 +48,14 @@ def groups(
     batch: Batch,
     counts: Counts,
     module: VLMModule,
-    end: End,
-    room: int | None = None,
+    end: End | None,  # None: the logits of the first new token, and the caches
+    room: int | None = None,  # of the caches, for new tokens
+    place: Callable[[Any], Any] = lambda rows: rows,  # onto devices
     multiple: int = 1,  # which the number of rows of a group must divide by
 ) -> Iterator[Group]:
     """One after the other, in the order of the branches. Each is dispatched and not awaited."""
     fork = module.method.fork
     assert fork is not None, f"{module.method.spec} chooses nothing"
-    everyone = np.arange(len(batch.targets))
 
     def of(branch: Branch) -> dict[str, Any]:
         method = replace(module.method, plan=branch.plan, fork=None)
@@ -81,12 +74,12 @@ def groups(
                 yield from parted(branch, onward, choice_there, rows[mine])
             else:
                 own, whose = of(branch), rows[kept[: len(mine)]]
-                targets = batch.targets[np.pad(whose, (0, len(kept) - len(mine)), mode="edge")]
+                targets = place(batch.targets[np.pad(whose, (0, len(kept) - len(mine)), mode="edge")])
                 found = finish(params, way, kept, targets, start=fork.at, end=end, **own)
                 yield Group(whose, branch.spec, own["module"], found)
 
-    way, choice = begin(params, batch, fork=fork, **of(fork.ends[-1]))
-    yield from parted(fork, way, choice, everyone)
+    way, choice = begin(params, place(batch), fork=fork, **of(fork.ends[-1]))
+    yield from parted(fork, way, choice, np.arange(len(batch.targets)))
 
 
 def group_size(rows: int, multiple: int = 1) -> int:
@@ -141,14 +134,14 @@ def finish(
     sizes: tuple[Size, ...],
     room: int | None,
     start: int,
-    end: End,
+    end: End | None,
 ) -> Any:
     """These rows from a fork to the top."""
 
     def run(model: VLMModule) -> Any:
         mine = _select(way, rows, module.cache_axes)
         flow, caches = model.part(mine.flow, sizes, room, (start, None))
-        return end(model, flow, targets, [*mine.caches, *caches])
+        return (model.next_logits(flow), [*mine.caches, *caches]) if end is None else end(model, flow, targets)
 
     return module.apply({"params": params}, method=run)
 

@@ -4,9 +4,9 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,14 @@ from victor_jax.compression.spec import parse
 from victor_jax.data.batches import build_batch
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError, join_names
-from victor_jax.inference import programs
+from victor_jax.inference import forks, programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
 from victor_jax.inference.buckets import Bucketed, in_buckets, in_order, room_for
 from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
+from victor_jax.inference.forks import Group
 from victor_jax.inference.platform import abstract_weights, module_for
+from victor_jax.inference.programs import End
 from victor_jax.inference.prompts import Open, Pictures, Prompter, open_picture, open_prompter
 from victor_jax.inference.sampling import GREEDY, MOST_SEED, Draws, Sampling, check_seeds, draws_of
 from victor_jax.limits import check_kind, check_whole
@@ -43,7 +45,14 @@ from victor_jax.weights.write import write_checkpoint
 
 DTYPES = ("bfloat16", "float32", "float16")
 
-Prepared = tuple[Batch, tuple[Size, ...]]  # and the static lengths that choose the program
+Prepared = tuple[Batch, Shape]  # and what every row of it has room for, which chooses the program
+
+
+class Answered(NamedTuple):
+    """A batch of answers."""
+
+    texts: list[str]
+    compressions: list[str]  # by which each was found; the model's own, but where its method chooses for each row
 
 
 def load(
@@ -63,6 +72,32 @@ def load(
     `vision` and `projector` complete a checkpoint that has none. A compression whose parameters the checkpoint lacks is
     refused, unless a `seed` is given to draw them: answers then mean nothing, but time and memory do.
     """
+    if mesh is not None:
+        check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
+        check_mesh(mesh)
+    device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
+    vlm, checkpoint = outline(
+        path, compression, dtype, device.platform, vision=vision, projector=projector, attention=attention, seed=seed
+    )
+    module, tensors = vlm.module, fresh.with_own(checkpoint, vlm.method, seed)
+    mesh = mesh or mesh_for(module, jax.local_devices())
+    params = place(abstract_weights(module, mesh or device), tensors, module)
+    return replace(vlm, params=params, mesh=mesh, unused_tensors=unused_tensors(tensors, params, module))
+
+
+def outline(
+    path: str | Path,
+    compression: str | None,
+    dtype: str,
+    platform: str,
+    *,
+    vision: str | Path | None = None,
+    projector: str | Path | None = None,
+    attention: Choice = "auto",
+    seed: int | None = None,
+) -> tuple["VLM", Checkpoint]:
+    """The model without its weights, and the checkpoint that has them: its prompts and its plan can be looked at, and
+    what cannot work is refused, before weights are read."""
     check_kind("dtype", dtype, str, "a text such as bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
@@ -70,17 +105,10 @@ def load(
         check_kind("compression", compression, str, "a text such as victor:registers=8,layer=3")
     if seed is not None:
         check_whole("seed", seed, least=0, most=MOST_SEED)
-    if mesh is not None:
-        check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
-        check_mesh(mesh)
-    device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
     checkpoint = open_checkpoint(path, vision, projector, seed or 0)
     method = parse(compression or checkpoint.compression, checkpoint.config)
-    tensors = fresh.with_own(checkpoint, method, seed)
-    module = module_for(checkpoint.config, method, dtype, attention, device.platform)
-    mesh = mesh or mesh_for(module, jax.local_devices())
-    params = place(abstract_weights(module, mesh or device), tensors, module)
-    return VLM(module, params, mesh, unused_tensors(tensors, params, module), checkpoint.folder, checkpoint.prompt)
+    module = module_for(checkpoint.config, method, dtype, attention, platform)
+    return VLM(module, {}, None, {}, checkpoint.folder, checkpoint.prompt), checkpoint
 
 
 @dataclass(frozen=True)
@@ -133,8 +161,8 @@ class VLM:
         """
         rows = self.prompter.ask(prompts, images)
         batches = self.in_buckets(rows, batch_size)
-        texts = self.generate_batches(rows, batches, max_new_tokens, sampling=sampling, seeds=seeds, stop=stop)
-        return in_order(len(rows), batches, texts)
+        answers = self.generate_batches(rows, batches, max_new_tokens, sampling=sampling, seeds=seeds, stop=stop)
+        return in_order(len(rows), batches, (of_batch.texts for of_batch in answers))
 
     def in_buckets(self, rows: Rows[EncodedRow], batch_size: int) -> list[Bucketed]:
         """Which of the encoded rows to answer together. Rows that are cut over devices share no pictures."""
@@ -151,7 +179,7 @@ class VLM:
         seeds: Rows[int] | None = None,
         stop: Rows[str] = (),
         open: Open = open_picture,
-    ) -> Iterator[list[str]]:
+    ) -> Iterator[Answered]:
         """As `generate`, for rows of `prompter.ask` and batches of `in_buckets`, of which some may be left out: the
         answers to the rows of each batch. `open` opens what names a picture. While the device answers one batch, the
         pictures of the next are read, and the caller works on the answers to the last."""
@@ -160,15 +188,16 @@ class VLM:
         chosen, stops = check_seeds(seeds, len(rows)), self.prompter.stops(stop)
 
         def read(batch: Bucketed) -> tuple[Prepared, Draws | None, int]:
-            prepared = self.prepare([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
+            prepared = self._read([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
             return prepared, draws_of(sampling, [chosen[row] for row in batch.filled]), len(batch.rows)
 
-        def answer(asked: tuple[Prepared, Draws | None, int]) -> np.ndarray:
+        def answer(asked: tuple[Prepared, Draws | None, int]) -> tuple[np.ndarray, list[str]]:
             prepared, draws, known = asked
-            return self._new_tokens(*prepared, max_new_tokens, draws, stops, self.prompter.end_tokens)[:known]
+            found = self._new_tokens(*prepared, max_new_tokens, draws, stops, self.prompter.end_tokens)
+            return found[0][:known], found[1][:known]
 
-        for tokens in read_ahead(answer, read_ahead(read, batches)):
-            yield [self.prompter.text(row, stop) for row in tokens]
+        for tokens, compressions in read_ahead(answer, read_ahead(read, batches)):
+            yield Answered([self.prompter.text(row, stop) for row in tokens], compressions)
 
     def score(
         self,
@@ -182,9 +211,9 @@ class VLM:
         batches = self.in_buckets(rows, batch_size)
 
         def read(batch: Bucketed) -> Prepared:
-            return self.prepare([rows[row] for row in batch.filled], batch.shape, batch.pictures)
+            return self._read([rows[row] for row in batch.filled], batch.shape, batch.pictures)
 
-        scores = (fetch(self.call(programs.log_probabilities, *prepared)) for prepared in read_ahead(read, batches))
+        scores = (self._ends(*prepared, programs.log_probability) for prepared in read_ahead(read, batches))
         known = (of_batch[: len(batch.rows)] for of_batch, batch in zip(scores, batches, strict=True))
         found = np.array(in_order(len(rows), batches, known), np.float32)
         self._check(np.isfinite(found).all())
@@ -200,12 +229,12 @@ class VLM:
 
         Entry [b, i] is the logits after the i-th text position of row b; rows with fewer are filled with zeros.
         """
-        batch, sizes = self._from_arrays(input_ids, pixel_values, attention_mask)
+        batch, shape = self._from_arrays(input_ids, pixel_values, attention_mask)
         longest = int((batch.sequence.kinds == Kind.TEXT).sum(axis=1).max())
-        text_length = min(round_up(longest, LENGTH_MULTIPLE), sizes[-1].stream)
-        logits = self.call(programs.text_logits, batch, sizes, text_length=text_length)
-        self._check(jnp.isfinite(logits).all())
-        return fetch(logits)[: len(input_ids), :longest]
+        text_length = min(round_up(longest, LENGTH_MULTIPLE), self.sizes(shape)[-1].stream)
+        logits = self._ends(batch, shape, programs.TextLogits(text_length))[:, :longest]
+        self._check(np.isfinite(logits).all())
+        return logits
 
     def generate_ids(
         self,
@@ -221,7 +250,7 @@ class VLM:
         check_whole("max_new_tokens", max_new_tokens)
         prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
         draws = draws_of(sampling, check_seeds(seeds, len(input_ids)))
-        return self._new_tokens(*prepared, max_new_tokens, draws, None, self.config.end_tokens)
+        return self._new_tokens(*prepared, max_new_tokens, draws, None, self.config.end_tokens)[0]
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
@@ -239,7 +268,27 @@ class VLM:
         tensors = self.unused_tensors | layers_of(self.params, self.module)
         return Checkpoint("memory", self.folder, self.config, tensors, self.compression, prompt=self.prompt)
 
-    def prepare(
+    def prepare(self, rows: Rows[EncodedRow]) -> tuple[Batch, tuple[Size, ...]]:
+        """Opens the pictures of encoded rows -> a batch, and its static lengths in the model's own plan."""
+        batch, shape = self._read(rows)
+        return batch, self.sizes(shape)
+
+    def sizes(self, shape: Shape) -> tuple[Size, ...]:
+        return self.method.plan.sizes(shape.counts(self.method.registers))
+
+    def call(self, program: Any, batch: Batch, sizes: tuple[Size, ...], **static: Any) -> Any:
+        """program(params, batch, module=…, sizes=…, **static). On a mesh its rows are cut over the batch axes, and more
+        rows may come out than went in (`place_rows`)."""
+        with self._on_mesh():
+            return program(self._tree, self._placed(batch), module=self.module, sizes=sizes, **static)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _placed(self, rows: Any) -> Any:
+        return rows if self.mesh is None else place_rows(rows, self.mesh)
+
+    def _read(
         self,
         rows: Rows[EncodedRow],
         shape: Shape | None = None,
@@ -248,16 +297,7 @@ class VLM:
     ) -> Prepared:
         """Opens the pictures of encoded rows. `shape` and `pictures`: see Bucketed."""
         shape = shape or room_for(rows)
-        return self.prompter.batch(rows, self.method.registers, shape, pictures, open), self._sizes(shape)
-
-    def call(self, program: Any, batch: Batch, sizes: tuple[Size, ...], **static: Any) -> Any:
-        """program(params, batch, module=…, sizes=…, **static). On a mesh its rows are cut over the batch axes, and more
-        rows may come out than went in (`place_rows`)."""
-        with contextlib.ExitStack() as stack:
-            if (mesh := self.mesh) is not None:
-                stack.enter_context(jax.set_mesh(mesh))
-                batch = place_rows(batch, mesh)
-            return program(self._tree, batch, module=self.module, sizes=sizes, **static)
+        return self.prompter.batch(rows, self.method.registers, shape, pictures, open), shape
 
     @property
     def _tree(self) -> dict[str, Any]:
@@ -266,28 +306,57 @@ class VLM:
     def _new_tokens(
         self,
         batch: Batch,
-        sizes: tuple[Size, ...],
+        shape: Shape,
         max_new_tokens: int,
         draws: Draws | None,
         stops: np.ndarray | None,
         end_tokens: tuple[int, ...],
-    ) -> np.ndarray:
-        logits, caches = self.call(programs.prefill, batch, sizes, room=max_new_tokens)
-        is_finite = jnp.isfinite(logits).all()  # looked at when the answer is there
-        tokens, _ = programs.decode(
-            self._tree,
-            caches,
-            logits,
-            draws if self.mesh is None else place_rows(draws, self.mesh),
-            stops,
-            module=self.module,
-            max_new_tokens=max_new_tokens,
-            end_tokens=end_tokens,
-            pad_token=self.config.pad_token,
-        )
-        tokens = fetch(tokens)
-        self._check(is_finite)
-        return tokens[: len(batch.targets)]
+    ) -> tuple[np.ndarray, list[str]]:
+        """int32 [B, max_new_tokens], and the compression that each row was answered by."""
+        answered = []
+        for group in self._groups(batch, shape, None, max_new_tokens):
+            logits, caches = group.found
+            whose = functools.partial(np.take, indices=np.resize(group.rows, len(logits)), axis=0)
+            tokens, _ = programs.decode(
+                self._tree,
+                caches,
+                logits,
+                self._placed(jax.tree.map(whose, draws)),
+                stops,
+                module=group.module,
+                max_new_tokens=max_new_tokens,
+                end_tokens=end_tokens,
+                pad_token=self.config.pad_token,
+            )
+            answered.append((group, tokens, jnp.isfinite(logits).all()))
+        found = np.empty((len(batch.targets), max_new_tokens), np.int32)
+        compressions = [""] * len(found)
+        for group, tokens, is_finite in answered:  # dispatched before the first is waited for
+            found[group.rows] = fetch(tokens)[: len(group.rows)]
+            for row in group.rows:
+                compressions[row] = group.compression
+            self._check(is_finite)
+        return found, compressions
+
+    def _ends(self, batch: Batch, shape: Shape, end: End) -> np.ndarray:
+        """[B, …]: what `end` makes of each row's top."""
+        found = [(group.rows, fetch(group.found)[: len(group.rows)]) for group in self._groups(batch, shape, end)]
+        rows, arrays = zip(*found, strict=True)
+        return np.concatenate(arrays)[np.argsort(np.concatenate(rows))]
+
+    def _groups(self, batch: Batch, shape: Shape, end: End | None, room: int | None = None) -> list[Group]:
+        """One of all rows, or one for each plan that rows choose. With no `end`: the logits of the first new token, and
+        caches with room for as many."""
+        if self.method.fork:
+            counts, multiple = shape.counts(self.method.registers), 1
+            if self.mesh is not None:
+                multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+            with self._on_mesh():
+                return list(forks.groups(self._tree, batch, counts, self.module, end, room, self._placed, multiple))
+        program = programs.prefill if end is None else programs.full_pass
+        static = {"room": room} if end is None else {"end": end}
+        found = self.call(program, batch, self.sizes(shape), **static)
+        return [Group(np.arange(len(batch.targets)), self.compression, self.module, found)]
 
     def _check(self, is_finite: Any) -> None:
         """Of what the model computed. To look through all weights when they are read would take a sixth longer."""
@@ -306,7 +375,4 @@ class VLM:
         rows = encoded_rows(input_ids, attention_mask, self.config, self.method.tokens_per_image(self.config))
         pixels = pixels_of_rows(pixel_values, rows, size)
         shape = room_for(rows)
-        return build_batch(rows, pixels, self.method.registers, size, shape), self._sizes(shape)
-
-    def _sizes(self, shape: Shape) -> tuple[Size, ...]:
-        return self.method.plan.sizes(shape.counts(self.method.registers))
+        return build_batch(rows, pixels, self.method.registers, size, shape), shape
