@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from examples.quickstart.questions import KINDS
 
 from benchmarks import machine
 from benchmarks.methods import prefill_flops
@@ -18,6 +17,7 @@ from benchmarks.study.grid import SIZES, Size, model_setting, points, setting, t
 from benchmarks.study.records import ALL, Record, write
 from examples.quickstart.digits import write_digits
 from examples.quickstart.jobs import ROWS, Job, Overrides, Runner, evaluation, training
+from examples.quickstart.questions import KINDS
 from examples.quickstart.report import PROMPT
 from victor_jax.compression.spec import parse
 from victor_jax.evaluation.digits import is_right
