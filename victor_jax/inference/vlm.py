@@ -247,6 +247,7 @@ class VLM:
         seeds: Rows[int] | None = None,  # of each row; by default its number
     ) -> np.ndarray:
         """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end."""
+        check_whole("max_new_tokens", max_new_tokens)
         prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
         draws = draws_of(sampling, check_seeds(seeds, len(input_ids)))
         return self._new_tokens(*prepared, max_new_tokens, draws, None, self.config.end_tokens)[0]
@@ -312,7 +313,6 @@ class VLM:
         end_tokens: tuple[int, ...],
     ) -> tuple[np.ndarray, list[str]]:
         """int32 [B, max_new_tokens], and the compression that each row was answered by."""
-        check_whole("max_new_tokens", max_new_tokens)
         answered = []
         for group in self._groups(batch, shape, None, max_new_tokens):
             logits, caches = group.found
