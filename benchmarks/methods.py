@@ -49,6 +49,11 @@ SPECS = (
     "sparsevlm:keep=300-200-110,recycle=yes,positions=renumber",
     "hidrop",
     "mod",
+    "visor:self=0,cross=8",
+    "visor:self=2,cross=8",
+    "visor:self=8,cross=8",
+    "visor:policy",
+    "dyvte",
     "windows:tokens=8,layer=3",
     "last:tokens=8,layer=3",
     "random:tokens=8,layer=3",
@@ -92,18 +97,14 @@ def prepare(
     batch, sizes = batch_of(module, rows, TEXT, supervised=False)
     method, lengths = module.method, module.method.plan.stage_lengths(sizes)
     mean, final = positions(method.plan, method, config)
-    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, module.dtype) for path, leaf in parameters(module).items()}
-    counted = module.clone(implementation="xla")  # kernels hide their products
     known = {
         "name": spec,
         "positions": {"mean": mean, "final": final},
-        "flops": matrix_flops(
-            lambda tree, batch: counted.apply({"params": tree}, batch, sizes, room, method=VLMModule.prefill),
-            unflatten_dict(shapes, sep="/"),
-            batch,
-        ),
+        "flops": prefill_flops(module, rows, TEXT),
         "cache_bytes_per_image": flops.cache_bytes(module, 1, lengths),
-        "parameters": sum(math.prod(leaf.shape) for path, leaf in shapes.items() if path.startswith("compression/")),
+        "parameters": sum(
+            math.prod(leaf.shape) for path, leaf in parameters(module).items() if path.startswith("compression/")
+        ),
     }
     tree, batch = unflatten_dict(weights(module, have), sep="/"), jax.device_put(batch)
     first, rest, answer = lower_answer(module, tree, batch, sizes, room)
@@ -113,6 +114,18 @@ def prepare(
         return {"prefill": partial(begin, tree, batch), "answer": partial(answer, begin, go_on)}
 
     return compiled, known
+
+
+def prefill_flops(module: VLMModule, rows: int, text: int) -> int:
+    """Of reading so many prompts, each with one image and `text` tokens."""
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, module.dtype) for path, leaf in parameters(module).items()}
+    batch, sizes = batch_of(module, rows, text, supervised=False)
+    counted = module.clone(implementation="xla")  # kernels hide their products
+    return matrix_flops(
+        lambda tree, batch: counted.apply({"params": tree}, batch, sizes, 1, method=VLMModule.prefill),
+        unflatten_dict(shapes, sep="/"),
+        batch,
+    )
 
 
 def weights(module: VLMModule, have: Params) -> Params:

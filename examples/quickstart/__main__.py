@@ -7,39 +7,17 @@ printed before it runs; everything is left in one folder. The same command goes 
 
 import argparse
 import os
-import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-
-from tqdm import tqdm
 
 from examples.quickstart.digits import Task, read_task, write_digits
+from examples.quickstart.jobs import Job, Runner, evaluation, training
 from examples.quickstart.report import READING, as_table, draw, read_rows
-from victor_jax.errors import UserError, exit_status
+from victor_jax.errors import exit_status
 
 # The language tower has four layers. Two registers for sixteen visual tokens, and the first two layers to fill them.
 METHODS = {"full": "full", "victor": "registers=2,layer=2", "vtw": "vtw,layer=2"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command of ours, the file that it leaves when it is done, and the file whose lines tell how far it is.
-
-    One without such a file shows its own progress.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    done: Path
-    lines: Path | None = None
-    total: int = 0
 
 
 def sight(out: Path) -> Job:
@@ -47,42 +25,15 @@ def sight(out: Path) -> Job:
     return Job("sight", command, out / "start")
 
 
-def training(out: Path, method: str) -> list[Job]:
-    """Stage 1 and stage 2 of one method."""
-    chain, start = [], out / "start"
-    for stage, data in (("pretrain", "captions"), ("finetune", "train")):
-        workdir = out / method / stage
-        command = (
-            "train.py",
-            f"--config=configs/quickstart.py:{stage},{METHODS[method]}",
-            f"--workdir={workdir}",
-            f"--config.init_from={start}",
-            f"--config.data.path={out / 'data' / data}.json",
-            f"--config.data.images={out / 'data' / 'train'}",
-            f"--config.seed={read_task(out / 'data').seed}",
-        )
-        chain.append(Job(f"{method} {stage}", command, workdir / "model", workdir / "metrics.jsonl", steps_of(stage)))
-        start = workdir / "model"
-    return chain
+def training_of(out: Path, method: str) -> list[Job]:
+    data = out / "data"
+    return training(method, METHODS[method], data, out / "start", out / method, read_task(data).seed, own={})
 
 
-def evaluation(out: Path, method: str, blind: bool = False) -> Job:
-    folder = out / method / ("blind" if blind else "eval")
-    questions = out / "data" / "questions.jsonl"
-    command = (
-        "eval.py",
-        "--benchmark=digits",
-        f"--model={out / method / 'finetune' / 'model'}",
-        f"--questions={questions}",
-        f"--images={out / 'data' / 'test'}",
-        f"--out={folder}",
-        "--dtype=float32",
-        "--batch-size=50",
-        *(["--blind"] if blind else []),
-    )
-    total = len(questions.read_text().splitlines())
+def asked(out: Path, method: str, blind: bool = False) -> Job:
     name = f"{method} asked {'without images' if blind else 'about unseen digits'}"
-    return Job(name, command, folder / "result.json", folder / "answers.jsonl", total)
+    folder, more = (out / method / "blind", ("--blind",)) if blind else (out / method / "eval", ())
+    return evaluation(name, out / method / "finetune" / "model", out / "data", folder, *more)
 
 
 def leftovers(out: Path) -> list[Job]:
@@ -94,82 +45,6 @@ def leftovers(out: Path) -> list[Job]:
         Job("export", ("-m", "victor_jax", "convert", str(model), str(out / "model-hf"), "--to=hf"), out / "model-hf"),
         Job("heat-map", ("-m", "victor_jax", "heatmap", *look), picture),
     ]
-
-
-def steps_of(stage: str) -> int:
-    from configs.quickstart import get_config
-
-    return get_config(stage).total_steps
-
-
-# --- running --------------------------------------------------------------------------------------------------------
-
-
-class Runner:
-    """Runs jobs as processes of their own, with a bar for each; stops all of them together."""
-
-    def __init__(self, logs: Path):
-        self._logs = logs
-        self._stop = Event()
-        logs.mkdir(parents=True, exist_ok=True)
-
-    def run(self, *chains: Sequence[Job]) -> None:
-        """All chains at a time."""
-        with ThreadPoolExecutor(len(chains)) as pool:
-            running = [pool.submit(self._chain, chain) for chain in chains]
-            try:
-                for one in running:
-                    one.result()
-            except BaseException:
-                self._stop.set()
-                raise
-
-    def _chain(self, chain: Sequence[Job]) -> None:
-        for job in chain:
-            if not job.done.exists() and not self._stop.is_set():
-                self._job(job)
-
-    def _job(self, job: Job) -> None:
-        tqdm.write("$ " + shlex.join(("python", *job.command)), file=sys.stdout)
-        sys.stdout.flush()
-        log = self._logs / f"{job.name.replace(' ', '-')}.log"
-        with log.open("w") as file:
-            child = subprocess.Popen(
-                [sys.executable, *job.command],
-                stdout=file if job.lines else None,
-                stderr=subprocess.STDOUT if job.lines else None,
-                env=environment(),
-                start_new_session=True,  # Ctrl-C is ours to hand on: as SIGTERM, which saves
-            )
-        try:
-            self._watch(child, job)
-        finally:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-                child.wait()
-        if child.returncode and not self._stop.is_set():
-            said = log.read_text().strip().splitlines()
-            raise UserError(f"{job.name} failed" + (f": {said[-1]} (all of it is in {log})" if said else ""))
-
-    def _watch(self, child: subprocess.Popen, job: Job) -> None:
-        unit = " steps" if "train.py" in job.command else " questions"
-        with tqdm(total=job.total, desc=job.name, unit=unit, disable=job.lines is None) as bar:
-            while child.poll() is None and not self._stop.is_set():
-                time.sleep(0.2)
-                bar.update(progress(job) - bar.n)
-            bar.update(progress(job) - bar.n)
-
-
-def progress(job: Job) -> int:
-    return job.lines.read_bytes().count(b"\n") if job.lines is not None and job.lines.exists() else 0
-
-
-def environment() -> dict[str, str]:
-    """Large pages save a third of the time of such small programs on Linux."""
-    paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    defaults = {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "HF_HUB_OFFLINE": "1"}
-    defaults["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that torch is missing: it is not wanted
-    return defaults | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 # --- the story ------------------------------------------------------------------------------------------------------
@@ -187,10 +62,10 @@ def tell(out: Path, seed: int) -> None:
     runner = Runner(out / "logs")
     runner.run([sight(out)])
     print("3. Stage 1 and stage 2 of the real recipe, for each method; `full` keeps all visual tokens.", flush=True)
-    runner.run(*(training(out, method) for method in METHODS))
+    runner.run(*(training_of(out, method) for method in METHODS))
     print("4. Questions about digits that no part of the model ever saw, and once without the images.", flush=True)
-    asked = [*(evaluation(out, method) for method in METHODS), evaluation(out, "full", blind=True)]
-    runner.run(asked[::2], asked[1::2])
+    evaluations = [*(asked(out, method) for method in METHODS), asked(out, "full", blind=True)]
+    runner.run(evaluations[::2], evaluations[1::2])
     print("5. The model in Hugging Face's layout, and what its registers read.", flush=True)
     runner.run(leftovers(out))
     rows = read_rows(out, list(METHODS))

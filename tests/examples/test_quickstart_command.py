@@ -4,7 +4,8 @@ import importlib
 
 import pytest
 
-from examples.quickstart.__main__ import METHODS, Job, Runner, environment
+from examples.quickstart.__main__ import METHODS
+from examples.quickstart.jobs import Job, Runner, environment
 from examples.quickstart.report import Row, as_table, draw, positions
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError

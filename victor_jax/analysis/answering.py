@@ -137,19 +137,15 @@ def answering(module: VLMModule, place: Mesh | jax.Device, asked: Asked) -> Answ
         lowered.out_info,
         prefill.output_shardings,
     )
-    everywhere = _sharding(place, PartitionSpec())
-    key = jax.eval_shape(lambda: jax.random.key(0))
     decode = programs.decode.lower(
         params,
         caches,
         logits,
-        jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
-        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere),
+        None,
         module=module,
         max_new_tokens=asked.room,
         end_tokens=module.config.end_tokens,
         pad_token=module.config.pad_token,
-        greedy=True,
     )
     return Answering(module, mesh, asked, lengths, prefill, compiled(decode))
 

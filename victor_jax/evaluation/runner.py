@@ -167,7 +167,7 @@ def _texts(vlm: VLM, task: Task, done: int) -> Iterator[tuple[int, list[str]]]:
     answers = vlm.generate_batches((_asked(task, start) for start in starts[me::processes]), task.max_new_tokens)
     for number, start in enumerate(starts):
         if number % processes == me:
-            yield start, next(answers)
+            yield start, next(answers).texts
         elif me == 0:
             yield start, receive(f"answers/{start}")
 

@@ -1,12 +1,16 @@
 """The compiled programs of inference, each of static shape."""
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from victor_jax.compression.plan import Size
+from victor_jax.compression.stream import Flow
 from victor_jax.inference.platform import COMPILER_OPTIONS
+from victor_jax.inference.sampling import Draws, draw
 from victor_jax.models.language import Caches
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
@@ -14,19 +18,31 @@ from victor_jax.models.vlm import VLMModule
 CHUNK = 512  # positions whose logits are held at once
 
 
-@functools.partial(jax.jit, static_argnames=("module", "sizes", "text_length"))
-def text_logits(
-    params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], text_length: int
-) -> jax.Array:
-    """float32 [B, text_length, W], see VLMModule."""
-    return module.apply({"params": params}, batch, sizes, text_length)  # type: ignore[return-value]
+# What is asked of the top: (module in apply, what is there, targets int32 [B, T of the input]) -> array [B, …].
+End = Callable[[VLMModule, Flow, jax.Array], jax.Array]
 
 
-@functools.partial(jax.jit, static_argnames=("module", "sizes"))
-def log_probabilities(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...]) -> jax.Array:
+@dataclass(frozen=True)
+class TextLogits:
+    """float32 [B, length, W], see VLMModule."""
+
+    length: int
+
+    def __call__(self, model: VLMModule, top: Flow, targets: jax.Array) -> jax.Array:
+        return model.text_logits(top, self.length)
+
+
+def log_probability(model: VLMModule, top: Flow, targets: jax.Array) -> jax.Array:
     """float32 [B]: the summed log-probability of each row's targets, which is minus the loss of training."""
-    loss, _ = module.apply({"params": params}, batch, sizes, CHUNK, method=VLMModule.loss)
-    return -loss
+    return -model.loss_of(top, targets, CHUNK)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("module", "sizes", "end"))
+def full_pass(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], end: End) -> jax.Array:
+    def run(model: VLMModule) -> jax.Array:
+        return end(model, model.run(batch, sizes)[0], batch.targets)
+
+    return module.apply({"params": params}, method=run)  # type: ignore[return-value]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "sizes", "room"), compiler_options=COMPILER_OPTIONS)
@@ -39,7 +55,7 @@ def prefill(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("module", "max_new_tokens", "end_tokens", "pad_token", "greedy"),
+    static_argnames=("module", "max_new_tokens", "end_tokens", "pad_token"),
     donate_argnums=1,
     compiler_options=COMPILER_OPTIONS,
 )
@@ -47,14 +63,12 @@ def decode(
     params: dict,
     caches: Caches,
     logits: jax.Array,  # float32 [B, W]: of the first new token
-    temperature: jax.Array,
-    key: jax.Array,
+    draws: Draws | None,  # None: the most probable tokens
     *,
     module: VLMModule,
     max_new_tokens: int,
     end_tokens: tuple[int, ...],
     pad_token: int,
-    greedy: bool,
 ) -> tuple[jax.Array, Caches]:
     """int32 [B, max_new_tokens], from one compiled loop until every row has ended; padding after a row's end.
 
@@ -63,10 +77,7 @@ def decode(
     rows = logits.shape[0]
 
     def choose(logits: jax.Array, step: jax.Array) -> jax.Array:
-        if greedy:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        step_key = jax.random.fold_in(key, step)
-        return jax.random.categorical(step_key, logits / temperature, axis=-1).astype(jnp.int32)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32) if draws is None else draw(logits, draws, step)
 
     def write(
         tokens: jax.Array, ended: jax.Array, logits: jax.Array, step: jax.Array

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from victor_jax.prompt import Prompt
 from victor_jax.weights.tokenizer import FILES, has_tokenizer, open_tokenizer
 
 Picture = Image.Image | str | Path
+Row = TypeVar("Row")
 Pictures = Picture | Sequence[Picture] | None  # what goes with one prompt
 
 
@@ -146,12 +147,12 @@ def open_picture(path: str | Path) -> Image.Image:
         raise UserError(f"the image {path} cannot be used: {reason}") from None
 
 
-def batches_of(encoded: Sequence[EncodedRow], size: int) -> Iterator[Sequence[EncodedRow]]:
+def batches_of(listed: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
     """Runs of `size`; after a first whole one, the last is filled up with its last row, so that no other program
     has to be compiled for it."""
     check_whole("batch_size", size)
-    for start in range(0, len(encoded), size):
-        rows = list(encoded[start : start + size])
+    for start in range(0, len(listed), size):
+        rows = list(listed[start : start + size])
         yield rows + rows[-1:] * (size - len(rows) if start else 0)
 
 

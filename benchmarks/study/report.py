@@ -1,0 +1,137 @@
+"""Tables and figures of docs/study.md, from the result files alone."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import table
+from benchmarks.study import figures
+from benchmarks.study.claims import CLAIMS, STEPS, Claim
+from benchmarks.study.effects import kept, loss, right
+from benchmarks.study.grid import SIZES, points, trainings
+from benchmarks.study.records import Estimate, Results, training_cost
+from victor_jax.errors import UserError
+from victor_jax.files import write_whole
+
+DEFAULT = next(iter(SIZES))
+FIGURES = {
+    "accuracy": (figures.accuracy_over_compute, "right answers over the compute of a question"),
+    "layers": (figures.accuracy_over_layer, "right answers over the layer at which the visual tokens leave"),
+    "training": (figures.accuracy_over_training, "right answers over the compute of training"),
+}
+
+
+def report(folder: Path, document: Path) -> str:
+    """Fills the document's marked parts, draws its figures beside it, and returns the verdicts."""
+    everything = {size: Results.read(folder, size) for size in SIZES}
+    shown = {size: results for size, results in everything.items() if results.records or size == DEFAULT}
+    verdict_tables = "\n\n".join(f"{heading(size)}\n\n{verdicts(size, results)}" for size, results in shown.items())
+    measured = "\n\n".join(section(size, results, document) for size, results in shown.items())
+    text = filled(document.read_text(), "verdicts", verdict_tables)
+    write_whole(document, filled(text, "results", measured))
+    return verdict_tables
+
+
+def filled(text: str, part: str, content: str) -> str:
+    """The text with `content` between the two comments that mark the part."""
+    begin, end = f"<!-- begin {part} -->", f"<!-- end {part} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"the document has no part {begin} … {end}: write both lines where it shall stand")
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
+def heading(size: str) -> str:
+    return f"### {SIZES[size].tokens} visual tokens, {SIZES[size].depth} layers"
+
+
+# --- the claims -----------------------------------------------------------------------------------------------------
+
+
+def verdicts(size: str, results: Results) -> str:
+    return table([_verdict(claim, size, results) for claim in CLAIMS], numbers=False)
+
+
+def _verdict(claim: Claim, size: str, results: Results) -> dict[str, Any]:
+    verdict, found = claim.verdict(results)
+    sizes = "" if size == DEFAULT else f" --sizes={size}"
+    return {
+        "claim": claim.says,
+        "elsewhere": claim.elsewhere or "no number",
+        "holds if": f"{claim.effect.says} {claim.side} {_percent(claim.threshold)}",
+        "found": _interval(found) if found else "",
+        "verdict": f"**{verdict}**" if found else verdict,
+        "again": f"`python -m benchmarks.study --claims={claim.name}{sizes}`",
+    }
+
+
+def _interval(found: Estimate) -> str:
+    if found.seeds == 1:
+        return f"{_percent(found.mean)}, one seed"
+    return f"{_percent(found.mean)} [{_percent(found.low)}, {_percent(found.high)}], {found.seeds} seeds"
+
+
+# --- the measurements -----------------------------------------------------------------------------------------------
+
+
+def section(size: str, results: Results, document: Path) -> str:
+    """What was measured at one size."""
+    if not results.records:
+        return f"{heading(size)}\n\nNot measured."
+    parts = [heading(size), origin(results)]
+    for name, (draw, says) in FIGURES.items():
+        file = document.parent / "images" / f"study-{size}-{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        draw(results).savefig(file, dpi=130)
+        parts.append(f"![{says}](images/{file.name})")
+    return "\n\n".join([*parts, accuracies(size, results), costs(size, results)])
+
+
+def origin(results: Results) -> str:
+    """Where the numbers come from."""
+    records = results.records.values()
+    of = {key: ", ".join(sorted({record["where"][key] for record in records})) for key in next(iter(records))["where"]}
+    seeds = len({record["seed"] for record in records})
+    return (
+        f"{len(records)} results of {seeds} seeds; {of['date']}, revision {of['revision']}, {of['device']}, Python "
+        f"{of['python']}, jax {of['jax']}. Cells are means over seeds ± half of the 95 % interval; `lost` is relative "
+        "to full, `above floor` compares what lies above the model without images."
+    )
+
+
+def accuracies(size: str, results: Results) -> str:
+    """A row for each point that was measured."""
+    rows = []
+    for point in points(SIZES[size]):
+        if not (seeds := len(results.of(point))):
+            continue
+        row: dict[str, Any] = {"": point, "seeds": seeds}
+        row |= {f"{steps} step{'s' * (steps > 1)}": _mean(right(point, steps).estimate(results)) for steps in STEPS}
+        row |= {"all": _mean(right(point).estimate(results)), "lost": _mean(loss(point).estimate(results))}
+        row |= {"above floor": _mean(kept(point).estimate(results)), "MFLOP": results.one(point)["flops"] / 1e6}
+        rows.append(row | {"asked as": f"`{results.one(point)['asked']}`"})
+    return table(rows)
+
+
+def costs(size: str, results: Results) -> str:
+    """What each training took; time only where a training had the machine for itself."""
+    rows = []
+    for point in trainings(SIZES[size]):
+        if not (found := [records[0] for records in results.of(point).values()]):
+            continue
+        minutes = [training_cost(record, "seconds") / 60 for record in found if record["at_once"] == 1]
+        row: dict[str, Any] = {"": point}
+        row |= {f"{stage} steps": of["steps"] for stage, of in found[0]["training"].items()}
+        row |= {"TFLOP": training_cost(found[0], "flops") / 1e12}
+        rows.append(row | {"minutes": time.mean if (time := Estimate.over(minutes)) else "not measured"})
+    return table(rows)
+
+
+def _mean(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    return _percent(found.mean) + (f" ± {100 * found.half:.1f}" if found.seeds > 1 else "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
