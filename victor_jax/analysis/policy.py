@@ -1,5 +1,7 @@
-"""How what chooses a plan for each row is trained: every plan is tried on known answers, and a small network learns from
-what there is to see where rows part which of them was the cheapest that did as well as the largest."""
+"""How what chooses a plan for each row is trained.
+
+Every plan is tried on known answers. A small network then learns, from the states where rows part, which plan was the
+cheapest that did as well as the largest."""
 
 import functools
 from dataclasses import replace
@@ -117,7 +119,7 @@ def right_branches(method: Method, does: np.ndarray) -> np.ndarray:
 
     def of(branch: Fork | Branch) -> np.ndarray:
         columns = [ends.index(end) for end in (branch.ends if isinstance(branch, Fork) else (branch,))]
-        return does[:, columns].any(axis=1)
+        return np.asarray(does[:, columns].any(axis=1))
 
     right = [np.stack([of(b) for b in fork.branches], axis=1).argmax(axis=1) for fork in method.fork.forks]
     return np.stack(right, axis=1).astype(np.int32)

@@ -5,7 +5,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,32 @@ def load(
     `vision` and `projector` complete a checkpoint that has none. A compression whose parameters the checkpoint lacks is
     refused, unless a `seed` is given to draw them: answers then mean nothing, but time and memory do.
     """
+    if mesh is not None:
+        check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
+        check_mesh(mesh)
+    device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
+    vlm, checkpoint = outline(
+        path, compression, dtype, device.platform, vision=vision, projector=projector, attention=attention, seed=seed
+    )
+    module, tensors = vlm.module, fresh.with_own(checkpoint, vlm.method, seed)
+    mesh = mesh or mesh_for(module, jax.local_devices())
+    params = place(abstract_weights(module, mesh or device), tensors, module)
+    return replace(vlm, params=params, mesh=mesh, unused_tensors=unused_tensors(tensors, params, module))
+
+
+def outline(
+    path: str | Path,
+    compression: str | None,
+    dtype: str,
+    platform: str,
+    *,
+    vision: str | Path | None = None,
+    projector: str | Path | None = None,
+    attention: Choice = "auto",
+    seed: int | None = None,
+) -> tuple["VLM", Checkpoint]:
+    """The model without its weights, and the checkpoint that has them: its prompts and its plan can be looked at, and
+    what cannot work is refused, before weights are read."""
     check_kind("dtype", dtype, str, "a text such as bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
@@ -79,17 +105,10 @@ def load(
         check_kind("compression", compression, str, "a text such as victor:registers=8,layer=3")
     if seed is not None:
         check_whole("seed", seed, least=0, most=MOST_SEED)
-    if mesh is not None:
-        check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
-        check_mesh(mesh)
-    device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
     checkpoint = open_checkpoint(path, vision, projector, seed or 0)
     method = parse(compression or checkpoint.compression, checkpoint.config)
-    tensors = fresh.with_own(checkpoint, method, seed)
-    module = module_for(checkpoint.config, method, dtype, attention, device.platform)
-    mesh = mesh or mesh_for(module, jax.local_devices())
-    params = place(abstract_weights(module, mesh or device), tensors, module)
-    return VLM(module, params, mesh, unused_tensors(tensors, params, module), checkpoint.folder, checkpoint.prompt)
+    module = module_for(checkpoint.config, method, dtype, attention, platform)
+    return VLM(module, {}, None, {}, checkpoint.folder, checkpoint.prompt), checkpoint
 
 
 @dataclass(frozen=True)
