@@ -1,73 +1,78 @@
-"""Batches of a harness's requests: those of one decoding together, of like length beside each other, results in the
-order asked. Pictures are opened batch by batch."""
+"""Answers to a harness's requests, in the order asked, though requests of one decoding and of like length are answered
+together. Pictures are opened a few batches at a time."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from victor_jax.harness.asking import Decoding
-from victor_jax.inference.prompts import Pictures
+from victor_jax.harness.asking import Decoding, with_places
 from victor_jax.inference.vlm import VLM
 from victor_jax.ops.losses import IGNORE
 
-Prompt = tuple[str, Pictures]
+BATCHES = 8  # whose pictures are held at once
 
 
 @dataclass(frozen=True)
 class Request:
-    length: int  # of its text, roughly
-    read: Callable[[], Prompt]  # opens the pictures
+    document: Hashable  # requests of one document are about the same pictures
+    length: int  # of the text, roughly
+    read: Callable[[], tuple[str, list[Any]]]  # the text and its pictures
 
 
 def generate(vlm: VLM, requests: Sequence[Request], how: Sequence[Decoding], batch_size: int) -> list[str]:
-    """What the model says to each, as `how` says for each."""
-    groups: dict[Decoding, list[int]] = defaultdict(list)
+    """What the model says to each, as `how` says for each. Draws depend on a request's number."""
+    together = defaultdict[Decoding, list[int]](list)
     for number, decoding in enumerate(how):
-        groups[decoding].append(number)
-    said: dict[int, str] = {}
+        together[decoding].append(number)
+    said = [""] * len(requests)
     with tqdm(total=len(requests), desc="answering", unit="request") as bar:
-        for decoding, numbers in groups.items():
-            batches = list(_batches(requests, numbers, batch_size))
-            asked = (_columns([requests[number].read() for number in batch]) for batch in batches)
+        for decoding, numbers in together.items():
             # Tasks ask for up to 32,768 tokens, and caches have room for all of them.
             limit = min(decoding.max_new_tokens, vlm.config.language.max_positions)
-            for batch, texts in zip(batches, vlm.generate_batches(asked, limit), strict=True):
-                new = {number: _until(text, decoding.stop) for number, text in zip(batch, texts, strict=True)}
-                bar.update(len(new))
-                said |= new
-    return [said[number] for number in range(len(requests))]
+            for some in _portions(requests, numbers, batch_size):
+                prompts, pictures = _read(requests, some)
+                texts = vlm.generate(
+                    prompts, pictures, limit, batch_size, sampling=decoding.sampling, seeds=some, stop=decoding.stop
+                )
+                for number, text in zip(some, texts, strict=True):
+                    said[number] = text
+                bar.update(len(some))
+    return said
 
 
 def losses(vlm: VLM, requests: Sequence[Request], answers: Sequence[str], batch_size: int) -> list[float]:
     """The mean negative log-probability of each answer's tokens, its end token among them."""
-    found: dict[int, float] = {}
+    found = [0.0] * len(requests)
     with tqdm(total=len(requests), desc="scoring", unit="request") as bar:
-        for batch in _batches(requests, range(len(requests)), batch_size):
-            prompts, pictures = _columns([requests[number].read() for number in batch])
-            of_batch = [answers[number] for number in batch]
-            rows = vlm.prompter.answer(prompts, pictures, of_batch)
-            tokens = [int((row.targets != IGNORE).sum()) for row in rows]
-            sums = vlm.score(prompts, pictures, of_batch, batch_size=len(batch))
-            new = {number: -float(one) / count for number, one, count in zip(batch, sums, tokens, strict=True)}
-            bar.update(len(new))
-            found |= new
-    return [found[number] for number in range(len(requests))]
+        for some in _portions(requests, range(len(requests)), batch_size):
+            prompts, pictures = _read(requests, some)
+            of_some = [answers[number] for number in some]
+            rows = vlm.prompter.answer(prompts, pictures, of_some)
+            sums = vlm.score(prompts, pictures, of_some, batch_size)
+            for number, row, total in zip(some, rows, sums, strict=True):
+                found[number] = -float(total) / int((row.targets != IGNORE).sum())
+            bar.update(len(some))
+    return found
 
 
-def _batches(requests: Sequence[Request], numbers: Sequence[int], size: int) -> Iterator[list[int]]:
-    """The last of several is filled up with its last request, so that no other program is compiled for it."""
+def _portions(requests: Sequence[Request], numbers: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Of nearly equal size, so that none is less than a batch, which would compile programs of its own."""
     numbers = sorted(numbers, key=lambda number: requests[number].length)
-    for start in range(0, len(numbers), size):
-        batch = numbers[start : start + size]
-        yield batch + batch[-1:] * (size - len(batch) if start else 0)
+    for some in np.array_split(numbers, -(-len(numbers) // (BATCHES * batch_size))):
+        yield some.tolist()
 
 
-def _columns(asked: Sequence[Prompt]) -> tuple[list[str], list[Pictures]]:
-    return [prompt for prompt, _ in asked], [pictures for _, pictures in asked]
-
-
-def _until(text: str, stop: Sequence[str]) -> str:
-    ends = [text.index(end) for end in stop if end in text]
-    return text[: min(ends)].strip() if ends else text
+def _read(requests: Sequence[Request], numbers: Sequence[int]) -> tuple[list[str], list[list[Any]]]:
+    """Prompts and pictures. Those of one document are one object, which the vision tower looks at once."""
+    shown: dict[Hashable, list[Any]] = {}
+    prompts = []
+    for number in numbers:
+        request = requests[number]
+        text, pictures = request.read()
+        prompts.append(with_places(text, len(pictures)))
+        shown.setdefault(request.document, pictures)
+    return prompts, [shown[requests[number].document] for number in numbers]

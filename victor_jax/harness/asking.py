@@ -6,6 +6,7 @@ from typing import Any
 
 from victor_jax.data.labels import IMAGE_TEXT
 from victor_jax.errors import UserError
+from victor_jax.inference.sampling import GREEDY, Sampling
 from victor_jax.limits import check_whole
 
 MAX_NEW_TOKENS = 1024  # where a task gives none, as in lmms-eval's own LLaVA
@@ -20,25 +21,20 @@ PLATFORMS = {"cuda": "gpu"}  # torch's name -> jax's
 
 @dataclass(frozen=True)
 class Decoding:
-    """Requests of one decoding share batches."""
-
     max_new_tokens: int = MAX_NEW_TOKENS
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0
-    top_k: int = 0
+    sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
 
 
 def decoding(gen_kwargs: Mapping[str, Any]) -> Decoding:
-    until = gen_kwargs.get("until") or ()
+    """Of one request. What is None there is as good as absent."""
+    asked = {name: value for name, value in gen_kwargs.items() if value is not None}
+    until = asked.get("until", ())
     stop = tuple(text for text in ((until,) if isinstance(until, str) else until) if text and text != NO_STOP)
-    limit = gen_kwargs.get("max_new_tokens")
-    limit = MAX_NEW_TOKENS if limit is None else limit
-    temperature = float(gen_kwargs.get("temperature") or 0.0)
-    if not temperature or gen_kwargs.get("do_sample") is False:
-        return Decoding(limit, stop=stop)
-    top_p, top_k = gen_kwargs.get("top_p"), gen_kwargs.get("top_k")
-    return Decoding(limit, temperature, 1.0 if top_p is None else float(top_p), int(top_k or 0), stop)
+    limit, temperature = asked.get("max_new_tokens", MAX_NEW_TOKENS), float(asked.get("temperature", 0))
+    if temperature == 0 or asked.get("do_sample") is False:
+        return Decoding(limit, GREEDY, stop)
+    return Decoding(limit, Sampling(temperature, float(asked.get("top_p", 1)), int(asked.get("top_k", 0))), stop)
 
 
 def not_heeded(gen_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,15 +44,8 @@ def not_heeded(gen_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_places(text: str, pictures: int) -> str:
-    """As LLaVA's class in lmms-eval does it: pictures without a place in the text come first."""
-    if not pictures or IMAGE_TEXT in text:
-        return text
-    return f"{' '.join([IMAGE_TEXT] * pictures)}\n{text}"
-
-
 def from_messages(messages: Sequence[Mapping[str, Any]], task: str) -> tuple[str, list[Any]]:
-    """The prompt and the pictures of one user message. A picture that stands between texts keeps its place."""
+    """The text and the pictures of one user message. A picture that stands between texts keeps its place."""
     if len(messages) != 1 or messages[0]["role"] != "user":
         raise UserError(
             f"the task {task} sends {', '.join(message['role'] for message in messages)}: victor_jax answers one "
@@ -70,8 +59,15 @@ def from_messages(messages: Sequence[Mapping[str, Any]], task: str) -> tuple[str
     texts = [part["text"] for part in parts if part["type"] == "text"]
     leading = all(part["type"] == "image" for part in parts[: len(pictures)])
     if leading or any(IMAGE_TEXT in text for text in texts):
-        return with_places("".join(texts), len(pictures)), pictures
+        return "".join(texts), pictures
     return "".join(IMAGE_TEXT if part["type"] == "image" else part["text"] for part in parts), pictures
+
+
+def with_places(text: str, pictures: int) -> str:
+    """As LLaVA's class in lmms-eval does it: pictures without a place in the text come first."""
+    if not pictures or IMAGE_TEXT in text:
+        return text
+    return f"{' '.join([IMAGE_TEXT] * pictures)}\n{text}"
 
 
 def batch_size(given: int | str, most: int | None) -> int:

@@ -12,6 +12,7 @@ from victor_jax.compile_cache import use_compile_cache
 from victor_jax.errors import UserError
 from victor_jax.harness import answering, asking
 from victor_jax.harness.answering import Request
+from victor_jax.ops.attention import Choice
 
 ARGUMENTS = ("pretrained", "compression", "dtype", "attention", "batch_size", "max_batch_size", "device")
 
@@ -26,7 +27,7 @@ class VictorJax(lmms):
         pretrained: str | None = None,
         compression: str | None = None,  # in quotes; default: the one that the model was trained with
         dtype: str = "bfloat16",
-        attention: str = "auto",
+        attention: Choice = "auto",
         batch_size: int | str = 1,  # these three come from lmms-eval's own flags
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -51,27 +52,24 @@ class VictorJax(lmms):
         return answering.generate(self.vlm, [self._request(one) for one in requests], how, self.batch_size)
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """The mean loss of each answer, and whether it is what the model says. For multiple choice lmms-eval takes the
+        """The mean loss of each answer, and whether the model would say it. For multiple choice lmms-eval takes the
         least, whatever its documentation says of log-probabilities. A plain pair would become a text (0.7.3,
         `unwrap_generation_output`), which the task cannot read."""
         asked, answers = [self._request(one) for one in requests], [self._answer(one) for one in requests]
         losses = answering.losses(self.vlm, asked, answers, self.batch_size)
-        said = self._said(requests, asked, answers)
-        pairs = [(loss, text == answer) for loss, text, answer in zip(losses, said, answers, strict=True)]
+        questions = [(one.document, request.args[0]) for one, request in zip(asked, requests, strict=True)]
+        different = dict(zip(questions, asked, strict=True))  # choices share their question
+        longest = max(len(self.vlm.prompter.tokenizer(answer)["input_ids"]) for answer in answers) + 1
+        how = [asking.Decoding(longest)] * len(different)
+        texts = answering.generate(self.vlm, list(different.values()), how, self.batch_size)
+        said = dict(zip(different, texts, strict=True))
+        pairs = [
+            (loss, said[question] == answer) for loss, question, answer in zip(losses, questions, answers, strict=True)
+        ]
         return [GenerationResult(pair) for pair in pairs]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise UserError("victor_jax answers one message: tasks of several rounds cannot be run")
-
-    def _said(self, requests: list[Instance], asked: list[Request], answers: list[str]) -> list[str]:
-        """What the model says by itself, asked once for all choices of a question."""
-        first: dict[Any, int] = {}
-        same = [first.setdefault(_question(request), number) for number, request in enumerate(requests)]
-        longest = max(len(self.vlm.prompter.tokenizer(answer)["input_ids"]) for answer in answers) + 1
-        how = [asking.Decoding(longest)] * len(first)
-        said = answering.generate(self.vlm, [asked[number] for number in first.values()], how, self.batch_size)
-        texts = dict(zip(first.values(), said, strict=True))
-        return [texts[number] for number in same]
 
     def _answer(self, request: Instance) -> str:
         """Without the space that lmms-eval puts before it: the template has its own."""
@@ -81,11 +79,10 @@ class VictorJax(lmms):
     def _request(self, request: Instance) -> Request:
         context, _, doc_to_visual, doc_id, task, split = request.args
 
-        def read() -> answering.Prompt:
-            pictures = list(doc_to_visual(self.task_dict[task][split][doc_id]) or ())
-            return asking.with_places(context, len(pictures)), pictures
+        def read() -> tuple[str, list[Any]]:
+            return context, list(doc_to_visual(self.task_dict[task][split][doc_id]) or ())
 
-        return Request(len(context), read)
+        return Request((task, split, doc_id), len(context), read)
 
     def _gen_kwargs(self, request: Instance) -> dict[str, Any]:
         return request.args[1]
@@ -98,14 +95,11 @@ class VictorJaxChat(VictorJax):
 
     def _request(self, request: Instance) -> Request:
         context, doc_to_messages, _, doc_id, task, split = request.args
-        return Request(
-            len(context), lambda: asking.from_messages(doc_to_messages(self.task_dict[task][split][doc_id]), task)
-        )
+
+        def read() -> tuple[str, list[Any]]:
+            return asking.from_messages(doc_to_messages(self.task_dict[task][split][doc_id]), task)
+
+        return Request((task, split, doc_id), len(context), read)
 
     def _gen_kwargs(self, request: Instance) -> dict[str, Any]:
         return request.args[2]
-
-
-def _question(request: Instance) -> tuple[Any, ...]:
-    context, _, _, *where = request.args
-    return (context, *where)
