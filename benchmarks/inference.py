@@ -88,11 +88,11 @@ def lower_answer(
     logits, caches = jax.tree.map(_shape, first.out_info)
     # No end token: every row decodes to the end.
     fixed: dict[str, Any] = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0}
-    rest = decode.lower(tree, caches, logits, None, **fixed)
+    rest = decode.lower(tree, caches, logits, None, None, **fixed)
 
     def answer(begin: Callable[..., Any], go_on: Callable[..., Any]) -> Any:
         logits, caches = begin(tree, batch)
-        return go_on(tree, caches, logits, None)[0]
+        return go_on(tree, caches, logits, None, None)[0]
 
     return first, rest, answer
 

@@ -58,6 +58,8 @@ def run(given: argparse.Namespace) -> None:
     runner = Runner(given.out / "logs", "cpu" if on_cpu else "")
     failed = []
     for size, todo in everything.items():
+        if not todo:
+            continue
         place = Workplace(size, given.out / size, given.results, runner, batch_size=50 if on_cpu else 400)
         place.prepare(sorted({seed for _, seed in todo}), at_once)
         timed = {training: asked for training, asked in todo.items() if TIMED & set(asked)}

@@ -19,7 +19,7 @@ HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "not decided", "not meas
 class Claim:
     name: str
     says: str
-    elsewhere: str  # what the paper (arXiv 2410.14072) or another finds
+    paper: str  # what Victor's (arXiv 2410.14072) finds, or another
     effect: Effect
     side: Literal[">", "<"]
     threshold: float
@@ -36,59 +36,82 @@ class Claim:
 POINT = 0.01  # of accuracy: the least difference that is worth a claim
 STEPS = (1, 2, 3)  # of questions
 VICTOR = f"victor-8-k{K}"
+OURS = "never asked"
 
 
-def listed() -> Iterator[Claim]:
-    yield Claim("task", "the full model learns questions of two steps", "", right("full", 2), ">", 0.9)
-    yield Claim("victor-8", f"8 registers, k = {K}, lose little", "< 4 %", loss(VICTOR), "<", 0.04)
+def steps_within(k: int) -> tuple[int, ...]:
+    return tuple(steps for steps in STEPS if steps <= k)
 
+
+def steps_beyond(k: int) -> tuple[int, ...]:
+    return tuple(steps for steps in STEPS if steps > k)
+
+
+def of_registers() -> Iterator[Claim]:
+    """Whether registers keep what matters, and what others in their place would."""
+    yield Claim("learnt", "full learns questions of two steps", "none", right("full", 2), ">", 0.9)
+    yield Claim("victor-8", "8 registers lose little", "< 4 %", loss(VICTOR), "<", 0.04)
     for k in LAYERS:
-        effect = gain(f"victor-8-k{k}", f"vtw-k{k}")
-        yield Claim(f"beats-none-k{k}", f"8 registers beat none, k = {k}", "not compared", effect, ">", POINT)
+        one, other = f"victor-8-k{k}", f"vtw-k{k}"
+        yield Claim(f"none-k{k}", f"8 registers beat none, k = {k}", OURS, gain(one, other), ">", POINT)
+    for k in LAYERS:
+        if beyond := steps_beyond(k):
+            says, effect = (
+                f"… where questions have more steps than k = {k}",
+                gain(f"victor-8-k{k}", f"vtw-k{k}", *beyond),
+            )
+            yield Claim(f"none-beyond-k{k}", says, OURS, effect, ">", POINT)
     for rival, what, paper in (
-        ("last-8", "the last 8 visual tokens", "large drop of those"),
-        ("random-8", "8 visual tokens at random places", ""),
-        ("windows-8", "the means of 8 windows", "not compared"),
-        ("perceiver", "a Perceiver resampler of equal compute", "resampler loses 10 %"),
-        ("mqt", "a query transformer of equal compute", ""),
+        ("last-8", "the last 8 visual tokens", "those lose much"),
+        ("random-8", "8 visual tokens at random places", OURS),
+        ("windows-8", "the means of 8 windows", OURS),
+        ("perceiver", "a Perceiver resampler of equal compute", "that one loses 10 %"),
+        ("mqt", "a query transformer of equal compute", OURS),
     ):
-        yield Claim(f"beats-{rival}", f"8 registers beat {what}", paper, gain(VICTOR, rival), ">", POINT)
+        yield Claim(rival, f"8 registers beat {what}", paper, gain(VICTOR, rival), ">", POINT)
+    says = "text that sees the image through registers alone loses little"
+    yield Claim("barred", says, OURS, loss("barred-8", of=VICTOR), "<", 0.04)
 
-    for k in (1, 2):
-        yield Claim(f"k{k}", f"k = {k} is too small", "substantial drop", loss(f"victor-8-k{k}"), ">", 0.05)
-    for k in (3, 5):
+
+def of_layers() -> Iterator[Claim]:
+    """Where the visual tokens may leave."""
+    for k in LAYERS[: LAYERS.index(K)]:
+        yield Claim(f"k{k}", f"k = {k} is too small", "a substantial drop", loss(f"victor-8-k{k}"), ">", 0.05)
+    for k in LAYERS[LAYERS.index(K) :]:
         yield Claim(f"k{k}", f"k = {k} is enough", "within 5 %", loss(f"victor-8-k{k}"), "<", 0.05)
-    for start in ("zeros", "pooled"):
-        effect = gain(VICTOR, f"{start}-8")
-        yield Claim(f"start-{start}", f"drawn registers beat those that start as {start}", "yes", effect, ">", POINT)
-    effect = gain(f"{VICTOR}-long-stage1", VICTOR)
-    yield Claim("stage1", "a stage 1 of five times the length helps", "", effect, ">", POINT)
-    yield Claim(
-        "undropped", "without dropping, 8 registers add nothing", "+ 1 %", gain("undropped-8", "full"), "<", POINT
-    )
+    for k in LAYERS:
+        says, effect = f"VTW keeps less than half without training, k = {k}", kept(f"untrained-vtw-k{k}")
+        yield Claim(f"vtw-untrained-k{k}", says, "nothing lost at 16 of 32 layers (2405.05803)", effect, "<", 0.5)
+    for k in LAYERS:
+        if within := steps_within(k):
+            says = f"trained, it loses little on questions of at most k = {k} steps"
+            yield Claim(f"vtw-within-k{k}", says, OURS, loss(f"vtw-k{k}", *within), "<", 0.04)
+        if beyond := steps_beyond(k):
+            says = f"trained, it loses on questions of more than k = {k} steps"
+            yield Claim(f"vtw-beyond-k{k}", says, OURS, loss(f"vtw-k{k}", *beyond), ">", 0.04)
 
+
+def of_training() -> Iterator[Claim]:
+    """How registers are trained, whether their number can change, and what training costs."""
     for m in (4, 8):
-        effect = gain(f"victor-{m}-k{K}", f"victor-16-cut-to-{m}")
-        yield Claim(f"fixed-{m}", f"{m} of 16 registers are worse than {m} trained", "clearly", effect, ">", POINT)
-        effect = loss(f"elastic-16-as-{m}", of=f"victor-{m}-k{K}")
-        yield Claim(f"elastic-{m}", f"{m} of 16 elastic ones lose little against {m} trained", "", effect, "<", 0.04)
-
-    for k in LAYERS:
-        effect = kept(f"untrained-vtw-k{k}")
-        yield Claim(f"untrained-k{k}", f"VTW without training keeps less than half, k = {k}", "", effect, "<", 0.5)
-    for k in LAYERS:
-        if within := tuple(steps for steps in STEPS if steps <= k):
-            says = f"trained VTW, k = {k}, loses little where a question has no more steps than k"
-            yield Claim(f"vtw-within-k{k}", says, "", loss(f"vtw-k{k}", *within), "<", 0.04)
-        if beyond := tuple(steps for steps in STEPS if steps > k):
-            says = f"trained VTW, k = {k}, loses where a question has more steps than k"
-            yield Claim(f"vtw-beyond-k{k}", says, "", loss(f"vtw-k{k}", *beyond), ">", 0.04)
-
-    says = "registers alone carry the image: text barred from it loses little"
-    yield Claim("barred", says, "", loss("barred-8", of=VICTOR), "<", 0.04)
-    for what in ("flops", "seconds"):
-        says = f"training costs 43 % less {'FLOPs' if what == 'flops' else 'time'} at equal result"
-        yield Claim(f"cost-{what}", says, "43 % less time", saved(VICTOR, what), ">", 0.43)
+        says, effect = (
+            f"{m} of 16 registers are worse than {m} trained",
+            gain(f"victor-{m}-k{K}", f"victor-16-cut-to-{m}"),
+        )
+        yield Claim(f"cut-{m}", says, "clearly worse", effect, ">", POINT)
+        says = f"{m} of 16 elastic registers lose little against {m} trained"
+        yield Claim(f"elastic-{m}", says, OURS, loss(f"elastic-16-as-{m}", of=f"victor-{m}-k{K}"), "<", 0.04)
+    undropped = gain("undropped-8", "full")
+    yield Claim("undropped", "8 registers beside tokens that stay add nothing", "+ 1 %", undropped, "<", POINT)
+    for start in ("zeros", "pooled"):
+        says = f"registers that start as {start} are worse"
+        yield Claim(start, says, "worse at few", gain(VICTOR, f"{start}-8"), ">", POINT)
+    effect = gain(f"{VICTOR}-long-stage1", VICTOR)
+    yield Claim("stage1", "a stage 1 of five times the length helps", OURS, effect, ">", POINT)
+    for what, says in (("flops", "FLOPs"), ("seconds", "time")):
+        yield Claim(
+            f"cost-{what}", f"training takes 43 % less {says}", "43 % less time", saved(VICTOR, what), ">", 0.43
+        )
 
 
-CLAIMS = tuple(listed())
+CLAIMS = (*of_registers(), *of_layers(), *of_training())

@@ -16,6 +16,7 @@ class Effect:
     says: str
     points: tuple[str, ...]
     value: Callable[..., float | None]
+    unit: str = "%"
 
     def estimate(self, results: Results) -> Estimate | None:
         values = (self.value(*records) for records in results.of(*self.points).values())
@@ -39,7 +40,7 @@ def gain(point: str, over: str, *steps: int) -> Effect:
     def value(one: Record, other: Record) -> float:
         return accuracy(one, *steps) - accuracy(other, *steps)
 
-    return Effect(f"`{point}` minus `{over}`{_on(steps)}", (point, over), value)
+    return Effect(f"`{point}` minus `{over}`{_on(steps)}", (point, over), value, "points")
 
 
 def kept(point: str) -> Effect:
@@ -61,7 +62,7 @@ def saved(point: str, what: str) -> Effect:
         target = min(accuracy(one[-1]), accuracy(other[-1]))
         return 1 - cost_to_reach(target, one, what) / cost_to_reach(target, other, what)
 
-    says = f"{what} of training that `{point}` saves to an accuracy that `full` reaches too"
+    says = f"share of `full`'s {what} of training that `{point}` saves at equal accuracy"
     return Effect(says, (*mine, *full), value)
 
 
@@ -84,4 +85,5 @@ def cost_to_reach(target: float, records: Sequence[Record], what: str) -> float:
 def _on(steps: tuple[int, ...]) -> str:
     if not steps:
         return ""
-    return f", on questions of {' and '.join(map(str, steps))} step{'' if steps == (1,) else 's'}"
+    first, last = ", ".join(map(str, steps[:-1])), f"{steps[-1]} step{'' if steps == (1,) else 's'}"
+    return f", on questions of {first} and {last}" if first else f", on questions of {last}"

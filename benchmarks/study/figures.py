@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -55,7 +56,7 @@ def accuracy_over_compute(results: Results) -> Figure:
             )
         for name, marker in OTHERS.items():
             _curve(axes, results, steps, [name], x, color=GREY, marker=marker, label=name)
-        _curve(axes, results, steps, ["full"], x, color="black", marker="*", label="full")
+        _curve(axes, results, steps, ["full"], x, color="black", marker="*", label="_full")
         axes.set_xlim(left=0)
     return _finished(figure, panels, results)
 
@@ -66,7 +67,7 @@ def accuracy_over_layer(results: Results) -> Figure:
     figure, panels = _panels("layers below the cut, k")
     for steps, axes in panels:
         for m, colour in OF_REGISTERS.items():
-            names, label = [swept(m, k) for k in LAYERS], f"{m} registers" if m else "none (VTW, trained)"
+            names, label = [swept(m, k) for k in LAYERS], f"{m} register{'s' * (m > 1)}" if m else "none (VTW, trained)"
             _curve(axes, results, steps, names, lambda name, _: layer[name], color=colour, marker="o", label=label)
         axes.set_xticks(LAYERS)
     return _finished(figure, panels, results)
@@ -84,6 +85,25 @@ def accuracy_over_training(results: Results) -> Figure:
             _curve(axes, results, steps, trained_shorter(name), x, color=colour, marker="o", label=name)
         axes.set_xlim(left=0)
     return _finished(figure, panels, results)
+
+
+def loss_over_steps(results: Results) -> Figure:
+    """Of stage 2, as it went: when a method finds what questions of more steps ask."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots()
+    lines = [("full", "black", "-")]
+    lines += [(swept(m, k), colour, style) for k, colour in OF_LAYER.items() for m, style in ((8, "-"), (0, "--"))]
+    for name, colour, style in lines:
+        if stages := [records[0]["training"]["finetune"] for records in results.of(name).values()]:
+            curve = np.mean([stage["loss"] for stage in stages], axis=0)
+            steps = (np.arange(len(curve)) + 0.5) * stages[0]["steps"] / len(curve)
+            axes.plot(steps, curve, style, color=colour, linewidth=1.1, label=name)
+    axes.set_xlabel("steps of stage 2", fontsize=9)
+    axes.set_ylabel("loss, mean over seeds", fontsize=9)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    _plain(axes)
+    return figure
 
 
 def _panels(below: str) -> tuple[Figure, Panels]:
@@ -116,17 +136,21 @@ def _curve(
 def _finished(figure: Figure, panels: Panels, results: Results) -> Figure:
     """What all panels have: titles, the lines of full and of the floor, one legend."""
     for steps, axes in panels:
-        for name, style, label in (("full", "-", None), ("no-image", "--", "without the image")):
+        for name, style, label in (("full", "-", "full"), ("no-image", "--", "without the image")):
             if found := right(name, *steps).estimate(results):
                 axes.axhline(100 * found.mean, color=GREY, linewidth=0.8, linestyle=style, label=label, zorder=0)
         title = f"questions of {steps[0]} step{'s' * (steps[0] > 1)}" if steps else "all questions"
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_ylim(0, 103)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=LIGHT, linewidth=0.6)
-        axes.set_axisbelow(True)
+        _plain(axes)
     panels[0][1].set_ylabel("right answers, %", fontsize=9)
     handles, labels = panels[-1][1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=8)
     return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)

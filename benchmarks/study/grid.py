@@ -47,10 +47,22 @@ class Point:
     blind: bool = False  # without the image
 
 
+ASKED = (
+    *("place", "where", "largest"),
+    *("right_of", "below", "above_largest"),
+    *("right_of_below", "right_of_below_largest", "how_many_larger_below"),
+)
+RECIPE = {"pretrain": {"total_steps": 40}, "finetune": {"total_steps": 4200}}
+
+
+def task(grid: int, fewest: int, most: int) -> Task:
+    return Task(grid, fewest=fewest, most=most, kinds=ASKED, deep=67, asked=len(ASKED), test=300)
+
+
 SIZES = {
-    "small": Size(Task(grid=8, fewest=8, most=12), depth=8),
-    "144": Size(Task(grid=12, fewest=10, most=20), depth=8),
-    "576": Size(Task(grid=24, fewest=20, most=40), depth=8),
+    "small": Size(task(grid=8, fewest=10, most=14), depth=8, recipe=RECIPE),
+    "144": Size(task(grid=12, fewest=10, most=20), depth=8, recipe=RECIPE),
+    "576": Size(task(grid=24, fewest=20, most=40), depth=8, recipe=RECIPE),
 }
 
 
@@ -67,7 +79,7 @@ def trainings(size: Size) -> dict[str, Training]:
         "random-8": f"random:tokens=8,layer={K}",
         "windows-8": f"windows:tokens=8,layer={K}",
         # Fewer tokens from the first layer on.
-        "perceiver": f"perceiver:tokens={equal}",
+        "perceiver": f"perceiver:tokens={equal},depth=1",  # its six blocks would be most of such a small model
         "mqt": f"mqt:tokens={equal},draw=no",
         # Registers of another kind: any number of them later, nothing dropped, the only way to the image, other starts.
         "elastic-16": f"elastic:registers=16,layer={K}",

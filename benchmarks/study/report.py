@@ -17,6 +17,7 @@ FIGURES = {
     "accuracy": (figures.accuracy_over_compute, "right answers over the compute of a question"),
     "layers": (figures.accuracy_over_layer, "right answers over the layer at which the visual tokens leave"),
     "training": (figures.accuracy_over_training, "right answers over the compute of training"),
+    "loss": (figures.loss_over_steps, "loss over the steps of stage 2"),
 }
 
 
@@ -57,18 +58,21 @@ def _verdict(claim: Claim, size: str, results: Results) -> dict[str, Any]:
     sizes = "" if size == DEFAULT else f" --sizes={size}"
     return {
         "claim": claim.says,
-        "elsewhere": claim.elsewhere or "no number",
-        "holds if": f"{claim.effect.says} {claim.side} {_percent(claim.threshold)}",
-        "found": _interval(found) if found else "",
+        "paper": claim.paper,
+        "holds if": f"{claim.effect.says} {claim.side} {100 * claim.threshold:z.1f} {claim.effect.unit}",
+        "found": f"{_interval(found)} {claim.effect.unit}, {_seeds(found)}" if found else "",
         "verdict": f"**{verdict}**" if found else verdict,
         "again": f"`python -m benchmarks.study --claims={claim.name}{sizes}`",
     }
 
 
 def _interval(found: Estimate) -> str:
-    if found.seeds == 1:
-        return f"{_percent(found.mean)}, one seed"
-    return f"{_percent(found.mean)} [{_percent(found.low)}, {_percent(found.high)}], {found.seeds} seeds"
+    mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+    return f"{mean:z.1f}" + (f" [{low:z.1f}, {high:z.1f}]" if found.seeds > 1 else "")
+
+
+def _seeds(found: Estimate) -> str:
+    return f"{found.seeds} seed{'s' * (found.seeds > 1)}"
 
 
 # --- the measurements -----------------------------------------------------------------------------------------------
@@ -94,8 +98,8 @@ def origin(results: Results) -> str:
     seeds = len({record["seed"] for record in records})
     return (
         f"{len(records)} results of {seeds} seeds; {of['date']}, revision {of['revision']}, {of['device']}, Python "
-        f"{of['python']}, jax {of['jax']}. Cells are means over seeds ± half of the 95 % interval; `lost` is relative "
-        "to full, `above floor` compares what lies above the model without images."
+        f"{of['python']}, jax {of['jax']}. Right answers in %: means over seeds ± half of the 95 % interval; `lost` "
+        "is relative to full, `above floor` compares what lies above the model without images."
     )
 
 
@@ -123,15 +127,11 @@ def costs(size: str, results: Results) -> str:
         row: dict[str, Any] = {"": point}
         row |= {f"{stage} steps": of["steps"] for stage, of in found[0]["training"].items()}
         row |= {"TFLOP": training_cost(found[0], "flops") / 1e12}
-        rows.append(row | {"minutes": time.mean if (time := Estimate.over(minutes)) else "not measured"})
+        rows.append(row | {"minutes alone": time.mean if (time := Estimate.over(minutes)) else "not measured"})
     return table(rows)
 
 
 def _mean(found: Estimate | None) -> str:
     if found is None:
         return ""
-    return _percent(found.mean) + (f" ± {100 * found.half:.1f}" if found.seeds > 1 else "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * found.mean:z.1f}" + (f" ± {100 * found.half:z.1f}" if found.seeds > 1 else "")

@@ -19,15 +19,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from examples.quickstart.questions import EMPTY, KINDS, Canvas, Cell, Question, choose, place, questions
 from victor_jax.data.templates import VICUNA_SYSTEM
 from victor_jax.errors import UserError, exit_status
 from victor_jax.files import new_folder
 
-KINDS = ("place", "where", "count", "largest", "left_of")
-HARD = {"count": 2, "left_of": 2}  # asked more often than the others while training
-EMPTY = -1  # the class of a cell without a digit
 TEST_DIGITS = 360  # of the 1,797
-CROWDED = 24  # digits among which hardly any stands there once
+BESIDE = 0.8  # of the digits stand beside another one: else next to most of them would be nothing
+LARGEST = 5, 9  # is drawn first, so that it is as often the one as the other
 VARIANTS = 16  # of each training digit: the scan itself, and others bent at random by no more than this:
 TURN, SLANT, STRETCH = 15, 0.2, (0.85, 1.2)  # degrees; of its height; of its sides
 BOARD, INK, NOISE = 112, 140, 6.0  # grey of the canvas and what ink adds to it; the standard deviation of noise
@@ -40,13 +39,14 @@ AT_ONCE = 512  # canvases painted together: more would only cost memory
 class Task:
     """How hard it is. With a patch for each cell, a model sees grid² visual tokens."""
 
-    grid: int = 4  # cells on a side
+    grid: int = 8  # cells on a side
     cell: int = 16  # pixels on a side of a cell
-    fewest: int = 4  # digits on a canvas
-    most: int = 6
-    kinds: tuple[str, ...] = KINDS
-    turns: int = 6  # questions about each training canvas: with many, earlier answers give later ones away
-    asked: int = 5  # about each test canvas
+    fewest: int = 8  # digits on a canvas
+    most: int = 12
+    kinds: tuple[str, ...] = ("place", "where", "largest", "right_of", "below", "above_largest")
+    deep: int = 50  # percent of the training questions that have more than one step
+    turns: int = 6  # questions about each training canvas
+    asked: int = 6  # about each test canvas
     train: int = 8000  # canvases
     described: int = 1000  # of them, in words, for stage 1
     test: int = 200
@@ -59,11 +59,13 @@ class Task:
             raise UserError(f"kinds is empty: choose of {', '.join(KINDS)}")
         if not 3 <= self.grid <= 26 or self.cell < 8:
             raise UserError(f"grid={self.grid} must be 3 to 26 (columns are letters) and cell={self.cell} at least 8")
-        if not 4 <= self.fewest <= self.most < self.grid**2 or self.fewest > CROWDED:
+        if not 6 <= self.fewest <= self.most < self.grid**2:
             raise UserError(
-                f"fewest={self.fewest} digits must be 4 to {CROWDED}, and most={self.most} no fewer and leave one of "
+                f"fewest={self.fewest} digits must be at least 6, and most={self.most} no fewer and leave one of "
                 f"{self.grid**2} cells free"
             )
+        if not 0 <= self.deep <= 100:
+            raise UserError(f"deep={self.deep} must be 0 to 100 percent")
         for name in ("turns", "asked", "train", "described", "test"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
@@ -77,12 +79,6 @@ class Task:
 class Canvases(NamedTuple):
     pixels: np.ndarray  # uint8 [n, size, size], grey
     digits: np.ndarray  # int8 [n, grid, grid], EMPTY where there is none
-
-
-class Question(NamedTuple):
-    kind: str
-    text: str
-    answer: str
 
 
 def write_digits(folder: Path, task: Task) -> Path:
@@ -165,30 +161,37 @@ def _paint(
 
 
 def _draw(task: Task, rng: np.random.Generator) -> np.ndarray:
-    """int8 [grid, grid]: which digits stand where; two of them once and in two columns, as questions need them."""
-    cells = task.grid**2
+    """int8 [grid, grid]: which digits stand where; each kind of question has an answer."""
     while True:
-        in_order = np.full(cells, EMPTY, np.int8)
-        filled = rng.integers(task.fewest, task.most + 1)
-        palette = rng.permutation(10)[: rng.integers(3, 7)]  # few kinds: else nearly all of them stand there once
-        in_order[rng.permutation(cells)[:filled]] = rng.choice(palette, filled)
-        digits = in_order.reshape(task.grid, task.grid)
-        if len({column for _, column in _standing_once(digits).values()}) >= 2:
+        digits = np.full((task.grid, task.grid), EMPTY, np.int8)
+        count = int(rng.integers(task.fewest, task.most + 1))
+        digits[tuple(np.transpose(_cells(count, task.grid, rng)))] = rng.permutation(_classes(count, rng))
+        canvas = Canvas(digits)
+        if all(any(True for _ in questions(kind, canvas)) for kind in task.kinds):
             return digits
 
 
-def _counts(digits: np.ndarray) -> np.ndarray:
-    """int [10]: how often each digit stands there."""
-    return np.bincount(digits[digits != EMPTY], minlength=10)
+def _classes(count: int, rng: np.random.Generator) -> list[int]:
+    """Of that many digits: the largest and three to five others stand there once, the rest more often."""
+    largest = int(rng.integers(LARGEST[0], LARGEST[1] + 1))
+    others = [int(digit) for digit in rng.permutation(largest)]
+    once = min(int(rng.integers(3, 6)), len(others) - 1)
+    several = others[once : once + 3]
+    more = count - 1 - once
+    return [largest, *others[:once], *(several[at % len(several)] for at in range(more))]
 
 
-def _standing_once(digits: np.ndarray) -> dict[int, tuple[int, int]]:
-    """Row and column of each digit that stands there once, by digit."""
-    places = {}
-    for digit in np.flatnonzero(_counts(digits) == 1):
-        row, column = np.argwhere(digits == digit)[0]
-        places[int(digit)] = int(row), int(column)
-    return places
+def _cells(count: int, grid: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Of that many digits: most are beside another one."""
+    free = [(row, column) for row in range(grid) for column in range(grid)]
+    taken: list[tuple[int, int]] = []
+    while len(taken) < count:
+        near = [cell for cell in free if any(abs(cell[0] - r) + abs(cell[1] - c) == 1 for r, c in taken)]
+        among = near if near and rng.random() < BESIDE else free
+        cell = among[rng.integers(len(among))]
+        free.remove(cell)
+        taken.append(cell)
+    return taken
 
 
 def scans(part: str, task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -225,56 +228,32 @@ def _bent(scan: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def conversation(digits: np.ndarray, task: Task, number: int) -> list[Question]:
-    """`turns` different questions about a training canvas, in random order."""
+    """Up to `turns` questions about a training canvas. None is answered by what was said before it."""
     rng = np.random.default_rng((task.seed, 3, number))
-    asked: dict[str, Question] = {}
-    often = [kind for kind in task.kinds for _ in range(HARD.get(kind, 1))]
-    kinds = [often[at] for at in rng.permutation(len(often))]
-    for _ in range(20 * task.turns):  # a small canvas may not have as many
+    canvas = Canvas(digits)
+    asked: list[Question] = []
+    known: set[Cell] = set()
+    for _ in range(4 * task.turns):  # a small canvas may not have as many
         if len(asked) == task.turns:
             break
-        question = ask(kinds.pop() if kinds else str(rng.choice(task.kinds)), digits, rng)
-        asked[question.text] = question
-    questions = list(asked.values())
-    return [questions[at] for at in rng.permutation(len(questions))]
+        question = choose(_kind(task, rng), canvas, rng, known)
+        if question:
+            asked.append(question)
+            known.update(question.reads)
+    return asked
 
 
-def ask(kind: str, digits: np.ndarray, rng: np.random.Generator) -> Question:
-    """A question about a canvas, and its answer; digits int [grid, grid]."""
-    match kind:
-        case "place":
-            row, column = rng.choice(np.argwhere((digits != EMPTY) == (rng.random() < 0.8)))
-            text = f"Which digit is at {place(row, column)}?"
-            answer = "none" if digits[row, column] == EMPTY else str(digits[row, column])
-        case "count":
-            counts = _counts(digits)
-            times = rng.choice(np.unique(counts))  # every count is the answer equally often
-            digit = rng.choice(np.flatnonzero(counts == times))
-            text, answer = f"How often do you see {digit}?", str(times)
-        case "largest":
-            text, answer = "Which digit is the largest?", str(digits.max())
-        case "where":
-            once = _standing_once(digits)
-            digit = rng.choice(list(once))
-            text, answer = f"Where is {digit}?", place(*once[digit])
-        case _:  # left_of
-            columns = {digit: column for digit, (_, column) in _standing_once(digits).items()}
-            pairs = [(a, b) for a in columns for b in columns if columns[a] != columns[b]]
-            a, b = pairs[rng.integers(len(pairs))]
-            text = f"Is {a} left of {b}?"
-            answer = "yes" if columns[a] < columns[b] else "no"
-    return Question(kind, text, answer)
-
-
-def place(row: int, column: int) -> str:
-    """As on a chess board: A1 stands at the top left."""
-    return f"{chr(ord('A') + column)}{row + 1}"
+def _kind(task: Task, rng: np.random.Generator) -> str:
+    easy = [kind for kind in task.kinds if KINDS[kind].steps == 1]
+    deep = [kind for kind in task.kinds if KINDS[kind].steps > 1]
+    among = deep if deep and (not easy or rng.random() * 100 < task.deep) else easy
+    return among[rng.integers(len(among))]
 
 
 def caption(digits: np.ndarray) -> Question:
     """The canvas in words, as stage 1 wants it."""
-    seen = [f"{place(row, column)} {digits[row, column]}" for row, column in np.argwhere(digits != EMPTY)]
-    return Question("caption", "What do you see?", " ".join(seen))
+    seen = [f"{place((row, column))} {digits[row, column]}" for row, column in np.argwhere(digits != EMPTY)]
+    return Question("caption", "What do you see?", " ".join(seen), ())
 
 
 def _row(number: int, questions: list[Question]) -> dict[str, Any]:
@@ -291,15 +270,16 @@ def _test_lines(digits: np.ndarray, task: Task) -> list[dict[str, Any]]:
     rng = np.random.default_rng((task.seed, 4))
     lines: list[dict[str, Any]] = []
     for number, canvas in enumerate(digits):
-        for at in range(task.asked):
-            kind, text, answer = ask(task.kinds[at % len(task.kinds)], canvas, rng)
+        for _ in range(task.asked):
+            question = choose(task.kinds[len(lines) % len(task.kinds)], Canvas(canvas), rng)
+            assert question, "a canvas has questions of every kind"
             lines.append(
                 {
                     "question_id": len(lines),
                     "image": NAME.format(number),
-                    "text": text,
-                    "category": kind,
-                    "answer": answer,
+                    "text": question.text,
+                    "category": question.kind,
+                    "answer": question.answer,
                 }
             )
     return lines
@@ -309,7 +289,7 @@ def _test_lines(digits: np.ndarray, task: Task) -> list[dict[str, Any]]:
 
 # A piece goes to the next digit, place or mark; `USER: ` keeps its space, since what follows may be an image.
 PIECE = r" ?USER: ?| ?[A-Z]?\d+[^\d:.\n]*?(?= ?[A-Z]?\d|[:.\n]|$):?|[^\d:.\n]+?(?= ?[A-Z]?\d|[:.\n]|$)[:.]?|[:.\n]"
-PIECES = 256  # of the task's text; what they do not spell is spelt in bytes
+PIECES = 4096  # of the task's text; what they do not spell is spelt in bytes
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
@@ -351,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path)
     for name, value in asdict(Task()).items():
         if name == "kinds":
-            parser.add_argument("--kinds", nargs="+", default=value, metavar="KIND", help=", ".join(KINDS))
+            known = ", ".join(f"{kind} ({KINDS[kind].steps})" for kind in KINDS)
+            parser.add_argument("--kinds", nargs="+", default=value, metavar="KIND", help=f"with their steps: {known}")
         else:
             parser.add_argument(f"--{name}", type=int, default=value)
     given = vars(parser.parse_args(arguments))

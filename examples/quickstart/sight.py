@@ -20,7 +20,8 @@ import optax
 from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
-from examples.quickstart.digits import EMPTY, PARTS, Canvases, Task, paint, read_task
+from examples.quickstart.digits import PARTS, Canvases, Task, paint, read_task
+from examples.quickstart.questions import EMPTY
 from victor_jax.compression.withdrawal import full
 from victor_jax.errors import exit_status
 from victor_jax.models.config import VisionConfig, VLMConfig
@@ -34,8 +35,9 @@ from victor_jax.weights.tensors import Tensor, from_array
 from victor_jax.weights.tokenizer import open_tokenizer
 from victor_jax.weights.write import write_checkpoint
 
-BATCH, RATE, WARMUP = 64, 3e-3, 0.1
+BATCH, RATE, WARMUP = 1024, 3e-3, 0.1  # cells, on however many canvases
 STEPS = 700
+DEPTH = 4  # of the language tower
 CELLS, UNSEEN = 256_000, 16_000  # on all canvases together, to learn from and to be tested on
 FILLED = 0.6  # of the cells, at random: there are no questions here that a canvas must suit
 CLASSES, NOTHING = 11, 0  # of patches: those without a digit, then a class for each digit
@@ -44,8 +46,8 @@ SHARP = 4.0  # of the choice between codes
 PATCH_GAIN = 3.0  # a projected patch weighs about as much as a word
 
 
-def tiny(task: Task, tokenizer: Any) -> VLMConfig:
-    """LLaVA's architecture in small, with a patch for each cell."""
+def tiny(task: Task, tokenizer: Any, depth: int = DEPTH) -> VLMConfig:
+    """LLaVA's architecture in small, with a patch for each cell; depth: of the language tower."""
     vision = VisionConfig(
         width=64,
         mlp_width=256,
@@ -56,7 +58,7 @@ def tiny(task: Task, tokenizer: Any) -> VLMConfig:
         activation="quick_gelu",
         norm_eps=1e-5,
     )
-    small = llava(96, 192, 4, vision, head_dim=24)
+    small = llava(96, 192, depth, vision, head_dim=24)
     return replace(
         small,
         language=replace(small.language, vocabulary=len(tokenizer)),
@@ -67,12 +69,15 @@ def tiny(task: Task, tokenizer: Any) -> VLMConfig:
     )
 
 
-def write_start(folder: Path, tokenizer_folder: Path, task: Task, steps: int = STEPS) -> float:
-    """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows."""
-    config = tiny(task, open_tokenizer(tokenizer_folder))
-    drawn = draw(config, task.seed)
+def write_start(
+    folder: Path, tokenizer_folder: Path, task: Task, depth: int = DEPTH, seed: int = 0, steps: int = STEPS
+) -> float:
+    """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows. The seed draws
+    the model and the order of its canvases; which digits are unseen, the task's own seed says."""
+    config = tiny(task, open_tokenizer(tokenizer_folder), depth)
+    drawn = draw(config, seed)
     train, test = crowd(task, "train", CELLS), crowd(task, "test", UNSEEN)
-    seen, knows = give_sight(config, drawn, train, test, task.seed, steps)
+    seen, knows = give_sight(config, drawn, train, test, seed, steps)
     write_checkpoint(Checkpoint("drawn", tokenizer_folder, config, drawn | seen), folder, "hf")
     return knows
 
@@ -141,7 +146,7 @@ def give_sight(
     labels = patch_labels(train.digits, config)
     moments = optimizer.init(params)
     with tqdm(total=steps, desc="vision tower", unit=" steps") as bar:
-        for chosen in _batches(len(labels), steps, seed):
+        for chosen in _batches(len(labels), max(1, BATCH // labels.shape[1]), steps, seed):
             params, moments, value = step(params, moments, train.pixels[chosen], labels[chosen])
             bar.update()
             if bar.n % 50 == 0:
@@ -172,13 +177,13 @@ def patch_labels(digits: np.ndarray, config: VLMConfig) -> np.ndarray:
     return (digits[:, cell][:, :, cell].reshape(len(digits), -1) + NOTHING - EMPTY).astype(np.int32)
 
 
-def _batches(rows: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+def _batches(rows: int, size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
     rng, order = np.random.default_rng((seed, 6)), np.zeros(0, int)
     for _ in range(steps):
-        if len(order) < BATCH:
+        if len(order) < size:
             order = rng.permutation(rows)
-        yield order[:BATCH]
-        order = order[BATCH:]
+        yield order[:size]
+        order = order[size:]
 
 
 def main() -> int:
@@ -187,10 +192,14 @@ def main() -> int:
     )
     parser.add_argument("data", type=Path, help="what examples.quickstart.digits wrote")
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")
+    parser.add_argument("--depth", type=int, default=DEPTH, help="layers of the language tower")
+    parser.add_argument("--seed", type=int, help="of the model (the task's)")
     given = parser.parse_args()
 
     def command() -> None:
-        knows = write_start(given.out, given.data / "tokenizer", read_task(given.data))
+        task = read_task(given.data)
+        seed = task.seed if given.seed is None else given.seed
+        knows = write_start(given.out, given.data / "tokenizer", task, given.depth, seed)
         print(f"It names {knows:.1%} of the digits that it never saw. The language tower is random.")
 
     return exit_status(command)

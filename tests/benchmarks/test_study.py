@@ -3,20 +3,28 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import grid
-from benchmarks.study.claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, Claim
+from benchmarks.study.claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, STEPS, Claim
+from benchmarks.study.cut import cut
 from benchmarks.study.effects import cost_to_reach, gain, kept, loss, saved, trained_shorter
 from benchmarks.study.grid import SIZES, chosen, points, setting, trainings
 from benchmarks.study.measure import Workplace, accuracies, lengthened, trained_stage
 from benchmarks.study.records import Estimate, Results, write
 from benchmarks.study.report import filled, report, verdicts
+from examples.quickstart.questions import KINDS
 from examples.quickstart.report import positions
 from examples.quickstart.sight import tiny
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
+from victor_jax.weights import fresh
+from victor_jax.weights.names import REGISTERS
+from victor_jax.weights.read import open_checkpoint
+from victor_jax.weights.tensors import from_array
+from victor_jax.weights.write import write_checkpoint
 
 
 def record(point, seed, accuracy, steps=None, flops=100, per_step=10, at_once=1, size="small"):
@@ -70,6 +78,11 @@ def test_every_compression_fits_the_model_of_its_size(size):
         assert point.training in trainings(of), name
         if point.asked:
             parse(point.asked, config)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_every_size_asks_questions_of_every_number_of_steps(size):
+    assert {KINDS[kind].steps for kind in size.task.kinds} == set(STEPS)
 
 
 def test_claims_ask_for_points_of_the_grid():
@@ -189,9 +202,9 @@ def test_the_page_has_a_verdict_for_every_claim(tmp_path):
     row = by_command["python -m benchmarks.study --claims=victor-8"]
     assert row[3].endswith("3 seeds")
     assert row[4] == "**holds**"
-    assert by_command["python -m benchmarks.study --claims=beats-none-k3"][3:5] == ["", "not measured"]
+    assert by_command["python -m benchmarks.study --claims=none-k3"][3:5] == ["", "not measured"]
     assert "| victor-8-k3 | 3 |" in text
-    for figure in ("accuracy", "layers", "training"):
+    for figure in ("accuracy", "layers", "training", "loss"):
         assert f"(images/study-small-{figure}.png)" in text
         assert (tmp_path / "images" / f"study-small-{figure}.png").stat().st_size > 5_000
 
@@ -235,7 +248,7 @@ def test_what_has_a_result_is_not_measured_again(tmp_path, capsys):
     for seed in (0, 1):
         write(record("full", seed, 0.9), tmp_path)
     write(record("untrained-vtw-k1", 0, 0.9), tmp_path)
-    given = study.parsed(["--claims=untrained-k1,beats-none-k1", "--seeds=2", f"--results={tmp_path}"])
+    given = study.parsed(["--claims=vtw-untrained-k1,none-k1", "--seeds=2", f"--results={tmp_path}"])
     assert study.missing(given, "small") == {
         ("victor-8-k1", 0): ["victor-8-k1"],
         ("vtw-k1", 0): ["vtw-k1"],
@@ -302,3 +315,19 @@ def test_a_stage_keeps_its_cost_and_a_short_curve(tmp_path):
     assert (found["steps"], found["flops_per_step"], found["seconds_per_step"]) == (200, 10, 0.5)
     assert len(found["loss"]) == 50
     assert found["loss"][0] == pytest.approx(4.0 - 0.015)
+
+
+def test_the_first_registers_are_cut_out_of_a_checkpoint(tmp_path):
+    of = SIZES["small"]
+    whole = fresh.checkpoint(model(replace(of, depth=1)), seed=0)
+    registers = np.random.default_rng(0).normal(size=(16, 96)).astype(np.float32)
+    spec = "victor:registers=16,layer=1"
+    write_checkpoint(
+        replace(whole, tensors=whole.tensors | {REGISTERS: from_array(registers)}, compression=spec),
+        tmp_path / "whole",
+        "hf",
+    )
+    cut(tmp_path / "whole", tmp_path / "fewer", 4)
+    found = open_checkpoint(tmp_path / "fewer")
+    assert found.compression == "victor:registers=4,layer=1"
+    assert np.array_equal(found.tensors[REGISTERS].load(), registers[:4])

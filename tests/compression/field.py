@@ -20,7 +20,7 @@ from victor_jax.compression.spec import parse
 from victor_jax.compression.stream import Seen
 from victor_jax.data.batches import build_batch
 from victor_jax.inference import programs
-from victor_jax.inference.vlm import room_for
+from victor_jax.inference.buckets import room_for
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.models.vlm import VLMModule, parameters

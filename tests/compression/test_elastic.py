@@ -14,7 +14,7 @@ from victor_jax.compression.plan import Kind
 from victor_jax.compression.spec import parse
 from victor_jax.data.batches import build_batch
 from victor_jax.inference import programs
-from victor_jax.inference.vlm import room_for
+from victor_jax.inference.buckets import room_for
 from victor_jax.models.sizes import SIZES
 from victor_jax.training.setup import Run
 from victor_jax.weights.read import open_checkpoint

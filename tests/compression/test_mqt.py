@@ -18,7 +18,7 @@ from victor_jax.compression.stream import Seen  # noqa: E402
 from victor_jax.data.batches import build_batch  # noqa: E402
 from victor_jax.errors import UserError  # noqa: E402
 from victor_jax.inference import programs  # noqa: E402
-from victor_jax.inference.vlm import room_for  # noqa: E402
+from victor_jax.inference.buckets import room_for  # noqa: E402
 from victor_jax.models.sizes import SIZES  # noqa: E402
 from victor_jax.models.vlm import VLMModule  # noqa: E402
 from victor_jax.weights import fresh  # noqa: E402

@@ -1,6 +1,7 @@
 """The quickstart's driver: what is done is not done again, what fails is told, what it shows is counted right."""
 
 import importlib
+import time
 
 import pytest
 
@@ -45,6 +46,20 @@ def test_what_runs_beside_a_failure_is_told_to_stop(tmp_path):
         Runner(tmp_path / "logs").run([job(tmp_path, "broken", begun)], [beside])
     assert (tmp_path / "saved").exists()
     assert not beside.done.exists()
+
+
+def test_so_many_tasks_run_at_a_time(tmp_path):
+    running, most = [], []
+
+    def task():
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+
+    Runner(tmp_path / "logs").together([task] * 6, at_once=2)
+    assert len(most) == 6
+    assert max(most) == 2
 
 
 def test_a_user_may_choose_the_platform(monkeypatch):

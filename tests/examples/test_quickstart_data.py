@@ -4,6 +4,7 @@ is spelt by its own tokenizer, and the tower that it starts from sees digits."""
 import hashlib
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from transformers import AutoTokenizer
 
 import victor_jax
 from examples.quickstart import sight
-from examples.quickstart.digits import EMPTY, KINDS, Task, compose, conversation, main, scans, write_digits
+from examples.quickstart.digits import Task, compose, conversation, main, scans, write_digits
+from examples.quickstart.questions import EMPTY, KINDS, Canvas, choose
 from victor_jax.data.labels import Reader
 from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
@@ -50,25 +52,80 @@ def places_of(canvas):
     }
 
 
+COLUMNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+QUESTIONS = {
+    "place": r"Which digit is at ([A-Z]\d+)\?",
+    "where": r"Where is (\d)\?",
+    "largest": r"Which digit is the largest\?",
+    "right_of": r"What is right of (\d)\?",
+    "below": r"What is below (\d)\?",
+    "above_largest": r"What is above the largest\?",
+    "even_below_largest": r"Is the digit below the largest even\?",
+    "nearer_to_corner": r"Which is nearer to a corner, (\d) or (\d)\?",
+    "how_many_larger": r"How many are larger than the one at ([A-Z]\d+)\?",
+    "sum_of_row": r"What is the sum of the row of (\d)\?",
+    "right_of_below": r"What is right of the digit below (\d)\?",
+    "right_of_below_largest": r"What is right of the digit below the largest\?",
+    "how_many_larger_below": r"How many are larger than the digit below (\d)\?",
+}
+
+
 def answer_to(text, canvas):
-    """Kind and answer, from nothing but the words of the question and what stands on the canvas."""
+    """Kind, answer and the places that it takes, from nothing but the words of the question and what stands there."""
     stands = places_of(canvas)
-    if asked := re.fullmatch(r"Which digit is at ([A-Z]\d+)\?", text):
-        column, row = ord(asked[1][0]) - ord("A"), int(asked[1][1:]) - 1
-        assert column < canvas.shape[1]
-        assert row < canvas.shape[0]
-        return "place", str(stands.get(asked[1], "none"))
-    if asked := re.fullmatch(r"Where is (\d)\?", text):
-        (only,) = [where for where, digit in stands.items() if digit == int(asked[1])]
-        return "where", only
-    if asked := re.fullmatch(r"How often do you see (\d)\?", text):
-        return "count", str(list(stands.values()).count(int(asked[1])))
-    if text == "Which digit is the largest?":
-        return "largest", str(sorted(stands.values())[-1])
-    asked = re.fullmatch(r"Is (\d) left of (\d)\?", text)
-    (left,), (right,) = ([where for where, digit in stands.items() if digit == int(asked[n])] for n in (1, 2))
-    assert left[0] != right[0], "neither is left of the other"
-    return "left_of", "yes" if left[0] < right[0] else "no"
+    ((kind, named),) = [
+        (kind, asked.groups()) for kind, words in QUESTIONS.items() if (asked := re.fullmatch(words, text))
+    ]
+
+    def only(digit):
+        (place,) = [place for place, found in stands.items() if found == int(digit)]
+        return place
+
+    def moved(place, right=0, down=0):
+        there = f"{COLUMNS[COLUMNS.index(place[0]) + right]}{int(place[1:]) + down}"
+        assert there in stands, "nothing stands there"
+        return there
+
+    def larger(place):
+        return sum(digit > stands[place] for digit in stands.values())
+
+    def to_corner(digit):
+        row, column = int(only(digit)[1:]) - 1, COLUMNS.index(only(digit)[0])
+        return min(abs(row - r) + abs(column - c) for r in (0, len(canvas) - 1) for c in (0, len(canvas) - 1))
+
+    largest = max(stands.values())
+    match kind, *named:
+        case "place", place:
+            column, row = COLUMNS.index(place[0]), int(place[1:]) - 1
+            assert max(column, row) < len(canvas)
+            answer, reads = stands.get(place, "none"), [place]
+        case "where", digit:
+            answer, reads = only(digit), [only(digit)]
+        case ["largest"]:
+            answer, reads = largest, [only(largest)]
+        case "nearer_to_corner", a, b:
+            assert to_corner(a) != to_corner(b), "neither is nearer"
+            answer, reads = min(a, b, key=to_corner), [only(a), only(b)]
+        case "how_many_larger", place:
+            answer, reads = larger(place), [place]
+        case "sum_of_row", digit:
+            reads = [place for place in stands if place[1:] == only(digit)[1:]]
+            assert len(reads) > 1, "the question names the sum"
+            answer = sum(stands[place] for place in reads)
+        case "right_of_below" | "right_of_below_largest", *digit:
+            below = moved(only(*digit or [largest]), down=1)
+            reads = [only(*digit or [largest]), below, moved(below, right=1)]
+            answer = stands[reads[-1]]
+        case _, *digit:
+            start = only(*digit or [largest])
+            step = {"right_of": {"right": 1}, "above_largest": {"down": -1}}.get(kind, {"down": 1})
+            reads = [start, moved(start, **step)]
+            answer = stands[reads[-1]]
+            if kind == "even_below_largest":
+                answer = "yes" if answer in (0, 2, 4, 6, 8) else "no"
+            elif kind == "how_many_larger_below":
+                answer = larger(reads[-1])
+    return kind, str(answer), reads
 
 
 def standardised(images):
@@ -84,26 +141,30 @@ def file_hashes(folder):
 # --- questions ------------------------------------------------------------------------------------------------------
 
 
+ALL = tuple(KINDS)
+
+
 @pytest.mark.parametrize(
     "task",
     [
-        Task(train=150, test=60, seed=1),
-        Task(grid=3, fewest=4, most=8, train=100, test=60),  # full but for one cell
-        Task(grid=12, cell=8, fewest=20, most=40, train=40, test=60, seed=2),  # rows of two figures
+        Task(kinds=ALL, train=80, seed=1),
+        Task(grid=5, most=20, train=80),
+        Task(kinds=ALL, grid=12, cell=8, fewest=20, most=40, train=30, seed=2),  # rows of two figures
     ],
-    ids=["default", "crowded", "large"],
+    ids=["all", "crowded", "large"],
 )
-def test_every_answer_is_right(task):
-    kinds, answers = set(), set()
+def test_every_answer_is_right_and_was_not_told_before(task):
+    seen = set()
     for number, canvas in enumerate(compose(task, "train").digits):
-        questions = conversation(canvas, task, number)
-        assert len({question.text for question in questions}) == len(questions), "a question is asked twice"
-        for kind, text, answer in questions:
-            assert answer_to(text, canvas) == (kind, answer), (text, canvas)
-            kinds.add(kind)
-            answers.add(answer)
-    assert kinds == set(KINDS)
-    assert {"yes", "no", "none", "0", "2"} <= answers
+        told = set()
+        for question in conversation(canvas, task, number):
+            kind, answer, reads = answer_to(question.text, canvas)
+            assert (question.kind, question.answer) == (kind, answer), (question, canvas)
+            unknown = set(reads) - told
+            assert unknown if kind in ("nearer_to_corner", "sum_of_row") else reads[-1] in unknown
+            told |= set(reads)
+            seen.add(kind)
+    assert seen == set(task.kinds)
 
 
 def test_training_rows_belong_to_their_images(folder):
@@ -115,7 +176,7 @@ def test_training_rows_belong_to_their_images(folder):
         shown = np.asarray(Image.open(folder / "train" / row["image"]))
         np.testing.assert_array_equal(shown, canvases.pixels[number])
         texts = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
-        assert len(texts) == 2 * SMALL.turns
+        assert 2 < len(texts) <= 2 * SMALL.turns
         for text, answer in zip(texts[::2], texts[1::2], strict=True):
             assert answer_to(text, canvases.digits[number])[1] == answer
     for number, caption in enumerate(captions):
@@ -132,17 +193,34 @@ def test_the_benchmark_reads_right_answers_of_every_kind_equally_often(folder):
     assert len(questions) == len(lines) == SMALL.test * SMALL.asked
     for question, line in zip(questions, lines, strict=True):
         canvas = canvases.digits[int(line["image"].removesuffix(".png"))]
-        assert answer_to(line["text"], canvas) == (line["category"], line["answer"])
+        assert answer_to(line["text"], canvas)[:2] == (line["category"], line["answer"])
         assert (folder / "digits" / "images" / line["image"]).exists()
         assert question.answer == line["answer"]
-    counts = [sum(line["category"] == kind for line in lines) for kind in KINDS]
-    assert counts == [SMALL.test] * len(KINDS)
+    counts = [sum(line["category"] == kind for line in lines) for kind in SMALL.kinds]
+    assert counts == [SMALL.test] * len(SMALL.kinds)
+
+
+def test_half_of_the_questions_take_more_than_one_step():
+    task = Task(train=100)
+    rows = [conversation(canvas, task, at) for at, canvas in enumerate(compose(task, "train").digits)]
+    share = np.mean([KINDS[question.kind].steps > 1 for row in rows for question in row])
+    assert abs(share - 0.5) < 0.1
+
+
+def test_the_words_alone_say_little():
+    """Always giving a kind's most frequent answer; of yes and no one is right half of the time."""
+    task = Task(test=100, kinds=ALL)
+    rng = np.random.default_rng(0)
+    canvases = [Canvas(digits) for digits in compose(task, "test").digits]
+    for kind in ALL:
+        answers = Counter(choose(kind, canvas, rng).answer for canvas in canvases)
+        assert max(answers.values()) / 100 < (0.6 if kind == "even_below_largest" else 0.35), (kind, answers)
 
 
 def test_only_the_kinds_asked_for_come_up(tmp_path):
-    assert main([str(tmp_path / "data"), "--train=4", "--test=2", "--kinds", "where", "count"]) == 0
+    assert main([str(tmp_path / "data"), "--train=4", "--test=2", "--kinds", "where", "below"]) == 0
     lines = (tmp_path / "data" / "digits" / "questions.jsonl").read_text().splitlines()
-    assert {json.loads(line)["category"] for line in lines} == {"where", "count"}
+    assert {json.loads(line)["category"] for line in lines} == {"where", "below"}
 
 
 # --- the split, the seed, the folder --------------------------------------------------------------------------------
@@ -167,7 +245,7 @@ def test_canvases_show_scans_of_their_part(part, crowded):
     own, other = of_part.pop(part), *of_part.values()
     for canvases in (compose(SMALL, part), crowded[part]):
         for pixels, digits in zip(canvases.pixels[:10], canvases.digits, strict=False):
-            cells = pixels.reshape(4, 16, 4, 16).swapaxes(1, 2)[digits != EMPTY].astype(np.float32)
+            cells = pixels.reshape(8, 16, 8, 16).swapaxes(1, 2)[digits != EMPTY].astype(np.float32)
             windows = np.lib.stride_tricks.sliding_window_view(cells, (14, 14), axis=(1, 2))
             shown = standardised(windows.reshape(-1, 14, 14))
             likeness, unlike = ((shown @ known.T).reshape(len(cells), -1).max(axis=1) for known in (own, other))
@@ -211,10 +289,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         ({"grid": 2, "fewest": 4, "most": 4}, "grid=2 must be 3 to 26"),
         ({"grid": 27}, "grid=27 must be 3 to 26"),
         ({"cell": 7}, "cell=7 at least 8"),
-        ({"fewest": 3}, "fewest=3 digits must be 4 to"),
+        ({"fewest": 5}, "fewest=5 digits must be at least 6"),
         ({"fewest": 6, "most": 5}, "most=5 no fewer"),
-        ({"most": 16}, "most=16 no fewer and leave one of 16 cells free"),
-        ({"grid": 12, "fewest": 72, "most": 108}, "fewest=72 digits must be 4 to 24"),  # would be drawn for ever
+        ({"most": 64}, "most=64 no fewer and leave one of 64 cells free"),
+        ({"deep": 101}, "deep=101 must be 0 to 100 percent"),
         ({"train": 0}, "train=0 must be at least 1"),
         ({"asked": 0}, "asked=0 must be at least 1"),
     ],

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="the tiny models are built by Huggin
 import tiny  # noqa: E402
 
 import victor_jax  # noqa: E402
-from victor_jax.inference.vlm import room_for  # noqa: E402
+from victor_jax.inference.buckets import room_for  # noqa: E402
 from victor_jax.models.sequence import EncodedRow  # noqa: E402
 
 CONFIG = tiny.config("llama_gqa")

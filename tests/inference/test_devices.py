@@ -105,5 +105,5 @@ def test_devices_with_a_copy_each_exchange_nothing_but_whether_all_rows_have_end
     assert exchanged(compiled) == []
     logits, caches = vlm.call(programs.prefill, *prepared, room=4)
     static = {"max_new_tokens": 4, "end_tokens": (2,), "pad_token": 0}
-    lowered = programs.decode.lower(vlm._tree, caches, logits, None, module=vlm.module, **static)
+    lowered = programs.decode.lower(vlm._tree, caches, logits, None, None, module=vlm.module, **static)
     assert exchanged(lowered.compile()) == ["pred[] all-reduce"]

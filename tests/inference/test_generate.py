@@ -23,8 +23,8 @@ from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.inference import programs
+from victor_jax.inference.buckets import room_for
 from victor_jax.inference.prompts import open_prompter
-from victor_jax.inference.vlm import room_for
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE

@@ -26,6 +26,7 @@ def decoded(vlm, end_tokens):
         caches,
         logits,
         None,
+        None,
         module=vlm.module,
         max_new_tokens=ROOM,
         end_tokens=end_tokens,

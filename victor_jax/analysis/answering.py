@@ -18,8 +18,8 @@ from victor_jax.analysis.compiled import Compiled, compiled
 from victor_jax.analysis.topology import Chip
 from victor_jax.compression.plan import length_of, round_up
 from victor_jax.inference import programs
+from victor_jax.inference.buckets import room_for
 from victor_jax.inference.platform import abstract_weights
-from victor_jax.inference.vlm import room_for
 from victor_jax.models.sequence import IMAGE, Batch, EncodedRow, Sequence
 from victor_jax.models.vlm import VLMModule, parameters
 
@@ -141,6 +141,7 @@ def answering(module: VLMModule, place: Mesh | jax.Device, asked: Asked) -> Answ
         params,
         caches,
         logits,
+        None,
         None,
         module=module,
         max_new_tokens=asked.room,

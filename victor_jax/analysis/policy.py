@@ -150,7 +150,7 @@ def train(
         return sum(
             optax.softmax_cross_entropy_with_integer_labels(logits, wanted[:, i]).mean()
             for i, logits in enumerate(found)
-        )  # type: ignore[return-value]
+        )
 
     @jax.jit
     def run(own: dict[str, jax.Array], features: jax.Array, right: jax.Array) -> dict[str, jax.Array]:

@@ -24,9 +24,9 @@ def main(arguments: list[str]) -> int:
     names = [name for name, benchmark in BENCHMARKS.items() if benchmark.score]
     parser.add_argument("benchmark", choices=names)
     parser.add_argument("--predictions", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--annotations", required=True, type=Path, metavar="PATH", help="a file, or of POPE, MME and "
-                        "ScienceQA a folder")  # fmt: skip
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="LLaVA's question file, which POPE needs")
+    parser.add_argument("--annotations", required=True, type=Path, metavar="PATH", help="a file, or of POPE, MME, "
+                        "ScienceQA and MMMU a folder; of LLaVA-Bench and MM-Vet what the judge said")  # fmt: skip
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="the question file, which POPE and MM-Vet need")
     given = parser.parse_args(arguments)
     answers = read_answers(given.predictions)
     print(report(score(BENCHMARKS[given.benchmark], answers, given.annotations, given.questions)))

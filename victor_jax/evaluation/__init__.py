@@ -4,7 +4,11 @@ rest."""
 from victor_jax.evaluation.benchmark import Benchmark
 from victor_jax.evaluation.digits import DIGITS
 from victor_jax.evaluation.gqa import GQA
+from victor_jax.evaluation.llava_wild import LLAVA_W
+from victor_jax.evaluation.mm_vet import MM_VET
+from victor_jax.evaluation.mmbench import MMBENCH, MMBENCH_CN
 from victor_jax.evaluation.mme import MME
+from victor_jax.evaluation.mmmu import MMMU
 from victor_jax.evaluation.pope import POPE
 from victor_jax.evaluation.scienceqa import SCIENCEQA
 from victor_jax.evaluation.seed_bench import SEED_BENCH
@@ -25,7 +29,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         TEXTVQA_NO_OCR,
         POPE,
         MME,
+        MMBENCH,
+        MMBENCH_CN,
         SEED_BENCH,
+        LLAVA_W,
+        MM_VET,
+        MMMU,
         DIGITS,
     )
 }

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from victor_jax.data.images import BadImage, decode
 from victor_jax.data.labels import IMAGE_TEXT
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import Answer, Score
-from victor_jax.evaluation.benchmark import Question, ReadPicture, score
+from victor_jax.evaluation.benchmark import Question, score
 from victor_jax.evaluation.tasks import Task
+from victor_jax.inference.buckets import Bucketed, room_for
 from victor_jax.inference.vlm import VLM
 from victor_jax.results import check_settings, keep_settings, read_json, stamp_of, whole_lines, write_json
 from victor_jax.sharding.distributed import agreed, receive, send
@@ -158,7 +160,10 @@ def _texts(vlm: VLM, task: Task, done: int) -> Iterator[tuple[int, list[str]]]:
     order, on another one its own. Batches begin at the same questions whenever the run was stopped."""
     total, size, processes, me = len(task.questions), task.batch_size, jax.process_count(), jax.process_index()
     starts = range(done // size * size if done < total else total, total, size)
-    answers = vlm.generate_batches((_asked(task, start) for start in starts[me::processes]), task.max_new_tokens)
+    asked = vlm.prompter.ask(*_asked(task))
+    first, most = min(size, total), room_for(asked)
+    batches = [Bucketed(tuple(range(start, min(start + size, total))), first, most, None) for start in starts]
+    answers = vlm.generate_batches(asked, batches[me::processes], task.max_new_tokens, open=partial(_open, task))
     for number, start in enumerate(starts):
         if number % processes == me:
             yield start, next(answers).texts
@@ -193,24 +198,21 @@ def row_of(question: Question, text: str) -> dict[str, Any]:
     return {"question_id": question.id, "prompt": question.text, "text": text} | {k: v for k, v in beside.items() if v}
 
 
-def _asked(task: Task, start: int) -> tuple[list[str], list[list[Image.Image] | None]]:
-    """Prompts and pictures of a batch. The last is filled up, so that no other program has to be compiled for it."""
-    questions = task.questions[start : start + task.batch_size]
-    fillers = min(task.batch_size, len(task.questions)) - len(questions)
-    rows = [*questions, *questions[-1:] * fillers]
+def _asked(task: Task) -> tuple[list[str], list[list[str] | None]]:
+    """Prompts, and the names of their pictures."""
     if task.picture is None:
-        return [_blind(question.text) for question in rows], [None] * len(rows)
-    return [question.text for question in rows], [
-        [_open(task.picture, name, question) for name in question.images] for question in rows
-    ]
+        return [_blind(question.text) for question in task.questions], [None] * len(task.questions)
+    return [question.text for question in task.questions], [list(question.images) for question in task.questions]
 
 
 def _blind(text: str) -> str:
     return text.replace(f"{IMAGE_TEXT}\n", "").replace(IMAGE_TEXT, "")
 
 
-def _open(picture: ReadPicture, name: str, question: Question) -> Image.Image:
+def _open(task: Task, name: str) -> Image.Image:
+    assert task.picture is not None
     try:
-        return decode(picture(name), name)
+        return decode(task.picture(name), name)
     except BadImage as error:
-        raise UserError(f"question {question.id}: {error}") from None
+        asks = next(question.id for question in task.questions if name in question.images)
+        raise UserError(f"question {asks}: {error}") from None

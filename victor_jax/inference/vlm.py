@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
@@ -22,11 +21,12 @@ from victor_jax.errors import UserError, join_names
 from victor_jax.inference import forks, programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
+from victor_jax.inference.buckets import Bucketed, in_buckets, in_order, room_for
 from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
 from victor_jax.inference.forks import Group
 from victor_jax.inference.platform import abstract_weights, module_for
 from victor_jax.inference.programs import End
-from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
+from victor_jax.inference.prompts import Open, Pictures, Prompter, open_picture, open_prompter
 from victor_jax.inference.sampling import GREEDY, MOST_SEED, Draws, Sampling, check_seeds, draws_of
 from victor_jax.limits import check_kind, check_whole
 from victor_jax.models.config import VLMConfig
@@ -34,7 +34,7 @@ from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Choice
 from victor_jax.prompt import Prompt
-from victor_jax.sharding.mesh import fetch
+from victor_jax.sharding.mesh import BATCH, fetch
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.names import REGISTERS
@@ -151,24 +151,53 @@ class VLM:
         *,
         sampling: Sampling = GREEDY,
         seeds: Rows[int] | None = None,
+        stop: Rows[str] = (),
     ) -> list[str]:
         """The answer to each prompt. With each goes a picture (PIL or a path), a list of them, or None.
 
         A prompt is the question alone: the chat template is the checkpoint's. `<image>` marks each picture; a
-        single one may be left out and comes first. An answer that is drawn depends on the seed of its prompt alone
-        (by default its number), not on the others.
+        single one may be left out and comes first. An answer ends before the first of the texts in `stop`. One that
+        is drawn depends on the seed of its prompt, by default its number, and not on the other prompts.
         """
         rows = self.prompter.ask(prompts, images)
-        of_rows = batches_of(rows, batch_size), batches_of(check_seeds(seeds, len(rows)), batch_size)
-        answers = self._answers(zip(*of_rows, strict=True), max_new_tokens, sampling)
-        return list(itertools.chain.from_iterable(texts for texts, _ in answers))[: len(rows)]
+        batches = self.in_buckets(rows, batch_size)
+        answers = self.generate_batches(rows, batches, max_new_tokens, sampling=sampling, seeds=seeds, stop=stop)
+        return in_order(len(rows), batches, (of_batch.texts for of_batch in answers))
+
+    def in_buckets(self, rows: Rows[EncodedRow], batch_size: int) -> list[Bucketed]:
+        """Which of the encoded rows to answer together. Rows that are cut over devices share no pictures."""
+        share = self.mesh is None or all(self.mesh.shape[axis] == 1 for axis in BATCH)
+        return in_buckets(rows, batch_size, self.method.registers, share)
 
     def generate_batches(
-        self, batches: Iterable[tuple[Rows[str], Rows[Pictures] | None]], max_new_tokens: int = 128
+        self,
+        rows: Rows[EncodedRow],
+        batches: Iterable[Bucketed],
+        max_new_tokens: int = 128,
+        *,
+        sampling: Sampling = GREEDY,
+        seeds: Rows[int] | None = None,
+        stop: Rows[str] = (),
+        open: Open = open_picture,
     ) -> Iterator[Answered]:
-        """As `generate`, for batches that come one by one: while the device answers one, the next is read."""
-        asked = (self.prompter.ask(prompts, images) for prompts, images in batches)
-        return self._answers(((rows, range(len(rows))) for rows in asked), max_new_tokens, GREEDY)
+        """As `generate`, for rows of `prompter.ask` and batches of `in_buckets`, of which some may be left out: the
+        answers to the rows of each batch. `open` opens what names a picture. While the device answers one batch, the
+        pictures of the next are read, and the caller works on the answers to the last."""
+        check_whole("max_new_tokens", max_new_tokens)
+        check_kind("sampling", sampling, Sampling, "a Sampling")
+        chosen, stops = check_seeds(seeds, len(rows)), self.prompter.stops(stop)
+
+        def read(batch: Bucketed) -> tuple[Prepared, Draws | None, int]:
+            prepared = self._read([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
+            return prepared, draws_of(sampling, [chosen[row] for row in batch.filled]), len(batch.rows)
+
+        def answer(asked: tuple[Prepared, Draws | None, int]) -> tuple[np.ndarray, list[str]]:
+            prepared, draws, known = asked
+            found = self._new_tokens(*prepared, max_new_tokens, draws, stops, self.prompter.end_tokens)
+            return found[0][:known], found[1][:known]
+
+        for tokens, compressions in read_ahead(answer, read_ahead(read, batches)):
+            yield Answered([self.prompter.text(row, stop) for row in tokens], compressions)
 
     def score(
         self,
@@ -178,11 +207,17 @@ class VLM:
         batch_size: int = 16,
     ) -> np.ndarray:
         """float32 [prompts]: the log-probability of each answer with its end token, summed: minus training's loss."""
-        encoded = self.prompter.answer(prompts, images, answers)
-        scores = [self._ends(*self._read(rows), programs.log_probability) for rows in batches_of(encoded, batch_size)]
-        joined = np.concatenate([np.zeros(0, np.float32), *scores])[: len(encoded)]
-        self._check(np.isfinite(joined).all())
-        return joined
+        rows = self.prompter.answer(prompts, images, answers)
+        batches = self.in_buckets(rows, batch_size)
+
+        def read(batch: Bucketed) -> Prepared:
+            return self._read([rows[row] for row in batch.filled], batch.shape, batch.pictures)
+
+        scores = (self._ends(*prepared, programs.log_probability) for prepared in read_ahead(read, batches))
+        known = (of_batch[: len(batch.rows)] for of_batch, batch in zip(scores, batches, strict=True))
+        found = np.array(in_order(len(rows), batches, known), np.float32)
+        self._check(np.isfinite(found).all())
+        return found
 
     def logits(
         self,
@@ -214,7 +249,7 @@ class VLM:
         """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end."""
         prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
         draws = draws_of(sampling, check_seeds(seeds, len(input_ids)))
-        return self._new_tokens(*prepared, max_new_tokens, draws, self.config.end_tokens)[0]
+        return self._new_tokens(*prepared, max_new_tokens, draws, None, self.config.end_tokens)[0]
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
@@ -252,26 +287,20 @@ class VLM:
     def _placed(self, rows: Any) -> Any:
         return rows if self.mesh is None else place_rows(rows, self.mesh)
 
-    def _read(self, rows: Rows[EncodedRow]) -> Prepared:
-        shape = room_for(rows)
-        return self.prompter.batch(rows, self.method.registers, shape), shape
+    def _read(
+        self,
+        rows: Rows[EncodedRow],
+        shape: Shape | None = None,
+        pictures: int | None = None,
+        open: Open = open_picture,
+    ) -> Prepared:
+        """Opens the pictures of encoded rows. `shape` and `pictures`: see Bucketed."""
+        shape = shape or room_for(rows)
+        return self.prompter.batch(rows, self.method.registers, shape, pictures, open), shape
 
     @property
     def _tree(self) -> dict[str, Any]:
         return unflatten_dict(self.params, sep="/")
-
-    def _answers(
-        self, batches: Iterable[tuple[Rows[EncodedRow], Rows[int]]], max_new_tokens: int, sampling: Sampling
-    ) -> Iterator[Answered]:
-        """To batches of rows and their seeds."""
-
-        def read(batch: tuple[Rows[EncodedRow], Rows[int]]) -> tuple[Prepared, Draws | None]:
-            rows, seeds = batch
-            return self._read(rows), draws_of(sampling, seeds)
-
-        for prepared, draws in read_ahead(read, batches):
-            tokens, compressions = self._new_tokens(*prepared, max_new_tokens, draws, self.prompter.end_tokens)
-            yield Answered([self.prompter.text(row) for row in tokens], compressions)
 
     def _new_tokens(
         self,
@@ -279,6 +308,7 @@ class VLM:
         shape: Shape,
         max_new_tokens: int,
         draws: Draws | None,
+        stops: np.ndarray | None,
         end_tokens: tuple[int, ...],
     ) -> tuple[np.ndarray, list[str]]:
         """int32 [B, max_new_tokens], and the compression that each row was answered by."""
@@ -292,6 +322,7 @@ class VLM:
                 caches,
                 logits,
                 self._placed(jax.tree.map(whose, draws)),
+                stops,
                 module=group.module,
                 max_new_tokens=max_new_tokens,
                 end_tokens=end_tokens,
@@ -345,11 +376,3 @@ class VLM:
         pixels = pixels_of_rows(pixel_values, rows, size)
         shape = room_for(rows)
         return build_batch(rows, pixels, self.method.registers, size, shape), shape
-
-
-def room_for(rows: Rows[EncodedRow]) -> Shape:
-    """What holds every row. Text is rounded up to one of four lengths per doubling, a tenth more on average, so that
-    prompts of all lengths share a handful of programs."""
-    longest = max(row.text_length for row in rows)
-    text = round_up(longest, max(LENGTH_MULTIPLE, 1 << max(longest.bit_length() - 3, 0)))
-    return Shape(text, max(len(row.image_tokens) for row in rows), max(sum(row.image_tokens) for row in rows))

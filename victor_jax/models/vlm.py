@@ -86,12 +86,12 @@ class VLMModule(nn.Module):
         )
         self.compression = OwnParameters(c, self.method, *kernels)
 
-    def visual_tokens(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """pixels [B, images per row, 3, size, size], of bytes or normalised -> [B, V, D], and which of them are used,
+    def visual_tokens(self, pixels: jax.Array, pictures: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
+        """The pixels of a batch and which picture each image is (see Batch) -> [B, V, D], and which of them are used,
         bool [B, V], where that is not all."""
         compressor, used = self.method.compressor, None
         with jax.named_scope("vision"):
-            images = pixels.reshape(-1, *pixels.shape[2:])
+            images = pixels.reshape(-1, *pixels.shape[-3:])
             images = normalise(images) if images.dtype == jnp.uint8 else images
             seen = self.vision(images.astype(self.dtype))
             if compressor and not compressor.after_projector:
@@ -101,6 +101,8 @@ class VLMModule(nn.Module):
             if compressor and compressor.after_projector:
                 tokens, used = self.compression.compress(replace(seen, features=tokens))
         rows = len(pixels)
+        if pictures is not None:
+            rows, tokens, used = len(pictures), tokens[pictures], None if used is None else used[pictures]
         return over_rows(tokens.reshape(rows, -1, tokens.shape[-1])), None if used is None else used.reshape(rows, -1)
 
     def embed(self, sequence: Sequence, visual: jax.Array | None) -> jax.Array:
@@ -126,7 +128,7 @@ class VLMModule(nn.Module):
     def bottom(self, batch: Batch) -> Flow:
         """What flows into the language tower."""
         sequence = batch.sequence
-        visual, used = (None, None) if batch.pixels is None else self.visual_tokens(batch.pixels)
+        visual, used = (None, None) if batch.pixels is None else self.visual_tokens(batch.pixels, batch.pictures)
         x = self.embed(sequence, visual)
         origin = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], sequence.kinds.shape)
         stream = Stream(x, sequence.kinds, sequence.positions, origin)
