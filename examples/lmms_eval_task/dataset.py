@@ -1,23 +1,32 @@
-"""python -m examples.lmms_eval_task.dataset QUESTIONS IMAGES OUT: LLaVA's question file, with answers, as the data set
-on disk that lmms-eval reads without a network. Needs `datasets`, which lmms-eval brings."""
+"""python -m examples.lmms_eval_task.dataset DATA/digits OUT: questions with answers, in the layout of eval.py's digits,
+as the data set on disk that lmms-eval reads without a network. Needs `datasets`, which lmms-eval brings."""
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+from victor_jax.evaluation.digits import DIGITS
 
-def write(questions: Path, images: Path, out: Path) -> None:
+
+def write(folder: Path, out: Path) -> None:
     from datasets import Dataset, DatasetDict, Image
 
-    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines() if line.strip()]
+    questions = DIGITS.read(folder / DIGITS.questions)
     answers: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        answers[row["category"]].add(row["answer"])
-    # The choices of a question are what any question of its kind has for an answer.
-    docs = [{**row, "image": str(images / row["image"]), "choices": sorted(answers[row["category"]])} for row in rows]
+    for question in questions:
+        answers[question.category].add(question.answer)
+    docs = [
+        {
+            "question_id": question.id,
+            "image": str(folder / DIGITS.images / question.images[0]),
+            "text": question.text,
+            "answer": question.answer,
+            "choices": sorted(answers[question.category]),  # what any question of its kind has for an answer
+        }
+        for question in questions
+    ]
     DatasetDict({"test": Dataset.from_list(docs).cast_column("image", Image())}).save_to_disk(str(out))
 
 
 if __name__ == "__main__":
-    write(*map(Path, sys.argv[1:4]))
+    write(*map(Path, sys.argv[1:3]))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from victor_jax.evaluation.digits import normalised
+from victor_jax.evaluation.digits import is_right
 
 
 def visual(doc: dict[str, Any]) -> list[Any]:
@@ -18,4 +18,4 @@ def target(doc: dict[str, Any]) -> int:
 
 
 def judged(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    return {"exact": float(normalised(results[0]) == normalised(doc["answer"]))}
+    return {"exact": float(is_right(results[0], doc["answer"]))}
