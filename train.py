@@ -75,11 +75,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         shares=[hosts for hosts, _ in row_shares(mesh, run.part_rows)],
     )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
+    programs = len(schedule.stretches) * max(len(run.module.method.sampled), 1)
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
         f"epoch, {run.parts} part{'s' * (run.parts > 1)} of {run.part_rows} rows each; programs to compile: "
-        f"{len(schedule.stretches)}; {schedule.padding_share:.1%} of text is padding"
+        f"{programs}; {schedule.padding_share:.1%} of text is padding"
     )
 
     kept = settings.checkpoint.keep_last, settings.checkpoint.keep_every
@@ -109,7 +110,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     batch = next(loader)
                 if step == 0 and is_first:
                     outputs.show_batch(batch.parts, inputs.train.reader.tokenizer, workdir / "first_batch")
-                is_new = not compiled.issuperset(batch.shapes)
+                needed = {(shape, run.sampled(step)) for shape in batch.shapes}
+                is_new = not needed <= compiled
                 with (
                     clock.measure("compile" if is_new else "step"),
                     memory.explained(run, batch.shapes),
@@ -118,10 +120,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     rate = learning_rate(settings.optimizer, step, total_steps)
                     # Gradients of each part added up, then AdamW; a bad step changes nothing (training/step.py).
                     state, result = run.step(state, frozen, zip(batch.parts, batch.shapes, strict=True), step, rate)
-                    monitor.push(step, result | monitor.work_of(batch))
+                    monitor.push(step, result | monitor.work_of(batch, step))
                     if is_new:
                         jax.block_until_ready(result["loss"])
-                compiled.update(batch.shapes)
+                compiled |= needed
                 monitor.amend({"data_wait": clock.latest["data"]} | peak_memory())
                 done = step + 1
                 finished = done == total_steps

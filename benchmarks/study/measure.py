@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from examples.quickstart.questions import KINDS
 
 from benchmarks import machine
 from benchmarks.methods import prefill_flops
@@ -17,9 +18,9 @@ from benchmarks.study.grid import SIZES, Size, model_setting, points, setting, t
 from benchmarks.study.records import ALL, Record, write
 from examples.quickstart.digits import write_digits
 from examples.quickstart.jobs import ROWS, Job, Overrides, Runner, evaluation, training
-from examples.quickstart.questions import KINDS
 from examples.quickstart.report import PROMPT
 from victor_jax.compression.spec import parse
+from victor_jax.evaluation.digits import is_right
 from victor_jax.models.vlm import VLMModule
 from victor_jax.results import keep_settings, read_json
 from victor_jax.weights.read import open_checkpoint
@@ -96,7 +97,7 @@ class Workplace:
     # --- results ----------------------------------------------------------------------------------------------------
 
     def record(self, point: str, seed: int, at_once: int) -> Record:
-        out = self.asked(point, seed)
+        out = self.asked(point, seed) / "digits"
         settings = read_json(out / "result.json")["settings"]
         trained = self.trained(points(self.size)[point].training, seed)
         config = open_checkpoint(trained / "finetune" / "model").config
@@ -133,10 +134,11 @@ def accuracies(answers: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     kinds, steps = defaultdict[str, list[bool]](list), defaultdict[str, list[bool]](list)
     for row in rows:
-        kinds[row["category"]].append(row["correct"])
-        steps[str(KINDS[row["category"]].steps)].append(row["correct"])
+        right = is_right(row["text"], row["answer"])
+        kinds[row["category"]].append(right)
+        steps[str(KINDS[row["category"]].steps)].append(right)
     return {
-        ALL: share([row["correct"] for row in rows]),
+        ALL: share([right for of_kind in kinds.values() for right in of_kind]),
         "steps": {number: share(steps[number]) for number in sorted(steps)},
         "kinds": {kind: share(right) for kind, right in kinds.items()},
         "questions": len(rows),

@@ -39,7 +39,7 @@ def asked(out: Path, method: str, blind: bool = False) -> Job:
 def leftovers(out: Path) -> list[Job]:
     """The model in Hugging Face's layout, and what its registers read."""
     model = out / "victor" / "finetune" / "model"
-    image, picture = out / "data" / "test" / "000000.png", out / "registers.png"
+    image, picture = out / "data" / "digits" / "images" / "000000.png", out / "registers.png"
     look = (f"--model={model}", f"--image={image}", f"--out={picture}", "--prompt=Which digit is the largest?")
     return [
         Job("export", ("-m", "victor_jax", "convert", str(model), str(out / "model-hf"), "--to=hf"), out / "model-hf"),
@@ -52,7 +52,7 @@ def leftovers(out: Path) -> list[Job]:
 NEXT = """With a real checkpoint (README.md has the whole recipe):
   victor-jax convert llava-1.5-7b-hf llava-orbax --to=orbax      # any PyTorch LLaVA folder, equal to 1e-5
   python train.py --config=configs/finetune.py:registers=8,layer=3 --workdir=stage2 --config.init_from=…
-  python eval.py --model=stage2/model --benchmark=… --questions=… --images=… --out=answers"""
+  python eval.py --model=stage2/model --benchmark=all --data=… --out=answers"""
 
 
 def tell(out: Path, seed: int) -> None:

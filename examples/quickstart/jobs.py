@@ -139,16 +139,15 @@ def training(name: str, method: str, data: Path, start: Path, folder: Path, seed
 
 def evaluation(name: str, model: Path, data: Path, out: Path, *more: str, batch_size: int = 50) -> Job:
     """Questions about digits that were never seen."""
-    questions = data / "questions.jsonl"
     command = (
         "eval.py",
         "--benchmark=digits",
         f"--model={model}",
-        f"--questions={questions}",
-        f"--images={data / 'test'}",
+        f"--data={data}",
         f"--out={out}",
         "--dtype=float32",
         f"--batch-size={batch_size}",
         *more,
     )
-    return Job(name, command, out / "result.json", out / "answers.jsonl", len(questions.read_text().splitlines()))
+    questions = (data / "digits" / "questions.jsonl").read_text().splitlines()
+    return Job(name, command, out / "table.md", out / "digits" / "answers.jsonl", len(questions))

@@ -36,7 +36,7 @@ class Row:
 
 
 def read_rows(out: Path, methods: list[str]) -> list[Row]:
-    floor = _result(out / "full" / "blind")["score"]
+    floor = _result(out / "full" / "blind")["score"] / 100
     return [_row(out / method, method, floor) for method in methods]
 
 
@@ -49,8 +49,8 @@ def _row(folder: Path, method: str, floor: float) -> Row:
         registers=parsed.registers,
         positions=positions(parsed, config),
         flops=question_flops(config, parsed),
-        score=result["score"],
-        by_kind=result["by_category"],
+        score=result["score"] / 100,
+        by_kind={kind: percent / 100 for kind, percent in result["parts"].items()},
         floor=floor,
         seconds=sum(_seconds(folder / stage / "metrics.jsonl") for stage in ("pretrain", "finetune")),
         images_per_second=result["settings"]["images_per_second"],
@@ -58,7 +58,7 @@ def _row(folder: Path, method: str, floor: float) -> Row:
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "digits" / "result.json").read_text())
 
 
 def _seconds(metrics: Path) -> float:

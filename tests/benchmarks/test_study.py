@@ -269,8 +269,8 @@ def test_a_mistake_in_a_name_is_told_before_anything_runs(tmp_path, capsys):
 
 def test_points_of_a_training_share_it_and_are_asked_in_their_own_way(tmp_path):
     place = Workplace("small", tmp_path, tmp_path / "results", None, batch_size=7)
-    place.data.mkdir()
-    (place.data / "questions.jsonl").write_text("{}\n{}\n")
+    (place.data / "digits").mkdir(parents=True)
+    (place.data / "digits" / "questions.jsonl").write_text("{}\n{}\n")
     jobs = [*place.training("victor-16-k3", 1), *place.asking("victor-16-cut-to-4", 1)]
     pretrain, finetune, cut, asked = (job.command for job in jobs)
     assert pretrain[1] == "--config=configs/quickstart.py:pretrain,victor:registers=16,layer=3"
@@ -297,7 +297,9 @@ def test_a_longer_stage_has_more_steps_and_nothing_else_changes():
 
 def test_answers_are_counted_by_kind_and_by_steps(tmp_path):
     answers = [("place", True), ("place", False), ("where", True), ("below", True), ("right_of_below", False)]
-    lines = [json.dumps({"category": kind, "correct": correct}) for kind, correct in answers]
+    lines = [
+        json.dumps({"category": kind, "answer": "7", "text": "7." if correct else "8"}) for kind, correct in answers
+    ]
     (tmp_path / "answers.jsonl").write_text("\n".join(lines) + "\n")
     found = accuracies(tmp_path / "answers.jsonl")
     assert found["all"] == 0.6

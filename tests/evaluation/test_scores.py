@@ -4,17 +4,19 @@ The rules were also run on LLaVA's own outputs, which are not kept here: normali
 equal), parsed ScienceQA answers (8,481 of 8,482), POPE of LLaVA-1.5-13B (mean F1 85.95, published 85.9).
 """
 
-import json
 import subprocess
 import sys
 
+import published
 import pytest
+from published import TEN, lines, whole
 
-from victor_jax.cli import main, score
+from victor_jax.cli import main
+from victor_jax.cli import score as command
 from victor_jax.errors import UserError
-from victor_jax.evaluation import mme, pope, scienceqa, vqa
+from victor_jax.evaluation import BENCHMARKS, mme, pope, scienceqa, vqa
 from victor_jax.evaluation.answers import read_answers
-from victor_jax.evaluation.scorers import SCORERS
+from victor_jax.evaluation.benchmark import score
 
 
 @pytest.mark.parametrize(("said", "becomes"), [
@@ -62,27 +64,13 @@ def test_scienceqa_takes_a_letter_that_is_there(text, choice):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def lines(file, rows):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-def whole(file, value):
-    file.write_text(json.dumps(value))
-    return file
-
-
 def predictions(folder, *rows):
     fields = ("question_id", "text", "prompt")
     return lines(folder / "predictions.jsonl", [dict(zip(fields, row, strict=False)) for row in rows])
 
 
 def scored(name, folder, annotations, *rows, questions=None):
-    return SCORERS[name](read_answers(predictions(folder, *rows)), annotations, questions)
-
-
-TEN = [{"answer": "dog"}] * 3 + [{"answer": "A cat."}] * 7
+    return score(BENCHMARKS[name], read_answers(predictions(folder, *rows)), annotations, questions)
 
 
 def vqav2(folder):
@@ -154,51 +142,32 @@ def test_scienceqa_quotes_the_questions_with_an_image(tmp_path):
 
 
 def coco_pope(folder):
-    questions, number = [], 0
-    for split in pope.SPLITS:
-        rows = [{"image": "a.jpg", "text": f"Is there a {thing}?", "label": label}
-                for thing, label in (("dog", "yes"), ("cat", "no"), ("bus", "yes"))]  # fmt: skip
-        lines(folder / "coco" / f"coco_pope_{split}.json", rows)
-        for row in rows:
-            text = f"{row['text']}\nAnswer the question using a single word or phrase."
-            questions.append({"question_id": number, "image": "a.jpg", "text": text, "category": split})
-            number += 1
-    return folder / "coco", lines(folder / "llava_pope_test.jsonl", questions)
+    published.pope_labels(folder)
+    return folder / "coco", folder / "llava_pope_test.jsonl"
 
 
 def test_pope_is_the_mean_f1_of_three_splits(tmp_path):
     annotations, questions = coco_pope(tmp_path)
-    answers = ["Yes", "No", "No", *["Yes"] * 3, *["No"] * 3]
-    found = scored("pope", tmp_path, annotations, *enumerate(answers), questions=questions)
+    answers = [*["No"] * 3, *["Yes"] * 3, "Yes", "No", "No"]
+    found = scored("pope", tmp_path, annotations, *enumerate(answers, 1), questions=questions)
     assert found.parts["random F1"] == pytest.approx(100 * 2 / 3)  # one hit, one missed
     assert found.parts["popular F1"] == pytest.approx(80)
     assert found.parts["adversarial F1"] == 0
     assert found.parts["popular said yes"] == 100
     assert found.score == pytest.approx((200 / 3 + 80) / 3)
-    assert scored("pope", tmp_path, annotations, (0, "Yes"), questions=questions).parts["random accuracy"] == \
+    assert scored("pope", tmp_path, annotations, (7, "Yes"), questions=questions).parts["random accuracy"] == \
         pytest.approx(100 / 3)  # fmt: skip
 
 
 def test_pope_notices_labels_of_another_version(tmp_path):
     annotations, questions = coco_pope(tmp_path)
     lines(annotations / "coco_pope_popular.json", [{"image": "b.jpg", "text": "Is there a dog?", "label": "yes"}])
-    with pytest.raises(UserError, match=r"question 3 of .* has no label in .*coco_pope_popular.json"):
+    with pytest.raises(UserError, match=r"question 4 of .* has no label in .*coco_pope_popular.json"):
         scored("pope", tmp_path, annotations, (0, "Yes"), questions=questions)
 
 
-def mme_folder(folder):
-    for category in (*mme.PERCEPTION, *mme.COGNITION):
-        nested = category in ("artwork", "celebrity", "landmark", "posters", "scene")
-        place = folder / category / ("questions_answers_YN" if nested else "")
-        place.mkdir(parents=True)
-        (place / "0001.txt").write_text(
-            f"Is this a {category}?  Please answer yes or no.\tYes\nIs this a cow? Please answer yes or no.\tNo\n"
-        )
-    return folder
-
-
 def test_mme_counts_pairs_again(tmp_path):
-    folder = mme_folder(tmp_path / "MME_Benchmark_release_version")
+    folder = published.mme_folder(tmp_path / "MME_Benchmark_release_version")
     ask = "\nAnswer the question using a single word or phrase."
     given = [
         (f"{category}/images/0001.jpg", text, question + ask)
@@ -235,7 +204,7 @@ def test_bad_predictions_are_one_sentence(tmp_path, capsys, text, message):
     assert message in line
 
 
-@pytest.mark.parametrize("name", sorted(set(SCORERS) - {"pope"}))
+@pytest.mark.parametrize("name", sorted({name for name, one in BENCHMARKS.items() if one.score} - {"pope", "mm-vet"}))
 def test_annotations_of_another_benchmark_are_noticed(tmp_path, name):
     other = whole(tmp_path / "problems.json", {"1": {"question": "?"}})
     with pytest.raises(UserError, match=str(tmp_path)):
@@ -244,7 +213,7 @@ def test_annotations_of_another_benchmark_are_noticed(tmp_path, name):
 
 def test_pope_asks_for_the_question_file(tmp_path):
     with pytest.raises(UserError, match="pope needs --questions"):
-        score.main(["pope", f"--predictions={predictions(tmp_path, (0, 'Yes'))}", f"--annotations={tmp_path}"])
+        command.main(["pope", f"--predictions={predictions(tmp_path, (0, 'Yes'))}", f"--annotations={tmp_path}"])
 
 
 def test_scoring_imports_no_jax(tmp_path):

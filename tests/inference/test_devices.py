@@ -104,8 +104,6 @@ def test_devices_with_a_copy_each_exchange_nothing_but_whether_all_rows_have_end
     compiled = vlm.call(lambda *args, **static: programs.prefill.lower(*args, **static).compile(), *prepared, room=4)
     assert exchanged(compiled) == []
     logits, caches = vlm.call(programs.prefill, *prepared, room=4)
-    static = {"max_new_tokens": 4, "end_tokens": (2,), "pad_token": 0, "greedy": True}
-    lowered = programs.decode.lower(
-        vlm._tree, caches, logits, jnp.float32(0), jax.random.key(0), module=vlm.module, **static
-    )
+    static = {"max_new_tokens": 4, "end_tokens": (2,), "pad_token": 0}
+    lowered = programs.decode.lower(vlm._tree, caches, logits, None, None, module=vlm.module, **static)
     assert exchanged(lowered.compile()) == ["pred[] all-reduce"]
