@@ -140,9 +140,9 @@ def chosen_plans(method: Method, choices: np.ndarray) -> np.ndarray:
 def train(
     vlm: VLM, names: set[str], features: np.ndarray, right: np.ndarray, steps: int, rate: float, seed: int
 ) -> dict[str, jax.Array]:
-    """The parameters of these names after so many steps of AdamW on the cross-entropy; `right` int32 [rows, forks]."""
+    """The parameters of these names after so many steps of Adam on the cross-entropy; `right` int32 [rows, forks]."""
     module, fixed = vlm.module, {path: leaf for path, leaf in vlm.params.items() if path not in names}
-    optimizer = optax.adamw(rate, weight_decay=0.0)
+    optimizer = optax.adam(rate)
     rows = min(BATCH, len(features))
 
     def loss(own: dict[str, jax.Array], seen: jax.Array, wanted: jax.Array) -> jax.Array:
