@@ -106,6 +106,7 @@ def test_what_is_learned_is_what_the_labels_say():
     features = rng.normal(0, 0.1, (60, 1, 128)).astype(np.float32)
     features[:, 0, :3] += 4 * np.eye(3)[right[:, 0]]
     names = {path for path in params if "router" in path}
+    params = params | {path: rng.normal(0, 0.03, params[path].shape).astype(np.float32) for path in names}
     trained = policy.train(vlm, names, features[:40], right[:40], steps=60, rate=1e-3, seed=0)
     vlm = replace(vlm, params=params | trained)
     assert (policy.choose(vlm, features[40:]) == right[40:]).mean() > 0.9
