@@ -44,30 +44,27 @@ def result(benchmark: str, records: list[dict[str, Any]], **more: Any) -> Result
 
 
 def describe() -> dict[str, Any]:
-    device, info = jax.devices()[0], Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    device = jax.devices()[0]
+    git = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
-        "date": today(),
+        "date": datetime.date.today().isoformat(),
         "device": f"{device.device_kind} x {jax.device_count()}",
         "platform": device.platform,
-        "processor": models[0] if models else platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES if name in sys.modules},
-        "revision": revision(),
+        "revision": done.stdout.strip() or "unknown",
     }
 
 
-def today() -> str:
-    return datetime.date.today().isoformat()
-
-
-def revision() -> str:
-    """Of this repository."""
-    git = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return done.stdout.strip() or "unknown"
+def processor() -> str:
+    """Its name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
 
 
 def heading(result: Result) -> str:

@@ -56,14 +56,19 @@ def saved(point: str, what: str) -> Effect:
     mine, full = trained_shorter(point), trained_shorter("full")
 
     def value(*records: Record) -> float | None:
-        if what == "seconds" and any(record["at_once"] > 1 for record in records):
-            return None  # trainings shared the machine
+        if what == "seconds" and not comparable(records):
+            return None
         one, other = records[: len(mine)], records[len(mine) :]
         target = min(accuracy(one[-1]), accuracy(other[-1]))
         return 1 - cost_to_reach(target, one, what) / cost_to_reach(target, other, what)
 
     says = f"share of `full`'s {what} of training that `{point}` saves at equal accuracy"
     return Effect(says, (*mine, *full), value)
+
+
+def comparable(records: Sequence[Record]) -> bool:
+    """Whether their times are: of one device, which each training had for itself."""
+    return len({record["where"]["device"] for record in records}) == 1 and {r["at_once"] for r in records} == {1}
 
 
 def trained_shorter(point: str) -> list[str]:

@@ -1,6 +1,8 @@
 """A training of the grid as commands of ours, and the results of its points read off what they leave."""
 
+import datetime
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -110,15 +112,21 @@ class Workplace:
             "flops": prefill_flops(VLMModule(config, parse(settings["compression"], config)), 1, PROMPT),
             "at_once": at_once,
             "training": {stage: trained_stage(trained / stage / "metrics.jsonl") for stage in ROWS},
-            "where": {
-                "date": machine.today(),
-                "revision": machine.revision(),
-                "device": settings["device"],
-                "python": settings["versions"]["python"],
-                "jax": settings["versions"]["jax"],
-            },
+            "where": where(settings),
             "setting": setting(self.name, point),
         }
+
+
+def where(settings: dict[str, Any]) -> dict[str, str]:
+    """What a result of eval.py says of its origin, and on a CPU of which."""
+    device = settings["device"]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "revision": settings["revision"],
+        "device": f"{machine.processor()}, {os.cpu_count()} cores" if device == "cpu" else device,
+        "python": settings["versions"]["python"],
+        "jax": settings["versions"]["jax"],
+    }
 
 
 def lengthened(recipe: Overrides, times: dict[str, float]) -> Overrides:

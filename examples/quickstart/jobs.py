@@ -90,7 +90,8 @@ class Runner:
 
     def _watch(self, child: subprocess.Popen, job: Job) -> None:
         unit = " steps" if "train.py" in job.command else " questions"
-        with tqdm(total=job.total, desc=job.name, unit=unit, disable=job.lines is None) as bar:
+        often = 0.1 if sys.stderr.isatty() else 60.0  # seconds: a log need not hold every step
+        with tqdm(total=job.total, desc=job.name, unit=unit, mininterval=often, disable=job.lines is None) as bar:
             while child.poll() is None and not self._stop.is_set():
                 time.sleep(0.2)
                 bar.update(progress(job) - bar.n)

@@ -161,12 +161,12 @@ def _read_rows(file: Path, questions: Sequence[Question]) -> dict[int, Row]:
 def _texts(vlm: VLM, task: Task, rows: Container[int]) -> Iterator[tuple[Bucketed, list[str]]]:
     """What the model says, batch by batch, in batches that are the same whenever the run was stopped: on process 0 all
     that are not in `rows` yet, on another process its own of them."""
-    asked = vlm.prompter.ask(*_asked(task))
+    asked = vlm.prompter.ask(*asked_of(task))
     batches = vlm.in_buckets(asked, task.batch_size)
     left = agreed([number for number, batch in enumerate(batches) if any(row not in rows for row in batch.rows)])
     processes, me = jax.process_count(), jax.process_index()
     ours = [batches[number] for number in left[me::processes]]
-    answers = vlm.generate_batches(asked, ours, task.max_new_tokens, open=partial(_open, task))
+    answers = vlm.generate_batches(asked, ours, task.max_new_tokens, open=partial(open_picture, task))
     for turn, number in enumerate(left):
         if turn % processes == me:
             yield batches[number], next(answers).texts
@@ -213,7 +213,7 @@ def row_of(question: Question, text: str) -> Row:
     return {"question_id": question.id, "prompt": question.text, "text": text} | {k: v for k, v in beside.items() if v}
 
 
-def _asked(task: Task) -> tuple[list[str], list[list[str] | None]]:
+def asked_of(task: Task) -> tuple[list[str], list[list[str] | None]]:
     """Prompts, and the names of their pictures."""
     if task.picture is None:
         return [_blind(question.text) for question in task.questions], [None] * len(task.questions)
@@ -224,7 +224,7 @@ def _blind(text: str) -> str:
     return text.replace(f"{IMAGE_TEXT}\n", "").replace(IMAGE_TEXT, "")
 
 
-def _open(task: Task, name: str) -> Image.Image:
+def open_picture(task: Task, name: str) -> Image.Image:
     assert task.picture is not None
     try:
         return decode(task.picture(name), name)

@@ -188,7 +188,7 @@ class VLM:
         chosen, stops = check_seeds(seeds, len(rows)), self.prompter.stops(stop)
 
         def read(batch: Bucketed) -> tuple[Prepared, Draws | None, int]:
-            prepared = self._read([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
+            prepared = self.read([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
             return prepared, draws_of(sampling, [chosen[row] for row in batch.filled]), len(batch.rows)
 
         def answer(asked: tuple[Prepared, Draws | None, int]) -> tuple[np.ndarray, list[str]]:
@@ -211,7 +211,7 @@ class VLM:
         batches = self.in_buckets(rows, batch_size)
 
         def read(batch: Bucketed) -> Prepared:
-            return self._read([rows[row] for row in batch.filled], batch.shape, batch.pictures)
+            return self.read([rows[row] for row in batch.filled], batch.shape, batch.pictures)
 
         scores = (self._ends(*prepared, programs.log_probability) for prepared in read_ahead(read, batches))
         known = (of_batch[: len(batch.rows)] for of_batch, batch in zip(scores, batches, strict=True))
@@ -270,7 +270,7 @@ class VLM:
 
     def prepare(self, rows: Rows[EncodedRow]) -> tuple[Batch, tuple[Size, ...]]:
         """Opens the pictures of encoded rows -> a batch, and its static lengths in the model's own plan."""
-        batch, shape = self._read(rows)
+        batch, shape = self.read(rows)
         return batch, self.sizes(shape)
 
     def sizes(self, shape: Shape) -> tuple[Size, ...]:
@@ -288,7 +288,7 @@ class VLM:
     def _placed(self, rows: Any) -> Any:
         return rows if self.mesh is None else place_rows(rows, self.mesh)
 
-    def _read(
+    def read(
         self,
         rows: Rows[EncodedRow],
         shape: Shape | None = None,
