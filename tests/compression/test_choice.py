@@ -100,13 +100,13 @@ def test_what_is_learned_is_what_the_labels_say():
     """Rows whose features tell them apart are sent where their labels say."""
     spec = "visor:self=1,cross=2,policy"
     module, params = field.model(spec)
-    vlm = VLM(module, params, None, {}, Path(), Prompt())
     rng = np.random.default_rng(0)
     right = rng.integers(0, 3, (60, 1)).astype(np.int32)
     features = rng.normal(0, 0.1, (60, 1, 128)).astype(np.float32)
     features[:, 0, :3] += 4 * np.eye(3)[right[:, 0]]
     names = {path for path in params if "router" in path}
     params = params | {path: rng.normal(0, 0.03, params[path].shape).astype(np.float32) for path in names}
+    vlm = VLM(module, params, None, {}, Path(), Prompt())
     trained = policy.train(vlm, names, features[:40], right[:40], steps=60, rate=1e-3, seed=0)
     vlm = replace(vlm, params=params | trained)
     assert (policy.choose(vlm, features[40:]) == right[40:]).mean() > 0.9
