@@ -8,13 +8,14 @@ import pytest
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import grid
+from benchmarks.study.__main__ import DOCUMENT
 from benchmarks.study.claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, STEPS, Claim
 from benchmarks.study.cut import cut
 from benchmarks.study.effects import cost_to_reach, gain, kept, loss, saved, trained_shorter
 from benchmarks.study.grid import SIZES, chosen, points, setting, trainings
 from benchmarks.study.measure import Workplace, accuracies, lengthened, trained_stage
-from benchmarks.study.records import Estimate, Results, write
-from benchmarks.study.report import filled, report, verdicts
+from benchmarks.study.records import RESULTS, Estimate, Results, write
+from benchmarks.study.report import filled, measured, page, report, verdicts
 from examples.quickstart.questions import KINDS
 from examples.quickstart.report import positions
 from examples.quickstart.sight import tiny
@@ -217,6 +218,11 @@ def test_without_results_nothing_is_claimed(tmp_path):
     document = tmp_path / "study.md"
     document.write_text(PAGE)
     assert report(tmp_path, document).count("| not measured |") == len(CLAIMS)
+
+
+def test_the_page_in_the_repository_says_what_its_results_say():
+    text = DOCUMENT.read_text()
+    assert page(text, measured(RESULTS)) == text
 
 
 def test_a_page_without_its_marks_is_refused():

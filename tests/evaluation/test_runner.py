@@ -86,11 +86,11 @@ def stopped(data, out, after):
     folder, vlm, _ = data
     given = []
 
-    def interrupted(question, text):
+    def interrupted(question, text, compression):
         given.append(question)
         if len(given) > after:
             raise KeyboardInterrupt
-        return row_of(question, text)
+        return row_of(question, text, compression)
 
     with pytest.raises(KeyboardInterrupt), mock.patch.object(runner, "row_of", interrupted):
         run(vlm, task(folder), out)
@@ -384,11 +384,11 @@ def test_a_mistake_that_one_process_meets_ends_both(data, tmp_path):
 if __name__ == "__main__":
     given = []
 
-    def signalled(question, text):
+    def signalled(question, text, compression):
         if len(given) == int(os.environ.get("AFTER", QUESTIONS)):
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
         given.append(question)
-        return row_of(question, text)
+        return row_of(question, text, compression)
 
     with mock.patch.object(runner, "row_of", signalled):
         sys.exit(eval_script.command_line())
