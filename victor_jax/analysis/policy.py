@@ -51,8 +51,8 @@ def try_plans(vlm: VLM, batch: Batch, shape: Shape) -> Tried:
     scores, words = zip(*found, strict=True)
     is_answer = batch.targets != IGNORE
     agreeing = np.stack([((one == words[-1]) & is_answer).sum(axis=1) for one in words], axis=1)
-    features = fetch(vlm.call(_features, batch, vlm.sizes(shape)))[:rows]
-    return Tried(np.stack(scores, axis=1), agreeing.astype(np.int32), is_answer.sum(axis=1, dtype=np.int32), features)
+    seen = fetch(vlm.call(features, batch, vlm.sizes(shape)))[:rows]
+    return Tried(np.stack(scores, axis=1), agreeing.astype(np.int32), is_answer.sum(axis=1, dtype=np.int32), seen)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "sizes", "most"))
@@ -82,7 +82,7 @@ def _outcome(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "sizes"))
-def _features(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...]) -> jax.Array:
+def features(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...]) -> jax.Array:
     """float32 [B, forks, 2 D]: what there is to look at, along the method's own plan."""
 
     @exact_where_asked

@@ -43,15 +43,15 @@ NAMED = 5  # of the questions that were not asked
 Row = dict[str, Any]  # a line of answers.jsonl
 
 
-def check(vlm: VLM, task: Task, out: Path) -> None:
-    """Whether a run can begin in this folder, or go on there. Needs no weights."""
+def answered(vlm: VLM, task: Task, out: Path) -> int:
+    """How many questions have an answer in this folder, in which a run can begin or go on. Needs no weights."""
     check_settings(describe(vlm, task, ""), out, out / ANSWERS)
-    _read_rows(out / ANSWERS, task.questions)
+    return len(_read_rows(out / ANSWERS, task.questions))
 
 
-def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any]:
-    """Answers what is not answered yet, and returns what result.json holds. `model`: its name in the report. To be
-    called on all processes."""
+def run(vlm: VLM, task: Task, out: str | Path, model: str = "", bar: tqdm | None = None) -> dict[str, Any]:
+    """Answers what is not answered yet, which takes weights, and returns what result.json holds. `model`: its name in
+    the report. To be called on all processes."""
     out, rows, settings = Path(out), dict[int, Row](), dict[str, Any]()
     if is_first := jax.process_index() == 0:
         settings = describe(vlm, task, model)
@@ -69,7 +69,7 @@ def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any
     if is_done and (out / RESULT).exists():
         settings = read_json(out / RESULT)["settings"]
     else:
-        timing = _write(answered, task, rows, out / ANSWERS)
+        timing = _write(answered, task, rows, out / ANSWERS, bar)
         devices = jax.process_count() * (vlm.mesh.size if vlm.mesh else 1)
         settings |= {"batch_size": task.batch_size, "devices": devices} | timing
     answers = [Answer(row["question_id"], row["text"], row["prompt"]) for _, row in sorted(rows.items())]
@@ -194,26 +194,25 @@ def _key(task: Task, batch: Bucketed) -> str:
 
 
 def _write(
-    answered: Iterator[tuple[Bucketed, Answered]], task: Task, rows: dict[int, Row], file: Path
+    answered: Iterator[tuple[Bucketed, Answered]], task: Task, rows: dict[int, Row], file: Path, bar: tqdm | None
 ) -> dict[str, Any]:
     """Adds what is not in `rows` yet, there and to the file, brings the file into the order of the questions, and says
     how long that took."""
     total, done = len(task.questions), len(rows)
     ended = [time.perf_counter()]
-    with tqdm(total=total, initial=done, desc=task.benchmark.name, unit="question", mininterval=0.5) as bar:
-        bar.set_postfix_str("compiling")
-        for batch, of_batch in answered:
-            given = {
-                place: row_of(task.questions[place], text, compression)
-                for place, text, compression in zip(batch.rows, *of_batch, strict=True)
-            }
-            new = {place: row for place, row in given.items() if place not in rows}
-            with open(file, "a", encoding="utf-8") as lines:
-                lines.writelines(map(_line, new.values()))
-            rows |= new
-            bar.set_postfix_str("", refresh=False)
+    for batch, of_batch in answered:
+        given = {
+            place: row_of(task.questions[place], text, compression)
+            for place, text, compression in zip(batch.rows, *of_batch, strict=True)
+        }
+        new = {place: row for place, row in given.items() if place not in rows}
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.writelines(map(_line, new.values()))
+        rows |= new
+        ended.append(time.perf_counter())
+        if bar is not None:
+            bar.set_description(task.benchmark.name, refresh=False)
             bar.update(len(new))
-            ended.append(time.perf_counter())
     write_whole(file, "".join(_line(row) for _, row in sorted(rows.items())))
     processes = jax.process_count()
     steady = np.diff(ended[1::processes])  # between batches of this process; the first one compiles

@@ -83,7 +83,9 @@ def _cells(result: Result, full: Mapping[str, Result], floor: Mapping[str, Resul
 def _notes(result: Result, out: Path) -> Iterator[str]:
     """The parts of a score, or how to come by one."""
     name, folder = result["benchmark"], out / result["benchmark"]
-    if result["score"] is None and result["judged"]:
+    if result["score"] is None and not result["submission"]:
+        yield f"{name}: it takes all questions to have a score"
+    elif result["score"] is None and result["judged"]:
         yield (
             f"{name}: {folder / result['submission']} is for its judge; put what it answers in "
             f"{folder / result['judged']} and give the same command again"
