@@ -114,9 +114,8 @@ def test_questions_are_answered_as_by_hugging_face_and_timed_in_one_run():
     theirs, full = result["records"]
     assert (theirs["name"], full["name"]) == ("transformers, one by one", "full")
     assert full["same"] == 1
-    for record in (theirs, full):
-        assert record["first_seconds"] > 0
-        assert record["seconds"] > 0
+    assert min(theirs["seconds"], full["seconds"]) > 0
+    assert full["first_seconds"] > full["seconds"]
     assert "| full |" in evaluation.tables(result)
 
 

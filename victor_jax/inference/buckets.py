@@ -23,7 +23,7 @@ Found = TypeVar("Found")
 class Bucketed:
     """The rows of one batch. Batches of equal `size`, `shape` and `pictures` run the same programs."""
 
-    rows: tuple[int, ...]  # which ones: those that differ are at most `size`
+    rows: tuple[int, ...]  # which ones; at most `size`
     size: int  # rows of the program, fillers among them
     shape: Shape  # that holds every row
     pictures: int | None  # places for so many different ones; None: for each one of each row
