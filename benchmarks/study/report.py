@@ -17,19 +17,42 @@ FIGURES = {
     "accuracy": (figures.accuracy_over_compute, "right answers over the compute of a question"),
     "layers": (figures.accuracy_over_layer, "right answers over the layer at which the visual tokens leave"),
     "training": (figures.accuracy_over_training, "right answers over the compute of training"),
+    "choices": (figures.choices_by_steps, "which plan answered questions of how many steps"),
     "loss": (figures.loss_over_steps, "loss over the steps of stage 2"),
 }
 
 
 def report(folder: Path, document: Path) -> str:
     """Fills the document's marked parts, draws its figures beside it, and returns the verdicts."""
-    everything = {size: Results.read(folder, size) for size in SIZES}
-    shown = {size: results for size, results in everything.items() if results.records or size == DEFAULT}
-    verdict_tables = "\n\n".join(f"{heading(size)}\n\n{verdicts(size, results)}" for size, results in shown.items())
-    measured = "\n\n".join(section(size, results, document) for size, results in shown.items())
-    text = filled(document.read_text(), "verdicts", verdict_tables)
-    write_whole(document, filled(text, "results", measured))
-    return verdict_tables
+    results = measured(folder)
+    write_whole(document, page(document.read_text(), results))
+    for size, of in results.items():
+        for name, (draw, _) in FIGURES.items() if of.records else ():
+            file = document.parent / figure_of(size, name)
+            file.parent.mkdir(exist_ok=True)
+            draw(of).savefig(file, dpi=130)
+    return verdicts_of(results)
+
+
+def measured(folder: Path) -> dict[str, Results]:
+    """By size; of the default one, though there were none."""
+    every = {size: Results.read(folder, size) for size in SIZES}
+    return {size: results for size, results in every.items() if results.records or size == DEFAULT}
+
+
+def page(text: str, results: dict[str, Results]) -> str:
+    """The document with its marked parts as the results have them."""
+    text = filled(text, "verdicts", verdicts_of(results))
+    return filled(text, "results", "\n\n".join(section(size, of) for size, of in results.items()))
+
+
+def verdicts_of(results: dict[str, Results]) -> str:
+    return "\n\n".join(f"{heading(size)}\n\n{verdicts(size, of)}" for size, of in results.items())
+
+
+def figure_of(size: str, name: str) -> str:
+    """From the document."""
+    return f"images/study-{size}-{name}.png"
 
 
 def filled(text: str, part: str, content: str) -> str:
@@ -78,17 +101,12 @@ def _seeds(found: Estimate) -> str:
 # --- the measurements -----------------------------------------------------------------------------------------------
 
 
-def section(size: str, results: Results, document: Path) -> str:
+def section(size: str, results: Results) -> str:
     """What was measured at one size."""
     if not results.records:
         return f"{heading(size)}\n\nNot measured."
-    parts = [heading(size), origin(results)]
-    for name, (draw, says) in FIGURES.items():
-        file = document.parent / "images" / f"study-{size}-{name}.png"
-        file.parent.mkdir(exist_ok=True)
-        draw(results).savefig(file, dpi=130)
-        parts.append(f"![{says}](images/{file.name})")
-    return "\n\n".join([*parts, accuracies(size, results), costs(size, results)])
+    drawn = [f"![{says}]({figure_of(size, name)})" for name, (_, says) in FIGURES.items()]
+    return "\n\n".join([heading(size), origin(results), *drawn, accuracies(size, results), costs(size, results)])
 
 
 def origin(results: Results) -> str:
@@ -106,13 +124,14 @@ def origin(results: Results) -> str:
 def accuracies(size: str, results: Results) -> str:
     """A row for each point that was measured."""
     rows = []
-    for point in points(SIZES[size]):
+    for point, of in points(SIZES[size]).items():
         if not (seeds := len(results.of(point))):
             continue
         row: dict[str, Any] = {"": point, "seeds": seeds}
         row |= {f"{steps} step{'s' * (steps > 1)}": _mean(right(point, steps).estimate(results)) for steps in STEPS}
         row |= {"all": _mean(right(point).estimate(results)), "lost": _mean(loss(point).estimate(results))}
-        row |= {"above floor": _mean(kept(point).estimate(results)), "MFLOP": results.one(point)["flops"] / 1e6}
+        row |= {"above floor": _mean(kept(point).estimate(results))}
+        row |= {"MFLOP": "" if of.blind else results.one(point)["flops"] / 1e6}
         rows.append(row | {"asked as": f"`{results.one(point)['asked']}`"})
     return table(rows)
 

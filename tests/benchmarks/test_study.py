@@ -8,13 +8,14 @@ import pytest
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import grid
+from benchmarks.study.__main__ import DOCUMENT
 from benchmarks.study.claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, STEPS, Claim
 from benchmarks.study.cut import cut
 from benchmarks.study.effects import cost_to_reach, gain, kept, loss, saved, trained_shorter
 from benchmarks.study.grid import SIZES, chosen, points, setting, trainings
 from benchmarks.study.measure import Workplace, accuracies, lengthened, trained_stage
-from benchmarks.study.records import Estimate, Results, write
-from benchmarks.study.report import filled, report, verdicts
+from benchmarks.study.records import RESULTS, Estimate, Results, write
+from benchmarks.study.report import filled, measured, page, report, verdicts
 from examples.quickstart.questions import KINDS
 from examples.quickstart.report import positions
 from examples.quickstart.sight import tiny
@@ -192,6 +193,8 @@ def test_the_page_has_a_verdict_for_every_claim(tmp_path):
     for point, less in [("full", 0), ("victor-8-k3", 0.01), ("no-image", 0.7)]:
         for seed, accuracy in enumerate([0.95, 0.96, 0.97]):
             write(record(point, seed, accuracy - less), tmp_path / "results")
+    chosen = {"1": {"visor:self=0,cross=1": 1.0}, "2": {"visor:self=0,cross=1": 0.4, "visor:self=2,cross=2": 0.6}}
+    write(record("visor-policy", 0, 0.9) | {"chosen": chosen}, tmp_path / "results")
     report(tmp_path / "results", document)
     text = document.read_text()
     assert "what was here" not in text
@@ -204,7 +207,7 @@ def test_the_page_has_a_verdict_for_every_claim(tmp_path):
     assert row[4] == "**holds**"
     assert by_command["python -m benchmarks.study --claims=none-k3"][3:5] == ["", "not measured"]
     assert "| victor-8-k3 | 3 |" in text
-    for figure in ("accuracy", "layers", "training", "loss"):
+    for figure in ("accuracy", "layers", "training", "choices", "loss"):
         assert f"(images/study-small-{figure}.png)" in text
         assert (tmp_path / "images" / f"study-small-{figure}.png").stat().st_size > 5_000
 
@@ -217,6 +220,11 @@ def test_without_results_nothing_is_claimed(tmp_path):
     document = tmp_path / "study.md"
     document.write_text(PAGE)
     assert report(tmp_path, document).count("| not measured |") == len(CLAIMS)
+
+
+def test_the_page_in_the_repository_says_what_its_results_say():
+    text = DOCUMENT.read_text()
+    assert page(text, measured(RESULTS)) == text
 
 
 def test_a_page_without_its_marks_is_refused():

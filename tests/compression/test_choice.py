@@ -1,6 +1,8 @@
 """What chooses a plan for each row, against plain numpy; and what its groups give, against their plans on all rows."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import field
 import numpy as np
@@ -17,6 +19,8 @@ from victor_jax.compression.visor import keeps as keeps_network
 from victor_jax.inference import programs
 from victor_jax.inference.buckets import room_for
 from victor_jax.inference.forks import groups
+from victor_jax.inference.vlm import VLM
+from victor_jax.prompt import Prompt
 
 
 def of_network(model, name, x, row, is_visual, place):
@@ -90,3 +94,19 @@ def test_the_cheapest_plan_that_does_as_well_is_the_right_one():
     np.testing.assert_array_equal(policy.right_branches(gates, does), [[1, 1], [1, 0], [0, 1]])
     for method in (router, gates):
         np.testing.assert_array_equal(policy.chosen_plans(method, policy.right_branches(method, does)), [2, 1, 0])
+
+
+def test_what_is_learned_is_what_the_labels_say():
+    """Rows whose features tell them apart are sent where their labels say."""
+    spec = "visor:self=1,cross=2,policy"
+    module, params = field.model(spec)
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 3, (60, 1)).astype(np.int32)
+    features = rng.normal(0, 0.1, (60, 1, 128)).astype(np.float32)
+    features[:, 0, :3] += 4 * np.eye(3)[right[:, 0]]
+    names = {path for path in params if "router" in path}
+    params = params | {path: rng.normal(0, 0.03, params[path].shape).astype(np.float32) for path in names}
+    vlm = VLM(module, params, None, {}, Path(), Prompt())
+    trained = policy.train(vlm, names, features[:40], right[:40], steps=60, rate=1e-3, seed=0)
+    vlm = replace(vlm, params=params | trained)
+    assert (policy.choose(vlm, features[40:]) == right[40:]).mean() > 0.9

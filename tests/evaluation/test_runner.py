@@ -86,11 +86,11 @@ def stopped(data, out, after):
     folder, vlm, _ = data
     given = []
 
-    def interrupted(question, text):
+    def interrupted(question, text, compression):
         given.append(question)
         if len(given) > after:
             raise KeyboardInterrupt
-        return row_of(question, text)
+        return row_of(question, text, compression)
 
     with pytest.raises(KeyboardInterrupt), mock.patch.object(runner, "row_of", interrupted):
         run(vlm, task(folder), out)
@@ -261,13 +261,13 @@ def test_an_image_that_cannot_be_read_stops_with_its_question_after_all_before_i
     _, vlm, said = data
     write_questions(tmp_path, ["x"] * 8)
     write_images(tmp_path / "digits" / "images", 8)
-    (tmp_path / "digits" / "images" / "6.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"question 106: image 6.png: not an image that can be read"):
+    (tmp_path / "digits" / "images" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"question 101: image 1.png: not an image that can be read"):
         run(vlm, task(tmp_path), tmp_path / "out")
     answered = {line["question_id"]: line["text"] for line in lines(tmp_path / "out")}
     assert answered == {name: said[name - 100] for name in answered}
     assert len(answered) == SIZE
-    assert 106 not in answered
+    assert 101 not in answered
 
 
 def command(folder, out, *flags):
@@ -372,25 +372,25 @@ def test_sigterm_to_one_of_two_processes_ends_both_and_keeps_what_was_answered(d
 
 
 def test_a_mistake_that_one_process_meets_ends_both(data, tmp_path):
-    """The second one reads questions 4 to 7."""
+    """The second one reads the batch of questions 0, 1, 2 and 4."""
     folder, _, _ = data
     write_questions(tmp_path, ["x"] * QUESTIONS)
     shutil.copytree(folder / "digits" / "images", tmp_path / "digits" / "images")
-    (tmp_path / "digits" / "images" / "6.png").write_bytes(b"no picture")
+    (tmp_path / "digits" / "images" / "1.png").write_bytes(b"no picture")
     codes, said = two_processes(folder / "model", tmp_path, tmp_path / "out")
     assert codes == [2, 2]
     for _, errors in said:
-        assert "error: process 1 of 2: question 106: image 6.png: not an image that can be read" in errors
+        assert "error: process 1 of 2: question 101: image 1.png: not an image that can be read" in errors
 
 
 if __name__ == "__main__":
     given = []
 
-    def signalled(question, text):
+    def signalled(question, text, compression):
         if len(given) == int(os.environ.get("AFTER", QUESTIONS)):
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
         given.append(question)
-        return row_of(question, text)
+        return row_of(question, text, compression)
 
     with mock.patch.object(runner, "row_of", signalled):
         sys.exit(eval_script.command_line())

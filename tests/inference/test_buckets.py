@@ -44,6 +44,8 @@ def test_every_row_is_answered_once_in_a_batch_that_holds_it():
             assert len(one.images) <= batch.shape.images
             assert sum(one.image_tokens) <= batch.shape.visual
     assert in_buckets(rows, 16, 8, share=True) == batches
+    assert [len(batch.rows) for batch in batches] == [16] * 12 + [11]
+    assert batches[0].shape.images == 2, "what takes the most memory comes first"
 
 
 def test_few_rows_are_one_batch_and_none_are_none():

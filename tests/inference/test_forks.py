@@ -9,15 +9,15 @@ from victor_jax.inference.forks import group_size
 from victor_jax.inference.vlm import load
 from victor_jax.sharding.mesh import make_mesh
 
-PROMPTS = [f"What is {word}?" for word in ("it", "left of the cat", "there", "to be seen in this picture", "this")] * 2
+PROMPTS = [f"What is {word}?" for word in ("it", "there", "to be seen in this picture of a cat")] * 2
 PICTURES = [*(talking.picture(seed) for seed in range(len(PROMPTS) - 1)), None]
-SPECS = ("visor:policy", "dyvte:exits=1-2")
+SEEDS = {"visor:policy": 0, "dyvte:exits=1-2": 5}  # of weights under which the rows part
 
 
-@pytest.fixture(scope="module", params=SPECS)
+@pytest.fixture(scope="module", params=SEEDS)
 def vlm(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / request.param.partition(":")[0]
-    return load(talking.saved(folder, request.param), dtype="float32")
+    folder = tmp_path_factory.mktemp("model") / "saved"
+    return load(talking.saved(folder, request.param, seed=SEEDS[request.param]), dtype="float32")
 
 
 def test_a_batch_equals_its_rows_alone(vlm):
@@ -44,7 +44,7 @@ def test_rows_cut_over_devices_answer_the_same(vlm, tmp_path):
     vlm.save(tmp_path / "again", "orbax")
     cut = load(tmp_path / "again", dtype="float32", mesh=mesh)
     assert cut.compression == vlm.compression
-    asked = PROMPTS[:5], PICTURES[:5]
+    asked = PROMPTS[:3], PICTURES[:3]
     assert cut.generate(*asked, max_new_tokens=4) == vlm.generate(*asked, max_new_tokens=4)
 
 

@@ -26,7 +26,7 @@ from victor_jax.data.records import BadRow, parse_record
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
 from victor_jax.files import writing
-from victor_jax.inference.buckets import Bucketed, room_for
+from victor_jax.inference.buckets import Bucketed
 from victor_jax.inference.prompts import Prompter, open_prompter
 from victor_jax.inference.vlm import VLM, load
 from victor_jax.limits import check_whole
@@ -69,8 +69,7 @@ def main(arguments: list[str]) -> int:
     vlm = load(given.model, spec, given.dtype, attention=given.attention, seed=given.seed)
     keep_settings(settings, given.out, given.out / LINES)
     order, tried = _tried(vlm, rows, given)
-    shape = room_for(rows.encoded[:1])
-    say(report(vlm, *learn(vlm, checkpoint, order, tried, given), vlm.read(rows.encoded[:1], open=rows.open)[0], shape))
+    say(report(vlm, *learn(vlm, checkpoint, order, tried, given), policy.relative_flops(vlm, rows.encoded[0])))
     say(f"wrote {given.out / MODEL}")
     return 0
 
@@ -186,14 +185,12 @@ def learn(
     return does[others], policy.chosen_plans(vlm.method, policy.choose(taught, tried.features[others]))
 
 
-def report(vlm: VLM, does: np.ndarray, chosen: np.ndarray, batch: Any, shape: Any) -> str:
+def report(vlm: VLM, does: np.ndarray, chosen: np.ndarray, flops: dict[str, float]) -> str:
     """Of rows that were not learned from."""
     fork = vlm.method.fork
     assert fork is not None
-    modules = [vlm.module.clone(method=replace(vlm.method, plan=end.plan, fork=None)) for end in fork.ends]
-    counts = shape.counts(vlm.method.registers)
-    flops = np.array([policy.first_token_flops(m, batch, m.method.plan.sizes(counts)) for m in modules])
-    cost, right, rows = flops / flops[-1], does.argmax(axis=1), np.arange(len(does))
+    cost = np.array([flops[end.spec] for end in fork.ends])
+    right, rows = does.argmax(axis=1), np.arange(len(does))
     width = max(len(end.spec) for end in fork.ends)
     lines = [f"{'of rows not learned from':<{width}}  FLOPs  does as well  is right  is chosen"]
     lines += [

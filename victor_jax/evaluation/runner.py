@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import victor_jax
+from victor_jax.analysis.policy import relative_flops
 from victor_jax.data.images import BadImage, decode
 from victor_jax.data.labels import IMAGE_TEXT
 from victor_jax.errors import UserError
@@ -31,7 +33,7 @@ from victor_jax.evaluation.benchmark import Question, as_published, score
 from victor_jax.evaluation.tasks import Task
 from victor_jax.files import write_whole
 from victor_jax.inference.buckets import Bucketed
-from victor_jax.inference.vlm import VLM
+from victor_jax.inference.vlm import VLM, Answered
 from victor_jax.results import check_settings, keep_settings, read_json, stamp_of, whole_lines, write_json
 from victor_jax.sharding.distributed import agreed, receive, send
 
@@ -59,19 +61,21 @@ def run(vlm: VLM, task: Task, out: str | Path, model: str = "", bar: tqdm | None
     is_done, asked_first = agreed([len(rows) == len(task.questions), asked])
     if asked != asked_first:
         raise UserError("it was given other questions, another batch size or other limits than process 0")
-    texts = iter(()) if is_done else _texts(vlm, task, rows)
+    answered = iter(()) if is_done else _answered(vlm, task, rows)
     if not is_first:
-        for batch, of_batch in texts:
+        for batch, of_batch in answered:
             send(_key(task, batch), of_batch)
         return agreed(None)
     if is_done and (out / RESULT).exists():
         settings = read_json(out / RESULT)["settings"]
     else:
-        timing = _write(texts, task, rows, out / ANSWERS, bar)
+        timing = _write(answered, task, rows, out / ANSWERS, bar)
         devices = jax.process_count() * (vlm.mesh.size if vlm.mesh else 1)
         settings |= {"batch_size": task.batch_size, "devices": devices} | timing
     answers = [Answer(row["question_id"], row["text"], row["prompt"]) for _, row in sorted(rows.items())]
     result = result_of(task, answers, out) | {"settings": settings}
+    if vlm.method.fork:
+        result["chosen"] = chosen(vlm, task, list(rows.values()))
     write_json(out / RESULT, result)
     return agreed(result)
 
@@ -159,7 +163,18 @@ def _read_rows(file: Path, questions: Sequence[Question]) -> dict[int, Row]:
     return rows
 
 
-def _texts(vlm: VLM, task: Task, rows: Container[int]) -> Iterator[tuple[Bucketed, list[str]]]:
+def chosen(vlm: VLM, task: Task, rows: Sequence[Row]) -> dict[str, Any]:
+    """Of a method that chooses a plan for each row: the share of each, and what was spent to the first token, as a
+    share of the dearest plan's FLOPs."""
+    prompts, pictures = asked_of(task)
+    first = next((place for place, of_row in enumerate(pictures) if of_row), 0)
+    flops = relative_flops(vlm, *vlm.prompter.ask(prompts[first : first + 1], pictures[first : first + 1]))
+    counts = Counter(row.get("compression") for row in rows)
+    shares = {spec: counts[spec] / len(rows) for spec in flops}
+    return {"shares": shares, "flops": flops, "spent": sum(flops[spec] * share for spec, share in shares.items())}
+
+
+def _answered(vlm: VLM, task: Task, rows: Container[int]) -> Iterator[tuple[Bucketed, Answered]]:
     """What the model says, batch by batch, in batches that are the same whenever the run was stopped: on process 0 all
     that are not in `rows` yet, on another process its own of them."""
     asked = vlm.prompter.ask(*asked_of(task))
@@ -170,9 +185,9 @@ def _texts(vlm: VLM, task: Task, rows: Container[int]) -> Iterator[tuple[Buckete
     answers = vlm.generate_batches(asked, ours, task.max_new_tokens, open=partial(open_picture, task))
     for turn, number in enumerate(left):
         if turn % processes == me:
-            yield batches[number], next(answers).texts
+            yield batches[number], next(answers)
         elif me == 0:
-            yield batches[number], receive(_key(task, batches[number]))
+            yield batches[number], Answered(*receive(_key(task, batches[number])))
 
 
 def _key(task: Task, batch: Bucketed) -> str:
@@ -180,14 +195,17 @@ def _key(task: Task, batch: Bucketed) -> str:
 
 
 def _write(
-    texts: Iterator[tuple[Bucketed, list[str]]], task: Task, rows: dict[int, Row], file: Path, bar: tqdm | None
+    answered: Iterator[tuple[Bucketed, Answered]], task: Task, rows: dict[int, Row], file: Path, bar: tqdm | None
 ) -> dict[str, Any]:
     """Adds what is not in `rows` yet, there and to the file, brings the file into the order of the questions, and says
     how long that took."""
     total, done = len(task.questions), len(rows)
     ended = [time.perf_counter()]
-    for batch, of_batch in texts:
-        given = {place: row_of(task.questions[place], text) for place, text in zip(batch.rows, of_batch, strict=True)}
+    for batch, of_batch in answered:
+        given = {
+            place: row_of(task.questions[place], text, compression)
+            for place, text, compression in zip(batch.rows, *of_batch, strict=True)
+        }
         new = {place: row for place, row in given.items() if place not in rows}
         with open(file, "a", encoding="utf-8") as lines:
             lines.writelines(map(_line, new.values()))
@@ -207,9 +225,10 @@ def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def row_of(question: Question, text: str) -> Row:
-    """A line of answers.jsonl, as LLaVA's scripts write it, with what the question file says beside the question."""
-    beside = {"category": question.category, "answer": question.answer}
+def row_of(question: Question, text: str, compression: str) -> Row:
+    """A line of answers.jsonl, as LLaVA's scripts write it, with what the question file says beside the question, and
+    the compression by which the answer was found."""
+    beside = {"category": question.category, "answer": question.answer, "compression": compression}
     return {"question_id": question.id, "prompt": question.text, "text": text} | {k: v for k, v in beside.items() if v}
 
 

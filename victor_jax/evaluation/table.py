@@ -93,6 +93,9 @@ def _notes(result: Result, out: Path) -> Iterator[str]:
         yield f"{name}: {folder / result['submission']} is for its server"
     elif result["parts"]:
         yield f"{name}: " + ", ".join(f"{part} {value:.2f}" for part, value in result["parts"].items())
+    if found := result.get("chosen"):
+        shares = ", ".join(f"{spec} {share:.1%}" for spec, share in found["shares"].items())
+        yield f"{name}: chosen were {shares}; {found['spent']:.2f} of the dearest's FLOPs to the first token were spent"
     if result["missing"]:
         yield f"{name}: {result['missing']} questions were not asked, counted as wrong: {result['first_missing']}, …"
 
