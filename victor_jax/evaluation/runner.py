@@ -43,7 +43,7 @@ NAMED = 5  # of the questions that were not asked
 Row = dict[str, Any]  # a line of answers.jsonl
 
 
-def answered(vlm: VLM, task: Task, out: Path) -> int:
+def answers_in(vlm: VLM, task: Task, out: Path) -> int:
     """How many questions have an answer in this folder, in which a run can begin or go on. Needs no weights."""
     check_settings(describe(vlm, task, ""), out, out / ANSWERS)
     return len(_read_rows(out / ANSWERS, task.questions))
