@@ -35,6 +35,8 @@ def main(given: argparse.Namespace) -> None:
         max_new_tokens=given.max_new_tokens,
         limit=given.limit,
     )
+    if given.floor and not given.full:
+        raise UserError("--floor says what lies above it with --full, the results of the model with all visual tokens")
     full = read_results(given.full, tasks, "--full", with_images=True) if given.full else {}
     floor = read_results(given.floor, tasks, "--floor", with_images=False) if given.floor else {}
     options = given.model, given.compression, given.dtype

@@ -300,7 +300,9 @@ def test_the_command_compares_with_two_other_runs_and_prints_its_settings(data, 
     above = (command(folder, out, full, floor)["score"] - 30) / 50
     assert f"| {above:.1%} " in (out / "table.md").read_text()
     with pytest.raises(UserError, match=r"--floor=.*full answered digits with pictures"):
-        command(folder, out, full.replace("--full", "--floor"))
+        command(folder, out, full, full.replace("--full", "--floor"))
+    with pytest.raises(UserError, match=r"--floor says .* with --full"):
+        command(folder, out, floor)
     with pytest.raises(UserError, match=r"--full=.* answered other questions of digits"):
         command(folder, out, "--limit=2", full)
     with pytest.raises(UserError, match="out/digits holds answers under other settings: questions_sha256"):

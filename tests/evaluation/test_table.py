@@ -86,3 +86,11 @@ def test_a_number_stands_beside_what_it_was_measured_under(tmp_path):
         "victor_jax 0.2.0 (abc)",
     ):
         assert part in text
+
+
+def test_benchmarks_that_were_asked_under_other_conditions_say_so(tmp_path):
+    results = [result("gqa", 1.0), result("pope", 2.0), result("mmmu", 3.0, settings=SETTINGS | {"revision": "0.1.0"})]
+    *_, two, one = as_table(results, {}, {}, tmp_path).splitlines()
+    assert two.startswith("gqa, pope: model (files abc)")
+    assert one.startswith("mmmu: model (files abc)")
+    assert "0.1.0" in one
