@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from tqdm import tqdm
 
 import victor_jax
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.errors import UserError, exit_status, stop
-from victor_jax.evaluation.runner import check, run
+from victor_jax.evaluation.runner import answered, run
 from victor_jax.evaluation.table import as_table, read_results
 from victor_jax.evaluation.tasks import open_tasks
 from victor_jax.files import write_whole, writing
@@ -34,27 +35,30 @@ def main(given: argparse.Namespace) -> None:
         max_new_tokens=given.max_new_tokens,
         limit=given.limit,
     )
+    if given.floor and not given.full:
+        raise UserError("--floor says what lies above it with --full, the results of the model with all visual tokens")
     full = read_results(given.full, tasks, "--full", with_images=True) if given.full else {}
     floor = read_results(given.floor, tasks, "--floor", with_images=False) if given.floor else {}
     options = given.model, given.compression, given.dtype
     vlm, _ = outline(*options, jax.local_devices()[0].platform, attention=given.attention)
-    names, out = [task.benchmark.name for task in tasks], Path(given.out)
+    names, out, done = [task.benchmark.name for task in tasks], Path(given.out), 0
+    total = sum(len(task.questions) for task in tasks)
     if is_first:
-        for task in tasks:
-            check(vlm, task, out / task.benchmark.name)
-        print("\n".join(f"not found: {sentence}" for sentence in absent), end="\n" * bool(absent))
-        print(f"{', '.join(names)}: {sum(len(task.questions) for task in tasks)} questions; reading {given.model}")
-        sys.stdout.flush()
-    if distributed.agreed(names) != names:
+        done = sum(answered(vlm, task, out / task.benchmark.name) for task in tasks)
+        print("".join(f"not found: {sentence}\n" for sentence in absent), end="")
+        print(f"{', '.join(names)}: {total} questions, {total - done} to answer by {given.model}", flush=True)
+    found, done = distributed.agreed([names, done])
+    if found != names:
         raise UserError(f"it found other benchmarks in {given.data} than process 0")
-    use_compile_cache()
-    vlm = victor_jax.load(*options, attention=given.attention)
-    with writing(out):
-        results = [run(vlm, task, out / task.benchmark.name, given.model) for task in tasks]
-        table = as_table(results, full, floor, out)
-        if is_first:
-            write_whole(out / "table.md", f"{table}\n")
+    if done < total:
+        use_compile_cache()
+        vlm = victor_jax.load(*options, attention=given.attention)
+    with writing(out), tqdm(total=total, initial=done, unit="question", disable=not is_first or done == total) as bar:
+        results = [run(vlm, task, out / task.benchmark.name, given.model, bar) for task in tasks]
     if is_first:
+        table = as_table(results, full, floor, out)
+        with writing(out):
+            write_whole(out / "table.md", f"{table}\n")
         print(f"{table}\nanswers and settings are in {out}")
 
 

@@ -144,8 +144,28 @@ def weights(module: VLMModule, have: Params) -> Params:
     return {path: jax.device_put(leaf, weight_format(path, leaf.sharding, platform)) for path, leaf in params.items()}
 
 
-def measure(preset: Preset, specs: tuple[str, ...], rows: int) -> list[dict[str, Any]]:
-    """One record per method; all are measured in turn."""
+def measure(preset: Preset, asked: tuple[str, ...], rows: int) -> list[dict[str, Any]]:
+    """One record per method; all are measured in turn. A method that chooses a plan for each row has the mean of the
+    records of its plans, each as often as the others: random weights choose nothing that would say more."""
+    plans = {spec: [end.spec for end in fork.ends] for spec in asked if (fork := parse(spec, preset.config).fork)}
+    specs = dict.fromkeys(one for spec in asked for one in plans.get(spec, [spec]))
+    records = {record["name"]: record for record in measure_fixed(preset, tuple(specs), rows)}
+    for spec, ends in plans.items():
+        chosen = module_for(preset.config, parse(spec, preset.config), preset.dtype, "xla", "cpu")
+        own = sum(math.prod(leaf.shape) for path, leaf in parameters(chosen).items() if path.startswith("compression/"))
+        records[spec] = mean_of([records[end] for end in ends]) | {"name": spec, "parameters": own}
+    return [records[spec] for spec in asked]
+
+
+def mean_of(records: list[Any]) -> Any:
+    """Of all numbers in them."""
+    first = records[0]
+    if isinstance(first, dict):
+        return {key: mean_of([record[key] for record in records]) for key in first}
+    return first if isinstance(first, str) else sum(records) / len(records)
+
+
+def measure_fixed(preset: Preset, specs: tuple[str, ...], rows: int) -> list[dict[str, Any]]:
     have: Params = {}
     known, futures = {}, {}
     with ThreadPoolExecutor() as pool:  # compiles one method while the next is traced

@@ -50,6 +50,15 @@ def kept(point: str) -> Effect:
     return Effect(f"share of `full` above the floor that `{point}` keeps", (point, "full", "no-image"), value)
 
 
+def spent(point: str, of: str) -> Effect:
+    """To the first token of an answer."""
+
+    def value(one: Record, other: Record) -> float:
+        return one["flops"] / other["flops"]
+
+    return Effect(f"share of `{of}`'s FLOPs that `{point}` spends", (point, of), value)
+
+
 def saved(point: str, what: str) -> Effect:
     """`what`: "flops" or "seconds" of training, both to the accuracy that both reach; trainings of several lengths give
     each a curve."""

@@ -25,7 +25,12 @@ OTHERS = {  # besides the sweep, with their markers
     "mqt": "X",
     "barred-8": "<",
     "elastic-16-as-8": "d",
+    "visor-0-2": "1",
+    "visor-2-2": "2",
+    "visor-policy": "*",
+    "dyvte": "p",
 }
+POLICIES = ("visor-policy", "dyvte")
 Panels = list[tuple[tuple[int, ...], Axes]]  # questions of how many steps, and where they are drawn
 
 
@@ -103,6 +108,27 @@ def loss_over_steps(results: Results) -> Figure:
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     _plain(axes)
+    return figure
+
+
+def choices_by_steps(results: Results) -> Figure:
+    """What methods that choose give questions of each number of steps: the mean share of each plan, the cheapest
+    first."""
+    policies = [name for name in POLICIES if results.of(name)]
+    figure = Figure(figsize=(10, 0.6 + 1.3 * max(len(policies), 1)), layout="constrained")
+    for name, axes in zip(policies, figure.subplots(max(len(policies), 1), 1, squeeze=False)[:, 0], strict=False):
+        shares = [records[0]["chosen"] for records in results.of(name).values()]
+        plans = list(dict.fromkeys(plan for of_seed in shares for of_steps in of_seed.values() for plan in of_steps))
+        left = np.zeros(len(STEPS))
+        for plan in sorted(plans, key=lambda plan: (plan == "full", plan)):
+            part = [np.mean([of.get(str(steps), {}).get(plan, 0) for of in shares]) for steps in STEPS]
+            axes.barh([f"{steps} step{'s' * (steps > 1)}" for steps in STEPS], part, left=left, label=plan)
+            left += part
+        axes.set_title(name, loc="left", fontsize=9)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+        _plain(axes)
     return figure
 
 

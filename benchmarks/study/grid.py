@@ -43,6 +43,7 @@ class Training:
 class Point:
     training: str
     asked: str = ""  # a compression other than the one that was trained
+    policy: str = ""  # a compression whose choice is trained before it is asked
     cut: int = 0  # so many of the registers that were trained, the first ones
     blind: bool = False  # without the image
 
@@ -85,6 +86,10 @@ def trainings(size: Size) -> dict[str, Training]:
         "elastic-16": f"elastic:registers=16,layer={K}",
         "undropped-8": f"victor:registers=8,layer={size.depth}",
         **{f"barred-{m}": f"victor:registers={m},layer={K},route=registers" for m in (1, 8, 16)},
+        # All tokens stay, few layers see them; networks of its own, and all of them in one.
+        "visor-0-2": "visor:self=0,cross=2",
+        "visor-2-2": "visor:self=2,cross=2",
+        "visor": "visor:self=2,cross=2,sampled",
         "zeros-8": f"victor:registers=8,layer={K},start=zeros",
         "pooled-8": f"victor-pooled:registers=8,layer={K}",
     }
@@ -106,6 +111,9 @@ def points(size: Size) -> dict[str, Point]:
         **{name: Point(name) for name in trainings(size)},
         "no-image": Point("full", blind=True),
         **{f"untrained-vtw-k{k}": Point("full", asked=f"vtw:layer={k}") for k in LAYERS},
+        **{f"visor-as-{s}-{c}": Point("visor", asked=f"visor:self={s},cross={c}") for s, c in ((0, 1), (0, 2), (1, 2))},
+        "visor-policy": Point("visor", policy="visor:self=2,cross=2,policy"),
+        "dyvte": Point("full", policy=f"dyvte:exits={'-'.join(map(str, LAYERS))}"),
         **{f"elastic-16-as-{m}": Point("elastic-16", asked=f"elastic:registers={m},layer={K}") for m in (1, 4, 8)},
         **{f"victor-16-cut-to-{m}": Point(f"victor-16-k{K}", cut=m) for m in (1, 4, 8)},
     }

@@ -3,7 +3,7 @@
 import datetime
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from victor_jax.models.vlm import VLMModule
 from victor_jax.results import keep_settings, read_json
 from victor_jax.weights.read import open_checkpoint
 
+LABELS = 1500  # rows that a choice is learnt from
 CURVE = 50  # losses that a result keeps of each stage
 
 
@@ -89,6 +90,14 @@ class Workplace:
         trained, label = self.trained(point.training, seed), f"{self.name} {name} seed{seed} asked"
         model, out = trained / "finetune" / "model", self.asked(name, seed)
         more = ["--blind"] if point.blind else [f"--compression={point.asked}"] if point.asked else []
+        if point.policy:
+            taught = trained / "policies" / name
+            flags = {"model": model, "compression": point.policy, "data": self.data / "train.json"}
+            flags |= {"images": self.data / "train", "out": taught, "limit": LABELS, "seed": seed}
+            flags |= {"dtype": "float32", "batch-size": 50}
+            given = (f"--{name}={value}" for name, value in flags.items())
+            teaching = Job(f"{label} policy", ("-m", "victor_jax", "train-policy", *given), taught / "model")
+            return [teaching, evaluation(label, taught / "model", self.data, out, *more, batch_size=self.batch_size)]
         if not point.cut:
             return [evaluation(label, model, self.data, out, *more, batch_size=self.batch_size)]
         cut = trained / f"cut-to-{point.cut}"
@@ -100,7 +109,8 @@ class Workplace:
 
     def record(self, point: str, seed: int, at_once: int) -> Record:
         out = self.asked(point, seed) / "digits"
-        settings = read_json(out / "result.json")["settings"]
+        result = read_json(out / "result.json")
+        settings, chosen = result["settings"], result.get("chosen")
         trained = self.trained(points(self.size)[point].training, seed)
         config = open_checkpoint(trained / "finetune" / "model").config
         return {
@@ -109,7 +119,12 @@ class Workplace:
             "seed": seed,
             "asked": settings["compression"],
             "accuracy": accuracies(out / "answers.jsonl"),
-            "flops": prefill_flops(VLMModule(config, parse(settings["compression"], config)), 1, PROMPT),
+            # To the first token; of a method that chooses, what its choices come to.
+            "flops": round(
+                prefill_flops(VLMModule(config, parse(settings["compression"], config)), 1, PROMPT)
+                * (chosen["spent"] if chosen else 1)
+            ),
+            **({"chosen": choices(out / "answers.jsonl")} if chosen else {}),
             "at_once": at_once,
             "training": {stage: trained_stage(trained / stage / "metrics.jsonl") for stage in ROWS},
             "where": where(settings),
@@ -150,6 +165,17 @@ def accuracies(answers: Path) -> dict[str, Any]:
         "steps": {number: share(steps[number]) for number in sorted(steps)},
         "kinds": {kind: share(right) for kind, right in kinds.items()},
         "questions": len(rows),
+    }
+
+
+def choices(answers: Path) -> dict[str, dict[str, float]]:
+    """By how many steps a question has, the share of answers that each plan gave."""
+    of_steps = defaultdict[str, Counter[str]](Counter)
+    for row in map(json.loads, answers.read_text().splitlines()):
+        of_steps[str(KINDS[row["category"]].steps)][row["compression"]] += 1
+    return {
+        steps: {plan: round(times / counts.total(), 5) for plan, times in sorted(counts.items())}
+        for steps, counts in sorted(of_steps.items())
     }
 
 

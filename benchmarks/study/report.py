@@ -17,6 +17,7 @@ FIGURES = {
     "accuracy": (figures.accuracy_over_compute, "right answers over the compute of a question"),
     "layers": (figures.accuracy_over_layer, "right answers over the layer at which the visual tokens leave"),
     "training": (figures.accuracy_over_training, "right answers over the compute of training"),
+    "choices": (figures.choices_by_steps, "which plan answered questions of how many steps"),
     "loss": (figures.loss_over_steps, "loss over the steps of stage 2"),
 }
 

@@ -194,6 +194,8 @@ def test_the_page_has_a_verdict_for_every_claim(tmp_path):
     for point, less in [("full", 0), ("victor-8-k3", 0.01), ("no-image", 0.7)]:
         for seed, accuracy in enumerate([0.95, 0.96, 0.97]):
             write(record(point, seed, accuracy - less), tmp_path / "results")
+    chosen = {"1": {"visor:self=0,cross=1": 1.0}, "2": {"visor:self=0,cross=1": 0.4, "visor:self=2,cross=2": 0.6}}
+    write(record("visor-policy", 0, 0.9) | {"chosen": chosen}, tmp_path / "results")
     report(tmp_path / "results", document)
     text = document.read_text()
     assert "what was here" not in text
@@ -206,7 +208,7 @@ def test_the_page_has_a_verdict_for_every_claim(tmp_path):
     assert row[4] == "**holds**"
     assert by_command["python -m benchmarks.study --claims=none-k3"][3:5] == ["", "not measured"]
     assert "| victor-8-k3 | 3 |" in text
-    for figure in ("accuracy", "layers", "training", "loss"):
+    for figure in ("accuracy", "layers", "training", "choices", "loss"):
         assert f"(images/study-small-{figure}.png)" in text
         assert (tmp_path / "images" / f"study-small-{figure}.png").stat().st_size > 5_000
 

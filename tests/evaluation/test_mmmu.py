@@ -33,15 +33,15 @@ def test_an_open_answer_is_a_number_or_holds_the_text(text, right, expected):
     assert answers_openly(text, right) is expected
 
 
-def test_pictures_stand_where_the_text_says(small):
+def test_pictures_stand_in_front_and_are_named_in_the_text(small):
     art, maths, physics = MMMU.read(small / "mmmu")
     assert art.text == (
-        "Which color does <image> show?\n(A) red\n(B) green\n(C) blue\n(D) yellow\n\n"
+        "Which color does <image 1> show?\n(A) red\n(B) green\n(C) blue\n(D) yellow\n\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert "\n(A) <image>\n(B) <image>\n" in maths.text
+    assert maths.text.startswith("<image>\n<image>\nWhich picture shows a circle?\n(A) <image 1>\n(B) <image 2>\n\n")
     assert maths.images == ("validation_Math_1/image_1", "validation_Math_1/image_2")
-    assert physics.text.endswith("in <image>?\nAnswer the question using a single word or phrase.")
+    assert physics.text.endswith("in <image 1>?\nAnswer the question using a single word or phrase.")
 
 
 def test_pictures_are_read_by_name(small):

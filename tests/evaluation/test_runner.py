@@ -86,11 +86,11 @@ def stopped(data, out, after):
     folder, vlm, _ = data
     given = []
 
-    def interrupted(question, text):
+    def interrupted(question, text, compression):
         given.append(question)
         if len(given) > after:
             raise KeyboardInterrupt
-        return row_of(question, text)
+        return row_of(question, text, compression)
 
     with pytest.raises(KeyboardInterrupt), mock.patch.object(runner, "row_of", interrupted):
         run(vlm, task(folder), out)
@@ -203,12 +203,13 @@ def test_a_folder_with_other_answers_is_refused(data, finished, tmp_path):
     with pytest.raises(UserError, match="answers without the settings"):
         run(vlm, task(folder), tmp_path)
     (tmp_path / "settings.json").write_bytes((out / "settings.json").read_bytes())
-    for wrong in ([whole[1]], [whole[0], b"{}\n"], [whole[0], b"\xff\n"], [whole[0].replace(b"What", b"Who")]):
+    other = [whole[0], whole[1].replace(b"How", b"Who")]
+    for wrong in ([whole[0]] * 2, [whole[0], b"{}\n"], [whole[0], b"\xff\n"], other):
         (tmp_path / "answers.jsonl").write_bytes(b"".join(wrong))
-        with pytest.raises(UserError, match=f"line {len(wrong)}, is not the answer to question"):
+        with pytest.raises(UserError, match="line 2, is not the one answer to one of these questions"):
             run(vlm, task(folder), tmp_path)
     (tmp_path / "answers.jsonl").write_bytes(b"".join([*whole, whole[0]]))
-    with pytest.raises(UserError, match="12 answers to 11 questions"):
+    with pytest.raises(UserError, match="line 12, is not the one answer"):
         run(vlm, task(folder), tmp_path)
 
 
@@ -260,10 +261,13 @@ def test_an_image_that_cannot_be_read_stops_with_its_question_after_all_before_i
     _, vlm, said = data
     write_questions(tmp_path, ["x"] * 8)
     write_images(tmp_path / "digits" / "images", 8)
-    (tmp_path / "digits" / "images" / "6.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"question 106: image 6.png: not an image that can be read"):
+    (tmp_path / "digits" / "images" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"question 101: image 1.png: not an image that can be read"):
         run(vlm, task(tmp_path), tmp_path / "out")
-    assert [line["text"] for line in lines(tmp_path / "out")] == said[:SIZE]
+    answered = {line["question_id"]: line["text"] for line in lines(tmp_path / "out")}
+    assert answered == {name: said[name - 100] for name in answered}
+    assert len(answered) == SIZE
+    assert 101 not in answered
 
 
 def command(folder, out, *flags):
@@ -279,7 +283,7 @@ def test_the_command_compares_with_two_other_runs_and_prints_its_settings(data, 
     out = tmp_path / "out"
     result = command(folder, out)
     printed = capsys.readouterr().out
-    assert "digits: 3 questions; reading" in printed
+    assert "digits: 3 questions, 3 to answer by" in printed
     assert "vtw:layer=1, without images; vicuna_v1, pad, float32, greedy" in printed
     assert "None of the paper's twelve benchmarks" in printed
     assert (result["settings"]["compression"], result["settings"]["registers"]) == ("vtw:layer=1", 0)
@@ -292,14 +296,16 @@ def test_the_command_compares_with_two_other_runs_and_prints_its_settings(data, 
         return f"--{name}={tmp_path / name}"
 
     full, floor = other("full", 80.0, True), other("floor", 30.0, False)
+    monkeypatch.setattr("victor_jax.load", mock.Mock(side_effect=AssertionError("nothing is left to ask")))
     above = (command(folder, out, full, floor)["score"] - 30) / 50
     assert f"| {above:.1%} " in (out / "table.md").read_text()
     with pytest.raises(UserError, match=r"--floor=.*full answered digits with pictures"):
-        command(folder, out, full.replace("--full", "--floor"))
+        command(folder, out, full, full.replace("--full", "--floor"))
+    with pytest.raises(UserError, match=r"--floor says .* with --full"):
+        command(folder, out, floor)
     with pytest.raises(UserError, match=r"--full=.* answered other questions of digits"):
         command(folder, out, "--limit=2", full)
-    unread = mock.patch("victor_jax.load", side_effect=AssertionError("the model is read"))
-    with unread, pytest.raises(UserError, match="out/digits holds answers under other settings: questions_sha256"):
+    with pytest.raises(UserError, match="out/digits holds answers under other settings: questions_sha256"):
         command(folder, out, "--limit=2")
 
 
@@ -366,25 +372,25 @@ def test_sigterm_to_one_of_two_processes_ends_both_and_keeps_what_was_answered(d
 
 
 def test_a_mistake_that_one_process_meets_ends_both(data, tmp_path):
-    """The second one reads questions 4 to 7."""
+    """The second one reads the batch of questions 0, 1, 2 and 4."""
     folder, _, _ = data
     write_questions(tmp_path, ["x"] * QUESTIONS)
     shutil.copytree(folder / "digits" / "images", tmp_path / "digits" / "images")
-    (tmp_path / "digits" / "images" / "6.png").write_bytes(b"no picture")
+    (tmp_path / "digits" / "images" / "1.png").write_bytes(b"no picture")
     codes, said = two_processes(folder / "model", tmp_path, tmp_path / "out")
     assert codes == [2, 2]
     for _, errors in said:
-        assert "error: process 1 of 2: question 106: image 6.png: not an image that can be read" in errors
+        assert "error: process 1 of 2: question 101: image 1.png: not an image that can be read" in errors
 
 
 if __name__ == "__main__":
     given = []
 
-    def signalled(question, text):
+    def signalled(question, text, compression):
         if len(given) == int(os.environ.get("AFTER", QUESTIONS)):
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
         given.append(question)
-        return row_of(question, text)
+        return row_of(question, text, compression)
 
     with mock.patch.object(runner, "row_of", signalled):
         sys.exit(eval_script.command_line())

@@ -4,18 +4,17 @@ The rules were also run on LLaVA's own outputs, which are not kept here: normali
 equal), parsed ScienceQA answers (8,481 of 8,482), POPE of LLaVA-1.5-13B (mean F1 85.95, published 85.9).
 """
 
+import json
 import subprocess
 import sys
 
-import published
 import pytest
-from published import TEN, lines, whole
 
 from victor_jax.cli import main
 from victor_jax.cli import score as command
 from victor_jax.errors import UserError
 from victor_jax.evaluation import BENCHMARKS, mme, pope, scienceqa, vqa
-from victor_jax.evaluation.answers import read_answers
+from victor_jax.evaluation.answers import SHORT, read_answers
 from victor_jax.evaluation.benchmark import score
 
 
@@ -62,6 +61,21 @@ def test_scienceqa_takes_a_letter_that_is_there(text, choice):
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+TEN = [{"answer": "dog"}] * 3 + [{"answer": "A cat."}] * 7
+
+
+def lines(file, rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def whole(file, value):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value))
+    return file
 
 
 def predictions(folder, *rows):
@@ -142,7 +156,18 @@ def test_scienceqa_quotes_the_questions_with_an_image(tmp_path):
 
 
 def coco_pope(folder):
-    published.pope_labels(folder)
+    """Labels, and questions in the order of LLaVA's file."""
+    rows = [
+        {"question_id": n, "image": "COCO_val2014_1.jpg", "text": f"Is there a {thing} in the image?", "label": label}
+        for n, (thing, label) in enumerate((("dog", "yes"), ("cat", "no"), ("bus", "yes")), 1)
+    ]
+    questions = []
+    for split in ("adversarial", "popular", "random"):
+        lines(folder / "coco" / f"coco_pope_{split}.json", rows)
+        for row in rows:
+            asked = {"image": row["image"], "text": row["text"] + SHORT, "category": split}
+            questions.append({"question_id": len(questions) + 1} | asked)
+    lines(folder / "llava_pope_test.jsonl", questions)
     return folder / "coco", folder / "llava_pope_test.jsonl"
 
 
@@ -166,8 +191,20 @@ def test_pope_notices_labels_of_another_version(tmp_path):
         scored("pope", tmp_path, annotations, (0, "Yes"), questions=questions)
 
 
+def mme_folder(folder):
+    """MME_Benchmark_release_version: two questions about one image in each category."""
+    for category in (*mme.PERCEPTION, *mme.COGNITION):
+        nested = category in ("artwork", "celebrity", "landmark", "posters", "scene")
+        texts = "questions_answers_YN" if nested else ""
+        (folder / category / texts).mkdir(parents=True)
+        (folder / category / texts / "0001.txt").write_text(
+            f"Is this a {category}?  Please answer yes or no.\tYes\nIs this a cow? Please answer yes or no.\tNo\n"
+        )
+    return folder
+
+
 def test_mme_counts_pairs_again(tmp_path):
-    folder = published.mme_folder(tmp_path / "MME_Benchmark_release_version")
+    folder = mme_folder(tmp_path / "MME_Benchmark_release_version")
     ask = "\nAnswer the question using a single word or phrase."
     given = [
         (f"{category}/images/0001.jpg", text, question + ask)

@@ -67,6 +67,7 @@ def test_a_number_stands_beside_what_it_was_measured_under(tmp_path):
         result("textvqa", 58.2, settings=SETTINGS | {"ocr": True}),
         result("vizwiz", None, submission="vizwiz_test_results.json"),
         result("mm-vet", None, submission="mm-vet.json", judged="grades.json"),
+        result("vqav2", None),
         result("pope", 85.9, parts={"random F1": 87.3}, missing=2, first_missing="3, 4"),
     ]
     text = as_table(results, {}, {}, tmp_path)
@@ -74,6 +75,7 @@ def test_a_number_stands_beside_what_it_was_measured_under(tmp_path):
     assert "| vizwiz    | not scored here |" in text
     assert f"vizwiz: {tmp_path}/vizwiz/vizwiz_test_results.json is for its server" in text
     assert f"put what it answers in {tmp_path}/mm-vet/grades.json and give the same command again" in text
+    assert "vqav2: it takes all questions to have a score" in text
     assert "pope: random F1 87.30" in text
     assert "pope: 2 questions were not asked, counted as wrong: 3, 4" in text
     for part in (
@@ -84,3 +86,11 @@ def test_a_number_stands_beside_what_it_was_measured_under(tmp_path):
         "victor_jax 0.2.0 (abc)",
     ):
         assert part in text
+
+
+def test_benchmarks_that_were_asked_under_other_conditions_say_so(tmp_path):
+    results = [result("gqa", 1.0), result("pope", 2.0), result("mmmu", 3.0, settings=SETTINGS | {"revision": "0.1.0"})]
+    *_, two, one = as_table(results, {}, {}, tmp_path).splitlines()
+    assert two.startswith("gqa, pope: model (files abc)")
+    assert one.startswith("mmmu: model (files abc)")
+    assert "0.1.0" in one

@@ -51,5 +51,5 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_picture_that_is_not_base64_names_its_row(tmp_path):
-    with pytest.raises(UserError, match="the picture of row 5 is not base64"):
+    with pytest.raises(UserError, match="the picture of row 5 cannot be read"):
         table(tmp_path, f"5\tx\t{'#' * 100}").picture("5")

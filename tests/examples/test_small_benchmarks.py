@@ -4,6 +4,7 @@ from examples.small_benchmarks import write_all
 from victor_jax.data.images import decode
 from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.answers import Answer
+from victor_jax.evaluation.runner import result_of
 from victor_jax.evaluation.tasks import open_tasks
 
 
@@ -22,12 +23,17 @@ def test_every_question_has_its_pictures(tasks):
     asked = {(name, image) for name, task in tasks.items() for one in task.questions for image in one.images}
     assert len(asked) > 60
     assert all(decode(tasks[name].picture(image), image).size == (96, 72) for name, image in asked)
+    for task in tasks.values():
+        for question in task.questions:  # one picture may go without a mark
+            assert question.text.count("<image>") == len(question.images) or len(question.images) == 1
 
 
-def test_every_question_is_one_of_the_annotations(tasks):
+def test_every_question_is_scored_or_submitted(tasks, tmp_path):
     for name, task in tasks.items():
-        if task.annotations:
-            answers = [Answer(question.id, "red", question.text) for question in task.questions]
-            score = task.benchmark.score(answers, task.annotations, task.folder / task.benchmark.questions)
-            assert not score.missing, name
-            assert 0 <= score.score < task.benchmark.full_marks, name
+        (out := tmp_path / name).mkdir()
+        found = result_of(task, [Answer(one.id, "red", one.text) for one in task.questions], out)
+        assert found["missing"] == 0, name
+        assert (found["score"] is None) is not bool(task.annotations), name
+        assert found["score"] is None or 0 <= found["score"] < found["full_marks"], name
+        assert bool(found["submission"]) is bool(task.benchmark.submit), name
+        assert (out / found["submission"]).exists(), name

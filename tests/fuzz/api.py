@@ -99,7 +99,16 @@ masks = st.one_of(
 )
 calls = st.one_of(
     st.builds(
-        Call, st.just("generate"), arguments(prompts=prompts, images=images, max_new_tokens=counts, batch_size=counts)
+        Call,
+        st.just("generate"),
+        arguments(
+            prompts=prompts,
+            images=images,
+            max_new_tokens=counts,
+            batch_size=counts,
+            sampling=mostly(Sampling()),
+            stop=mostly((), ["a"], [""], "a", ["\ufffd", "\0"]),
+        ),
     ),
     st.builds(
         Call,

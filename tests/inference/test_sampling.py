@@ -94,14 +94,18 @@ def vlm(tmp_path_factory):
     return victor_jax.load(talking.saved(tmp_path_factory.mktemp("talk") / "m"), dtype="float32")
 
 
-def test_an_answer_depends_on_its_seed_and_on_nothing_else_in_the_batch(vlm):
-    prompts, sampling = ["What?", "How many?", "Which?"], Sampling(1.0, top_p=0.9, top_k=40)
-    together = vlm.generate(prompts, None, 12, sampling=sampling, seeds=[5, 6, 7])
-    assert vlm.generate(prompts[1:2], None, 12, sampling=sampling, seeds=[6]) == together[1:2]
-    same = vlm.generate(["Which?"] * 3, None, 12, sampling=sampling, seeds=[7, 8, 7])
-    assert same[0] == same[2] == together[2]
-    assert same[0] != same[1]
-    assert vlm.generate(["Which?"] * 3, None, 12, sampling=sampling, seeds=None) != same
+def test_a_row_depends_on_its_seed_and_on_nothing_else_in_the_batch(vlm):
+    ids, sampling = np.array([[5, 6, 7, 8], [9, 8, 7, 6], [9, 8, 7, 6]]), Sampling(1.0, top_p=0.9, top_k=40)
+
+    def drawn(rows, seeds):
+        return vlm.generate_ids(ids[rows], max_new_tokens=16, sampling=sampling, seeds=seeds)
+
+    together = drawn([0, 1, 2], [5, 6, 7])
+    np.testing.assert_array_equal(drawn([1], [6]), together[[1]])
+    again = drawn([2, 2, 0], [7, 6, 7])
+    np.testing.assert_array_equal(again[:2], together[[2, 1]])
+    assert (together[1] != together[2]).any()
+    assert (drawn([1, 1, 1], None)[0] != drawn([1, 1, 1], None)[1]).any()
 
 
 def test_sampling_cools_to_greedy(vlm):

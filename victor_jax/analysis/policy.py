@@ -15,12 +15,14 @@ from flax.traverse_util import unflatten_dict
 
 from victor_jax.analysis.traced import matrix_flops
 from victor_jax.compression.choice import Outcome, question_features
-from victor_jax.compression.plan import Branch, Fork, Kind, Method, Size
+from victor_jax.compression.plan import Branch, Fork, Kind, Method, Plan, Size
 from victor_jax.compression.stream import survivors, take
+from victor_jax.data.batches import build_batch
 from victor_jax.data.shapes import Shape
+from victor_jax.inference.buckets import room_for
 from victor_jax.inference.vlm import VLM
-from victor_jax.models.sequence import Batch
-from victor_jax.models.vlm import VLMModule, exact_where_asked, parameters
+from victor_jax.models.sequence import Batch, EncodedRow
+from victor_jax.models.vlm import VLMModule, exact_where_asked
 from victor_jax.ops.losses import IGNORE
 from victor_jax.sharding.mesh import fetch
 
@@ -49,8 +51,8 @@ def try_plans(vlm: VLM, batch: Batch, shape: Shape) -> Tried:
     scores, words = zip(*found, strict=True)
     is_answer = batch.targets != IGNORE
     agreeing = np.stack([((one == words[-1]) & is_answer).sum(axis=1) for one in words], axis=1)
-    features = fetch(vlm.call(_features, batch, vlm.sizes(shape)))[:rows]
-    return Tried(np.stack(scores, axis=1), agreeing.astype(np.int32), is_answer.sum(axis=1, dtype=np.int32), features)
+    seen = fetch(vlm.call(features, batch, vlm.sizes(shape)))[:rows]
+    return Tried(np.stack(scores, axis=1), agreeing.astype(np.int32), is_answer.sum(axis=1, dtype=np.int32), seen)
 
 
 @functools.partial(jax.jit, static_argnames=("module", "sizes", "most"))
@@ -80,7 +82,7 @@ def _outcome(
 
 
 @functools.partial(jax.jit, static_argnames=("module", "sizes"))
-def _features(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...]) -> jax.Array:
+def features(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...]) -> jax.Array:
     """float32 [B, forks, 2 D]: what there is to look at, along the method's own plan."""
 
     @exact_where_asked
@@ -140,9 +142,9 @@ def chosen_plans(method: Method, choices: np.ndarray) -> np.ndarray:
 def train(
     vlm: VLM, names: set[str], features: np.ndarray, right: np.ndarray, steps: int, rate: float, seed: int
 ) -> dict[str, jax.Array]:
-    """The parameters of these names after so many steps of AdamW on the cross-entropy; `right` int32 [rows, forks]."""
+    """The parameters of these names after so many steps of Adam on the cross-entropy; `right` int32 [rows, forks]."""
     module, fixed = vlm.module, {path: leaf for path, leaf in vlm.params.items() if path not in names}
-    optimizer = optax.adamw(rate, weight_decay=0.0)
+    optimizer = optax.adam(rate)
     rows = min(BATCH, len(features))
 
     def loss(own: dict[str, jax.Array], seen: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -184,12 +186,23 @@ def _choices(module: VLMModule, params: dict[str, Any], features: jax.Array) -> 
     return module.apply({"params": unflatten_dict(params, sep="/")}, method=run)  # type: ignore[return-value]
 
 
-def first_token_flops(module: VLMModule, batch: Batch, sizes: tuple[Size, ...]) -> int:
-    """Of all matrix products to the first token of a batch, those of the method's own steps among them."""
-    counted = module.clone(implementation="xla")  # kernels hide their products
-    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, module.dtype) for path, leaf in parameters(module).items()}
-    return matrix_flops(
-        lambda tree, batch: counted.apply({"params": tree}, batch, sizes, 1, method=VLMModule.prefill),
-        unflatten_dict(shapes, sep="/"),
-        batch,
-    )
+def relative_flops(vlm: VLM, row: EncodedRow) -> dict[str, float]:
+    """What every plan computes to the first token after this prompt, by the written compression of the plan, as a share
+    of the dearest. All matrix products, those of the method's own steps among them; what chooses is left out."""
+    assert vlm.method.fork is not None, f"{vlm.compression} chooses nothing"
+    shape, size = room_for([row]), vlm.config.vision.image_size
+    pixels = np.zeros((shape.images, 3, size, size), np.uint8) if shape.images else None
+    batch = build_batch([row], [pixels], vlm.method.registers, size, shape)
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in vlm.params.items()}
+
+    def flops(plan: Plan) -> int:
+        method, sizes = replace(vlm.method, plan=plan, fork=None), plan.sizes(shape.counts(vlm.method.registers))
+        module = vlm.module.clone(method=method, implementation="xla")  # kernels hide their products
+        return matrix_flops(
+            lambda tree, batch: module.apply({"params": tree}, batch, sizes, 1, method=VLMModule.prefill),
+            unflatten_dict(shapes, sep="/"),
+            batch,
+        )
+
+    found = {end.spec: flops(end.plan) for end in vlm.method.fork.ends}
+    return {spec: count / max(found.values()) for spec, count in found.items()}

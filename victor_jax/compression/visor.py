@@ -95,14 +95,15 @@ class CrossAttention(nn.Module):
         """[B, V, K, H]. The convolution adds to a token its neighbours in the sequence, never one of another turn."""
         x = self.norm_visual(visual.x)
         mixed, length, half = x, x.shape[1], KERNEL // 2
-        for offset in range(-half, half + 1):
+        # Not indexed: jax 0.10 cannot add the gradient of a slice of a parameter to a sum in place.
+        weights = jnp.unstack(self.convolution.astype(self.dtype))
+        for offset, weight in zip(range(-half, half + 1), weights, strict=True):
             shifted, origin, kinds = (
                 jnp.pad(a, ((0, 0), (half, half), *[(0, 0)] * (a.ndim - 2)))[:, half + offset : half + offset + length]
                 for a in (x, visual.origin, visual.kinds)
             )
             is_neighbour = (kinds == Kind.VISUAL) & (origin == visual.origin + offset)
-            weight = self.convolution[half + offset].astype(self.dtype)[None, None]
-            mixed = mixed + jnp.where(is_neighbour[..., None], shifted * weight, 0)
+            mixed = mixed + jnp.where(is_neighbour[..., None], shifted * weight[None, None], 0)
         return self._heads(self.k(mixed)), self._heads(self.v(mixed))
 
     def _heads(self, y: jax.Array) -> jax.Array:

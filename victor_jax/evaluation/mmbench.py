@@ -9,7 +9,7 @@ judge what an answer means that names no option, here it is wrong.
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ ROTATION = 1_000_000
 NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")
 
 
+@lru_cache(maxsize=2)  # a file is read in seconds, for its questions, its answers, its pictures and the submission
 def table(file: Path) -> PictureTable:
     held = PictureTable(file, "question", "A", "B", "answer")
     for index, row in held.rows.items():

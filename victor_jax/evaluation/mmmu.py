@@ -1,9 +1,10 @@
 """MMMU (Yue et al., arXiv 2311.16502), the validation questions of thirty subjects: a letter or a short answer.
 
 Files: SUBJECT/validation-*.parquet of the data set MMMU/MMMU. The prompts are the authors' for LLaVA-1.5
-(MMMU-Benchmark/MMMU mmmu/configs/llava1.5.yaml), but pictures stand where the text says `<image 2>`, as in lmms-eval;
-the authors' script shows the first one alone, in front, and guesses where several options are pictures. Answers are
-read as in mmmu/utils/eval_utils.py, but one that names no option is wrong: there, one is drawn.
+(MMMU-Benchmark/MMMU mmmu/run_llava.py): the picture in front, and the text as it is, which says `<image 1>`. Where it
+names several, all are in front, as in lmms-eval; the authors' script shows the first alone, and guesses where several
+options are pictures. Answers are read as in mmmu/utils/eval_utils.py, but one that names no option is wrong: there, an
+option is drawn.
 """
 
 import ast
@@ -95,9 +96,10 @@ def read(folder: Path) -> list[Question]:
     questions = []
     for name, row in read_rows(folder).items():
         text = wording(row["question"], row["options"])
-        shown = MARK.findall(text) or ["1"]  # in front, where the text does not say
+        shown = sorted(set(MARK.findall(text))) or ["1"]
         pictures = tuple(f"{name}/image_{number}" for number in shown)
-        questions.append(Question(name, MARK.sub("<image>", text), pictures, row["subject"]))
+        front = "<image>\n" * len(shown) if len(shown) > 1 else ""  # one comes first by itself
+        questions.append(Question(name, front + text, pictures, row["subject"]))
     return questions
 
 

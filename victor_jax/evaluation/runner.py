@@ -2,16 +2,17 @@
 stands beside it.
 
 A folder of results holds settings.json, written before the first answer; answers.jsonl, which grows batch by batch, in
-the form of LLaVA's scripts; and after the last answer what a server or a judge reads, and result.json. Several
-processes answer the batches in turn and send their answers to process 0, which alone reads and writes that folder:
-answers are the same, in the same order, however many processes there are.
+the form of LLaVA's scripts and at the end in the order of the questions; what a server or a judge reads; and
+result.json. Several processes answer the batches in turn and send their answers to process 0, which alone reads and
+writes that folder: answers are the same however many processes there are.
 """
 
 import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,52 +24,58 @@ from PIL import Image
 from tqdm import tqdm
 
 import victor_jax
+from victor_jax.analysis.policy import relative_flops
 from victor_jax.data.images import BadImage, decode
 from victor_jax.data.labels import IMAGE_TEXT
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import Answer, Score
 from victor_jax.evaluation.benchmark import Question, score
 from victor_jax.evaluation.tasks import Task
-from victor_jax.inference.buckets import Bucketed, room_for
-from victor_jax.inference.vlm import VLM
+from victor_jax.files import write_whole
+from victor_jax.inference.buckets import Bucketed
+from victor_jax.inference.vlm import VLM, Answered
 from victor_jax.results import check_settings, keep_settings, read_json, stamp_of, whole_lines, write_json
 from victor_jax.sharding.distributed import agreed, receive, send
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "transformers")
 ANSWERS, RESULT = "answers.jsonl", "result.json"
 NAMED = 5  # of the questions that were not asked
+Row = dict[str, Any]  # a line of answers.jsonl
 
 
-def check(vlm: VLM, task: Task, out: Path) -> None:
-    """Whether a run can begin in this folder, or go on there. Needs no weights."""
+def answered(vlm: VLM, task: Task, out: Path) -> int:
+    """How many questions have an answer in this folder, in which a run can begin or go on. Needs no weights."""
     check_settings(describe(vlm, task, ""), out, out / ANSWERS)
-    _read_answers(out / ANSWERS, task.questions)
+    return len(_read_rows(out / ANSWERS, task.questions))
 
 
-def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any]:
-    """Answers what is not answered yet, and returns what result.json holds. `model`: its name in the report. To be
-    called on all processes."""
-    out, answers, settings = Path(out), list[Answer](), dict[str, Any]()
+def run(vlm: VLM, task: Task, out: str | Path, model: str = "", bar: tqdm | None = None) -> dict[str, Any]:
+    """Answers what is not answered yet, which takes weights, and returns what result.json holds. `model`: its name in
+    the report. To be called on all processes."""
+    out, rows, settings = Path(out), dict[int, Row](), dict[str, Any]()
     if is_first := jax.process_index() == 0:
         settings = describe(vlm, task, model)
         keep_settings(settings, out, out / ANSWERS)
-        answers = _read_answers(out / ANSWERS, task.questions)
+        rows = _read_rows(out / ANSWERS, task.questions)
     asked = [task.benchmark.name, task.digest, task.batch_size, task.max_new_tokens]
-    done, asked_first = agreed([len(answers), asked])
+    is_done, asked_first = agreed([len(rows) == len(task.questions), asked])
     if asked != asked_first:
         raise UserError("it was given other questions, another batch size or other limits than process 0")
-    texts = _texts(vlm, task, done)
+    answered = iter(()) if is_done else _answered(vlm, task, rows)
     if not is_first:
-        for start, of_batch in texts:
-            send(f"answers/{task.benchmark.name}/{start}", of_batch)
+        for batch, of_batch in answered:
+            send(_key(task, batch), of_batch)
         return agreed(None)
-    if done == len(task.questions) and (out / RESULT).exists():
+    if is_done and (out / RESULT).exists():
         settings = read_json(out / RESULT)["settings"]
     else:
-        timing = _write(texts, task, answers, out / ANSWERS)
+        timing = _write(answered, task, rows, out / ANSWERS, bar)
         devices = jax.process_count() * (vlm.mesh.size if vlm.mesh else 1)
         settings |= {"batch_size": task.batch_size, "devices": devices} | timing
+    answers = [Answer(row["question_id"], row["text"], row["prompt"]) for _, row in sorted(rows.items())]
     result = result_of(task, answers, out) | {"settings": settings}
+    if vlm.method.fork:
+        result["chosen"] = chosen(vlm, task, list(rows.values()))
     write_json(out / RESULT, result)
     return agreed(result)
 
@@ -137,68 +144,94 @@ def _score(task: Task, answers: Sequence[Answer], annotations: Path | None) -> S
     return score(task.benchmark, answers, annotations, questions, partial=task.limit is not None)
 
 
-def _read_answers(file: Path, questions: Sequence[Question]) -> list[Answer]:
-    """Those that were given before."""
-    lines, answers = whole_lines(file), []
-    if len(lines) > len(questions):
-        raise UserError(f"{file} has {len(lines)} answers to {len(questions)} questions: give another --out")
-    for number, (line, question) in enumerate(zip(lines, questions, strict=False), 1):
+def _read_rows(file: Path, questions: Sequence[Question]) -> dict[int, Row]:
+    """Those that were written before, by the place of their question."""
+    places = {(question.id, question.text): place for place, question in enumerate(questions)}
+    rows: dict[int, Row] = {}
+    for number, line in enumerate(whole_lines(file), 1):
         try:
             row = json.loads(line)
-            if (row["question_id"], row["prompt"]) != (question.id, question.text) or not isinstance(row["text"], str):
+            place = places[row["question_id"], row["prompt"]]
+            if place in rows or not isinstance(row["text"], str):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
-                f"{file}, line {number}, is not the answer to question {question.id}: give another --out"
+                f"{file}, line {number}, is not the one answer to one of these questions: give another --out"
             ) from None
-        answers.append(Answer(question.id, row["text"], question.text))
-    return answers
+        rows[place] = row
+    return rows
 
 
-def _texts(vlm: VLM, task: Task, done: int) -> Iterator[tuple[int, list[str]]]:
-    """The first question of each batch that is not answered yet, and what the model says: on process 0 all batches in
-    order, on another one its own. Batches begin at the same questions whenever the run was stopped."""
-    total, size, processes, me = len(task.questions), task.batch_size, jax.process_count(), jax.process_index()
-    starts = range(done // size * size if done < total else total, total, size)
-    asked = vlm.prompter.ask(*_asked(task))
-    first, most = min(size, total), room_for(asked)
-    batches = [Bucketed(tuple(range(start, min(start + size, total))), first, most, None) for start in starts]
-    answers = vlm.generate_batches(asked, batches[me::processes], task.max_new_tokens, open=partial(_open, task))
-    for number, start in enumerate(starts):
-        if number % processes == me:
-            yield start, next(answers).texts
+def chosen(vlm: VLM, task: Task, rows: Sequence[Row]) -> dict[str, Any]:
+    """Of a method that chooses a plan for each row: the share of each, and what was spent to the first token, as a
+    share of the dearest plan's FLOPs."""
+    prompts, pictures = asked_of(task)
+    first = next((place for place, of_row in enumerate(pictures) if of_row), 0)
+    flops = relative_flops(vlm, *vlm.prompter.ask(prompts[first : first + 1], pictures[first : first + 1]))
+    counts = Counter(row.get("compression") for row in rows)
+    shares = {spec: counts[spec] / len(rows) for spec in flops}
+    return {"shares": shares, "flops": flops, "spent": sum(flops[spec] * share for spec, share in shares.items())}
+
+
+def _answered(vlm: VLM, task: Task, rows: Container[int]) -> Iterator[tuple[Bucketed, Answered]]:
+    """What the model says, batch by batch, in batches that are the same whenever the run was stopped: on process 0 all
+    that are not in `rows` yet, on another process its own of them."""
+    asked = vlm.prompter.ask(*asked_of(task))
+    batches = vlm.in_buckets(asked, task.batch_size)
+    left = agreed([number for number, batch in enumerate(batches) if any(row not in rows for row in batch.rows)])
+    processes, me = jax.process_count(), jax.process_index()
+    ours = [batches[number] for number in left[me::processes]]
+    answers = vlm.generate_batches(asked, ours, task.max_new_tokens, open=partial(open_picture, task))
+    for turn, number in enumerate(left):
+        if turn % processes == me:
+            yield batches[number], next(answers)
         elif me == 0:
-            yield start, receive(f"answers/{task.benchmark.name}/{start}")
+            yield batches[number], Answered(*receive(_key(task, batches[number])))
 
 
-def _write(texts: Iterator[tuple[int, list[str]]], task: Task, answers: list[Answer], file: Path) -> dict[str, Any]:
-    """Adds what is not in `answers` yet, there and to the file, and says how long that took."""
-    total, size, done = len(task.questions), task.batch_size, len(answers)
+def _key(task: Task, batch: Bucketed) -> str:
+    return f"answers/{task.benchmark.name}/{batch.rows[0]}"
+
+
+def _write(
+    answered: Iterator[tuple[Bucketed, Answered]], task: Task, rows: dict[int, Row], file: Path, bar: tqdm | None
+) -> dict[str, Any]:
+    """Adds what is not in `rows` yet, there and to the file, brings the file into the order of the questions, and says
+    how long that took."""
+    total, done = len(task.questions), len(rows)
     ended = [time.perf_counter()]
-    with tqdm(total=total, initial=done, desc=task.benchmark.name, unit="question", mininterval=0.5) as bar:
-        bar.set_postfix_str("compiling")
-        for start, of_batch in texts:
-            known, questions = max(done - start, 0), task.questions[start : start + size]
-            new = list(map(row_of, questions, of_batch))[known:]  # without fillers
-            with open(file, "a", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
-            answers += [Answer(row["question_id"], row["text"], row["prompt"]) for row in new]
-            bar.set_postfix_str("", refresh=False)
+    for batch, of_batch in answered:
+        given = {
+            place: row_of(task.questions[place], text, compression)
+            for place, text, compression in zip(batch.rows, *of_batch, strict=True)
+        }
+        new = {place: row for place, row in given.items() if place not in rows}
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.writelines(map(_line, new.values()))
+        rows |= new
+        ended.append(time.perf_counter())
+        if bar is not None:
+            bar.set_description(task.benchmark.name, refresh=False)
             bar.update(len(new))
-            ended.append(time.perf_counter())
+    write_whole(file, "".join(_line(row) for _, row in sorted(rows.items())))
     processes = jax.process_count()
     steady = np.diff(ended[1::processes])  # between batches of this process; the first one compiles
-    rate = round(processes * min(size, total) / float(np.median(steady)), 3) if steady.size else None
+    rate = round(processes * min(task.batch_size, total) / float(np.median(steady)), 3) if steady.size else None
     return {"seconds": round(ended[-1] - ended[0], 3), "answered": total - done, "images_per_second": rate}
 
 
-def row_of(question: Question, text: str) -> dict[str, Any]:
-    """A line of answers.jsonl, as LLaVA's scripts write it, with what the question file says beside the question."""
-    beside = {"category": question.category, "answer": question.answer}
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def row_of(question: Question, text: str, compression: str) -> Row:
+    """A line of answers.jsonl, as LLaVA's scripts write it, with what the question file says beside the question, and
+    the compression by which the answer was found."""
+    beside = {"category": question.category, "answer": question.answer, "compression": compression}
     return {"question_id": question.id, "prompt": question.text, "text": text} | {k: v for k, v in beside.items() if v}
 
 
-def _asked(task: Task) -> tuple[list[str], list[list[str] | None]]:
+def asked_of(task: Task) -> tuple[list[str], list[list[str] | None]]:
     """Prompts, and the names of their pictures."""
     if task.picture is None:
         return [_blind(question.text) for question in task.questions], [None] * len(task.questions)
@@ -209,7 +242,7 @@ def _blind(text: str) -> str:
     return text.replace(f"{IMAGE_TEXT}\n", "").replace(IMAGE_TEXT, "")
 
 
-def _open(task: Task, name: str) -> Image.Image:
+def open_picture(task: Task, name: str) -> Image.Image:
     assert task.picture is not None
     try:
         return decode(task.picture(name), name)

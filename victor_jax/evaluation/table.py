@@ -59,9 +59,8 @@ def as_table(results: Sequence[Result], full: Mapping[str, Result], floor: Mappi
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     table = ["| " + " | ".join(line) + " |" for line in (padded[0], rule, *padded[1:])]
     notes = [note for one in results for note in _notes(one, out)]
-    return "\n\n".join("\n".join(block) for block in (table, [mean_of_paper(results, full, floor)], notes) if block) + (
-        f"\n\n{conditions(results[0])}"
-    )
+    blocks = table, [mean_of_paper(results, full, floor)], notes, conditions(results)
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def _cells(result: Result, full: Mapping[str, Result], floor: Mapping[str, Result]) -> list[str]:
@@ -83,7 +82,9 @@ def _cells(result: Result, full: Mapping[str, Result], floor: Mapping[str, Resul
 def _notes(result: Result, out: Path) -> Iterator[str]:
     """The parts of a score, or how to come by one."""
     name, folder = result["benchmark"], out / result["benchmark"]
-    if result["score"] is None and result["judged"]:
+    if result["score"] is None and not result["submission"]:
+        yield f"{name}: it takes all questions to have a score"
+    elif result["score"] is None and result["judged"]:
         yield (
             f"{name}: {folder / result['submission']} is for its judge; put what it answers in "
             f"{folder / result['judged']} and give the same command again"
@@ -92,6 +93,9 @@ def _notes(result: Result, out: Path) -> Iterator[str]:
         yield f"{name}: {folder / result['submission']} is for its server"
     elif result["parts"]:
         yield f"{name}: " + ", ".join(f"{part} {value:.2f}" for part, value in result["parts"].items())
+    if found := result.get("chosen"):
+        shares = ", ".join(f"{spec} {share:.1%}" for spec, share in found["shares"].items())
+        yield f"{name}: chosen were {shares}; {found['spent']:.2f} of the dearest's FLOPs to the first token were spent"
     if result["missing"]:
         yield f"{name}: {result['missing']} questions were not asked, counted as wrong: {result['first_missing']}, …"
 
@@ -138,9 +142,17 @@ def _mean(values: Iterable[float]) -> float:
     return sum(given) / len(given)
 
 
-def conditions(result: Result) -> str:
-    """What is the same for all benchmarks of a run."""
-    settings = result["settings"]
+def conditions(results: Sequence[Result]) -> list[str]:
+    """What benchmarks were asked under: one line, where that is the same for all."""
+    of_line: dict[str, list[str]] = {}
+    for one in results:
+        of_line.setdefault(_condition(one["settings"]), []).append(one["benchmark"])
+    if len(of_line) == 1:
+        return list(of_line)
+    return [f"{', '.join(names)}: {line}" for line, names in of_line.items()]
+
+
+def _condition(settings: Mapping[str, Any]) -> str:
     blind = "" if settings["with_images"] else ", without images"
     return (
         f"{settings['model']} (files {settings['model_files']}), {settings['compression']}{blind}; "

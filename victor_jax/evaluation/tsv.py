@@ -1,7 +1,6 @@
 """TSV files with pictures in their cells, as MMBench publishes them: base64, or the index of the row that holds it."""
 
 import base64
-import binascii
 import csv
 import io
 import re
@@ -54,13 +53,13 @@ class PictureTable:
     def picture(self, name: str) -> bytes:
         """An image file's bytes."""
         start, end = self._places[int(name)]
-        with self.file.open("rb") as file:
-            file.seek(start)
-            (cells,) = csv.reader(io.StringIO(file.read(end - start).decode(), newline=""), delimiter="\t")
         try:
+            with self.file.open("rb") as file:
+                file.seek(start)
+                (cells,) = csv.reader(io.StringIO(file.read(end - start).decode(), newline=""), delimiter="\t")
             return base64.b64decode(cells[self.columns.index("image")], validate=True)
-        except binascii.Error as error:
-            raise UserError(f"{self.file}: the picture of row {name} is not base64 ({error})") from None
+        except (OSError, ValueError, IndexError, csv.Error) as error:  # not base64, or the file was changed meanwhile
+            raise UserError(f"{self.file}: the picture of row {name} cannot be read ({error})") from None
 
     def _read(self) -> Iterator[tuple[tuple[int, int], list[str]]]:
         """First byte and end of every row, and its cells; a quoted cell may hold line ends."""

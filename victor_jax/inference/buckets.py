@@ -23,7 +23,7 @@ Found = TypeVar("Found")
 class Bucketed:
     """The rows of one batch. Batches of equal `size`, `shape` and `pictures` run the same programs."""
 
-    rows: tuple[int, ...]  # which ones: those that differ are at most `size`
+    rows: tuple[int, ...]  # which ones; at most `size`
     size: int  # rows of the program, fillers among them
     shape: Shape  # that holds every row
     pictures: int | None  # places for so many different ones; None: for each one of each row
@@ -41,8 +41,8 @@ def room_for(rows: Rows[EncodedRow]) -> Shape:
 
 
 def in_buckets(rows: Rows[EncodedRow], size: int, registers: int, share: bool) -> list[Bucketed]:
-    """Batches of `size` rows (of all, where there are fewer), by images and length. `share`: where a batch has each
-    picture more than twice on average, the pictures that differ are looked at once."""
+    """Batches of `size` rows (of all, where there are fewer), by images and length. The largest come first: what does
+    not fit into memory shows at once. `share`: where at most half of a batch's pictures differ, each is seen once."""
     check_whole("batch_size", size)
     if not rows:
         return []
@@ -54,8 +54,9 @@ def in_buckets(rows: Rows[EncodedRow], size: int, registers: int, share: bool) -
         return len(encoded.image_tokens), _text_room(encoded), first
 
     order = sorted(range(len(rows)), key=place)
-    batches = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
-    filled = [rows[row] for row in order + order[-1:] * (-len(order) % size)]
+    fillers = -len(order) % size  # in the batch of the smallest rows
+    batches = [tuple(order[max(start, 0) : start + size]) for start in range(-fillers, len(order), size)]
+    filled = [rows[row] for row in order[:1] * fillers + order]
     lengths = np.array([(_text_room(row), len(row.image_tokens), sum(row.image_tokens)) for row in filled])
     bucketed: list[Bucketed] = []
     for stretch in choose_stretches(lengths, registers, size):
@@ -65,7 +66,7 @@ def in_buckets(rows: Rows[EncodedRow], size: int, registers: int, share: bool) -
         shape = room_for([row for batch in encoded for row in batch])
         pictures = _places(size * shape.images, max(map(_different, encoded))) if share else None
         bucketed += [Bucketed(batch, size, shape, pictures) for batch in here]
-    return bucketed
+    return bucketed[::-1]
 
 
 def in_order(count: int, batches: Iterable[Bucketed], found: Iterable[Iterable[Found]]) -> list[Found]:

@@ -188,7 +188,7 @@ class VLM:
         chosen, stops = check_seeds(seeds, len(rows)), self.prompter.stops(stop)
 
         def read(batch: Bucketed) -> tuple[Prepared, Draws | None, int]:
-            prepared = self._read([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
+            prepared = self.read([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
             return prepared, draws_of(sampling, [chosen[row] for row in batch.filled]), len(batch.rows)
 
         def answer(asked: tuple[Prepared, Draws | None, int]) -> tuple[np.ndarray, list[str]]:
@@ -211,7 +211,7 @@ class VLM:
         batches = self.in_buckets(rows, batch_size)
 
         def read(batch: Bucketed) -> Prepared:
-            return self._read([rows[row] for row in batch.filled], batch.shape, batch.pictures)
+            return self.read([rows[row] for row in batch.filled], batch.shape, batch.pictures)
 
         scores = (self._ends(*prepared, programs.log_probability) for prepared in read_ahead(read, batches))
         known = (of_batch[: len(batch.rows)] for of_batch, batch in zip(scores, batches, strict=True))
@@ -247,6 +247,7 @@ class VLM:
         seeds: Rows[int] | None = None,  # of each row; by default its number
     ) -> np.ndarray:
         """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end."""
+        check_whole("max_new_tokens", max_new_tokens)
         prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
         draws = draws_of(sampling, check_seeds(seeds, len(input_ids)))
         return self._new_tokens(*prepared, max_new_tokens, draws, None, self.config.end_tokens)[0]
@@ -269,7 +270,7 @@ class VLM:
 
     def prepare(self, rows: Rows[EncodedRow]) -> tuple[Batch, tuple[Size, ...]]:
         """Opens the pictures of encoded rows -> a batch, and its static lengths in the model's own plan."""
-        batch, shape = self._read(rows)
+        batch, shape = self.read(rows)
         return batch, self.sizes(shape)
 
     def sizes(self, shape: Shape) -> tuple[Size, ...]:
@@ -287,7 +288,7 @@ class VLM:
     def _placed(self, rows: Any) -> Any:
         return rows if self.mesh is None else place_rows(rows, self.mesh)
 
-    def _read(
+    def read(
         self,
         rows: Rows[EncodedRow],
         shape: Shape | None = None,
@@ -312,7 +313,6 @@ class VLM:
         end_tokens: tuple[int, ...],
     ) -> tuple[np.ndarray, list[str]]:
         """int32 [B, max_new_tokens], and the compression that each row was answered by."""
-        check_whole("max_new_tokens", max_new_tokens)
         answered = []
         for group in self._groups(batch, shape, None, max_new_tokens):
             logits, caches = group.found
