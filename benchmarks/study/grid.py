@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from examples.quickstart.digits import Task
-from examples.quickstart.jobs import Overrides
+from examples.quickstart.jobs import Recipe
 from victor_jax.errors import UserError
 
 REGISTERS = (1, 4, 8, 16, 64)
@@ -24,7 +24,7 @@ class Size:
 
     task: Task
     depth: int  # layers of the language tower
-    recipe: Overrides = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from examples.quickstart.questions import EMPTY, KINDS, Canvas, Cell, Question, choose, place, questions
+from examples.quickstart.questions import AROUND, EMPTY, KINDS, Canvas, Cell, Question, beside, choose, place, questions
 from victor_jax.data.templates import VICUNA_SYSTEM
 from victor_jax.errors import UserError, exit_status
 from victor_jax.files import new_folder
@@ -181,16 +181,16 @@ def _classes(count: int, rng: np.random.Generator) -> list[int]:
     return [largest, *others[:once], *(several[at % len(several)] for at in range(more))]
 
 
-def _cells(count: int, grid: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _cells(count: int, grid: int, rng: np.random.Generator) -> list[Cell]:
     """Of that many digits: most are beside another one."""
-    free = [(row, column) for row in range(grid) for column in range(grid)]
-    taken: list[tuple[int, int]] = []
+    taken: list[Cell] = []
     while len(taken) < count:
-        near = [cell for cell in free if any(abs(cell[0] - r) + abs(cell[1] - c) == 1 for r, c in taken)]
-        among = near if near and rng.random() < BESIDE else free
-        cell = among[rng.integers(len(among))]
-        free.remove(cell)
-        taken.append(cell)
+        if taken and rng.random() < BESIDE:
+            cell = beside(taken[rng.integers(len(taken))], AROUND[rng.integers(len(AROUND))])
+        else:
+            cell = int(rng.integers(grid)), int(rng.integers(grid))
+        if min(cell) >= 0 and max(cell) < grid and cell not in taken:
+            taken.append(cell)
     return taken
 
 

@@ -70,11 +70,12 @@ def tiny(task: Task, tokenizer: Any, depth: int = DEPTH) -> VLMConfig:
 
 
 def write_start(
-    folder: Path, tokenizer_folder: Path, task: Task, depth: int = DEPTH, seed: int = 0, steps: int = STEPS
+    folder: Path, tokenizer_folder: Path, task: Task, depth: int = DEPTH, seed: int | None = None, steps: int = STEPS
 ) -> float:
-    """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows. The seed draws
-    the model and the order of its canvases; which digits are unseen, the task's own seed says."""
+    """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows. The seed (the
+    task's) draws the model and the order of its canvases; which digits are unseen, the task's own seed says."""
     config = tiny(task, open_tokenizer(tokenizer_folder), depth)
+    seed = task.seed if seed is None else seed
     drawn = draw(config, seed)
     train, test = crowd(task, "train", CELLS), crowd(task, "test", UNSEEN)
     seen, knows = give_sight(config, drawn, train, test, seed, steps)
@@ -197,9 +198,7 @@ def main() -> int:
     given = parser.parse_args()
 
     def command() -> None:
-        task = read_task(given.data)
-        seed = task.seed if given.seed is None else given.seed
-        knows = write_start(given.out, given.data / "tokenizer", task, given.depth, seed)
+        knows = write_start(given.out, given.data / "tokenizer", read_task(given.data), given.depth, given.seed)
         print(f"It names {knows:.1%} of the digits that it never saw. The language tower is random.")
 
     return exit_status(command)

@@ -56,6 +56,8 @@ COLUMNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 QUESTIONS = {
     "place": r"Which digit is at ([A-Z]\d+)\?",
     "where": r"Where is (\d)\?",
+    "row": r"In which row is (\d)\?",
+    "column": r"In which column is (\d)\?",
     "largest": r"Which digit is the largest\?",
     "right_of": r"What is right of (\d)\?",
     "below": r"What is below (\d)\?",
@@ -99,8 +101,9 @@ def answer_to(text, canvas):
             column, row = COLUMNS.index(place[0]), int(place[1:]) - 1
             assert max(column, row) < len(canvas)
             answer, reads = stands.get(place, "none"), [place]
-        case "where", digit:
-            answer, reads = only(digit), [only(digit)]
+        case "where" | "row" | "column", digit:
+            part = {"where": slice(None), "row": slice(1, None), "column": slice(1)}[kind]
+            answer, reads = only(digit)[part], [only(digit)]
         case ["largest"]:
             answer, reads = largest, [only(largest)]
         case "nearer_to_corner", a, b:
