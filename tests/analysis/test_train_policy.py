@@ -105,6 +105,16 @@ def test_rows_without_images_are_no_help(data, tmp_path, capsys):
     assert "has 0 rows with an image" in capsys.readouterr().err
 
 
+def test_networks_that_were_never_trained_are_not_chosen_among(data, tmp_path, capsys):
+    """Their new blocks would be drawn."""
+    flags = [f"--model={data / 'plain'}", "--compression=visor:self=1,cross=1,policy"]
+    assert cli.main(asked(data, tmp_path / "out", *flags)) == 2
+    said = capsys.readouterr().err
+    assert "lacks steps/cross_1/convolution" in said
+    assert "python train.py --config=configs/finetune.py:visor:self=1,cross=1,sampled --config.init_from=" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_without_what_chooses_names_the_command(data):
     with pytest.raises(Exception, match=r"nothing that chooses a plan for each row.*victor-jax train-policy --model="):
         load(data / "model", "visor:policy")

@@ -14,13 +14,16 @@ from test_visor import read
 from victor_jax.analysis import policy
 from victor_jax.compression.choice import Outcome
 from victor_jax.compression.dyvte import keeps as keeps_exit
+from victor_jax.compression.plan import Layers
 from victor_jax.compression.spec import parse
 from victor_jax.compression.visor import keeps as keeps_network
+from victor_jax.errors import UserError
 from victor_jax.inference import programs
 from victor_jax.inference.buckets import room_for
 from victor_jax.inference.forks import groups
 from victor_jax.inference.vlm import VLM
 from victor_jax.prompt import Prompt
+from victor_jax.weights import fresh
 
 
 def of_network(model, name, x, row, is_visual, place):
@@ -73,6 +76,32 @@ def test_rows_go_where_numpy_says_and_each_group_gives_what_its_plan_gives(spec,
         chosen[group.rows] = names.index(group.compression)
     assert len(found) > 1
     np.testing.assert_array_equal(chosen, [decide(spec, *one) for one in zip(rows, images, strict=True)])
+
+
+@pytest.mark.parametrize("spec", ["dyvte:exits=2-4", "visor:self=0,cross=2,policy"])
+def test_joined_with_a_method_before_the_tower_its_plans_are_named_whole(spec):
+    method = parse(f"pool:tokens=4+{spec}", field.CONFIG)
+    for end in method.fork.ends:
+        alone = parse(end.spec, field.CONFIG)
+        assert alone.tokens_per_image(field.CONFIG) == 4
+        steps, same = ([step for step in plan.steps if not isinstance(step, Layers)] for plan in (end.plan, alone.plan))
+        assert steps == same
+
+
+def test_a_router_serves_no_other_networks():
+    """Of as many networks, so that shapes would fit; a gate serves wherever its exit is asked for."""
+
+    def taken(trained, asked):
+        plain = fresh.checkpoint(field.CONFIG, 0)
+        tensors = fresh.with_own(plain, parse(trained, field.CONFIG), seed=0)
+        return fresh.with_own(replace(plain, tensors=tensors, compression=trained), parse(asked, field.CONFIG), None)
+
+    asked = "visor:self=6,cross=2,policy"
+    ours, others = (parse(spec, field.CONFIG).fork.ends for spec in ("visor:self=2,cross=2,policy", asked))
+    assert len(ours) == len(others)
+    with pytest.raises(UserError, match=f"nothing that chooses a plan for each row as {asked} does"):
+        taken("visor:self=2,cross=2,policy", asked)
+    assert "compression/steps/gates_4/up" in taken("dyvte:exits=2-4", "pool:tokens=4+dyvte:exits=4")
 
 
 def test_labels_of_networks_and_exits():

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import talking
 
-from victor_jax.inference.forks import group_size
-from victor_jax.inference.vlm import load
+from victor_jax.inference import forks, programs
+from victor_jax.inference.forks import Group, group_size
+from victor_jax.inference.sampling import Sampling, draws_of
+from victor_jax.inference.vlm import VLM, load
 from victor_jax.sharding.mesh import make_mesh
 
 PROMPTS = [f"What is {word}?" for word in ("it", "there", "to be seen in this picture of a cat")] * 2
@@ -30,6 +32,31 @@ def test_a_batch_equals_its_rows_alone(vlm):
     assert [together[row] for row in batch.rows] == answered.texts
     for prompt, picture, text in zip(PROMPTS, PICTURES, together, strict=True):
         assert vlm.generate([prompt], [picture], max_new_tokens=8) == [text]
+
+
+def test_fillers_are_drawn_as_the_row_that_they_copy(vlm, monkeypatch):
+    """With draws of their own they could go on when all rows have ended."""
+    rows, seen = vlm.prompter.ask(PROMPTS, PICTURES), []
+    group = Group(np.array([1, 2, 4]), vlm.compression, vlm.module, (np.zeros((6, talking.VOCABULARY)), []))
+
+    def decode(params, caches, logits, draws, stops, **static):
+        seen.append(draws.seed)
+        return np.zeros((len(logits), 2), np.int32), caches
+
+    monkeypatch.setattr(VLM, "_groups", lambda *_: [group])
+    monkeypatch.setattr(programs, "decode", decode)
+    draws = draws_of(Sampling(temperature=1.0), range(10, 10 + len(rows)))
+    vlm._new_tokens(*vlm.read(rows), 2, draws, None, ())
+    np.testing.assert_array_equal(seen, [[11, 12, 14, 14, 14, 14]])
+
+
+def test_float32_is_exact_below_a_fork_too(vlm):
+    """As in one pass; GPUs and TPUs would round the factors of its products."""
+    batch, shape = vlm.read(vlm.prompter.ask(PROMPTS[:1], PICTURES[:1]))
+    static = {"module": vlm.module, "sizes": vlm.sizes(shape), "room": 2, "fork": vlm.method.fork}
+    said = str(forks.begin.trace(vlm._tree, batch, **static).jaxpr)
+    assert "Precision.HIGHEST" in said
+    assert "precision=None" not in said
 
 
 def test_scores_and_logits_are_in_the_order_asked(vlm):

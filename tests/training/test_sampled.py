@@ -8,7 +8,9 @@ import small_run
 from test_step import batch, params
 
 from victor_jax.data.shapes import Shape
+from victor_jax.errors import UserError
 from victor_jax.training import setup
+from victor_jax.weights import fresh
 from victor_jax.weights.place import sources
 
 SHAPE = Shape(12, 1, 4)
@@ -42,6 +44,13 @@ def test_a_step_is_that_of_its_plan_alone(run, tmp_path):
     np.testing.assert_allclose(rows, rows_alone, rtol=1e-5)
     for name, gradient in per_layer(run, found.grads).items():
         np.testing.assert_allclose(gradient, per_layer(alone, wanted.grads)[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("spec", ["visor:policy", "dyvte:exits=1"])
+def test_what_chooses_is_not_trained_here(spec):
+    """A model with one of random numbers would come out."""
+    with pytest.raises(UserError, match=f"config.compression={spec} chooses a plan for each row"):
+        setup.start_tensors(small_run.small_run({"compression": spec}), fresh.checkpoint(small_run.CONFIG, 0))
 
 
 def summed(run, start, plan):

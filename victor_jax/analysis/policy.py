@@ -43,6 +43,7 @@ def try_plans(vlm: VLM, batch: Batch, shape: Shape) -> Tried:
     rows, fork = len(batch.targets), vlm.method.fork
     assert fork is not None, f"{vlm.compression} chooses nothing"
     most = int((batch.targets != IGNORE).sum(axis=1).max())
+    most = 1 << (most - 1).bit_length()  # so that answers of all lengths share a handful of programs
     found = []
     for end in fork.ends:
         one = replace(vlm, module=vlm.module.clone(method=replace(vlm.method, plan=end.plan, fork=None)))

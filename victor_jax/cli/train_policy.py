@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     method = parse(spec, config)
     if method.fork is None:
         raise UserError(f"{method.spec} chooses nothing: give a --compression that does (docs/methods.md names them)")
-    fresh.with_own(checkpoint, method, given.seed)  # what the method cannot start from is said here
+    fresh.with_own(checkpoint, replace(method, fork=None), None)  # all but what chooses has been trained, or it is said
     if (given.out / MODEL).exists():
         raise UserError(f"{given.out / MODEL} is there already: give another --out, or move it away")
     prompter = open_prompter(checkpoint.folder, checkpoint.prompt, config, method.tokens_per_image(config))

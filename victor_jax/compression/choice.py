@@ -27,8 +27,12 @@ class Chooser(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:  # [B, 2 D] -> float32 [B, choices]
         up = self.param("up", declare(xavier(features.shape[-1], HIDDEN)), (features.shape[-1], HIDDEN))
         down = self.param("down", declare(xavier(HIDDEN, self.choices)), (HIDDEN, self.choices))
-        hidden = jax.nn.gelu(features @ up.astype(jnp.float32), approximate=False)
-        return hidden @ down.astype(jnp.float32)
+        hidden = jax.nn.gelu(_product(features, up), approximate=False)
+        return _product(hidden, down)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel.astype(jnp.float32), precision="highest")  # by default GPUs and TPUs round the factors
 
 
 def xavier(inputs: int, outputs: int) -> Uniform:

@@ -11,7 +11,7 @@ which positions leave is decided inside the program.
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NewType, Protocol
 
 import numpy as np
@@ -126,6 +126,10 @@ class Branch:
     spec: str
     plan: Plan
 
+    def behind(self, spec: str) -> "Branch":
+        """Of a method that is joined with this one, which works before the language tower."""
+        return replace(self, spec=f"{spec}+{self.spec}")
+
 
 @dataclass(frozen=True)
 class Fork:
@@ -137,6 +141,9 @@ class Fork:
 
     at: int
     branches: "tuple[Fork | Branch, ...]"
+
+    def behind(self, spec: str) -> "Fork":
+        return replace(self, branches=tuple(branch.behind(spec) for branch in self.branches))
 
     @property
     def ends(self) -> tuple[Branch, ...]:

@@ -101,7 +101,8 @@ def parse(spec: str, config: VLMConfig) -> Method:
             "which goes with no registers"
         )
     written = f"{before[0].spec}+{within[0].spec}"
-    return replace(within[0], compressor=before[0].compressor, draws=draws, spec=written)
+    fork = within[0].fork and within[0].fork.behind(before[0].spec)
+    return replace(within[0], compressor=before[0].compressor, draws=draws, fork=fork, spec=written)
 
 
 def with_cut(spec: str, layer: int) -> str:

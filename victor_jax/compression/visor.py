@@ -18,6 +18,7 @@ block has the heads of the language tower, a norm for either side and no MLP, an
 the ladder; and the router's form, see `choice.py`.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -231,7 +232,7 @@ def plan(depth: int, selves: int, crosses: int, cuts: frozenset[int]) -> Plan:
 
 def shared(plans: tuple[Plan, ...]) -> int:
     """How many of their first steps are the same in all of them."""
-    together = zip(*(one.steps for one in plans), strict=False)
+    together = itertools.zip_longest(*(one.steps for one in plans))
     return next(number for number, steps in enumerate(together) if len(set(steps)) > 1)
 
 

@@ -316,7 +316,10 @@ class VLM:
         answered = []
         for group in self._groups(batch, shape, None, max_new_tokens):
             logits, caches = group.found
-            whose = functools.partial(np.take, indices=np.resize(group.rows, len(logits)), axis=0)
+            rows = np.pad(
+                group.rows, (0, len(logits) - len(group.rows)), mode="edge"
+            )  # a filler ends with its original
+            whose = functools.partial(np.take, indices=rows, axis=0)
             tokens, _ = programs.decode(
                 self._tree,
                 caches,

@@ -125,6 +125,7 @@ class VLMModule(nn.Module):
             x = jnp.where(here, chosen.astype(self.dtype), x)
         return over_rows(x)
 
+    @exact_where_asked
     def bottom(self, batch: Batch) -> Flow:
         """What flows into the language tower."""
         sequence = batch.sequence

@@ -224,6 +224,11 @@ def abstract_sums(train: Abstract, mesh: Mesh) -> Sums:
 def start_tensors(run: Run, start: Checkpoint) -> dict[str, Tensor]:
     """The checkpoint's, still unread, with the method's own parameters: those that it holds, or drawn ones. What does
     not fit the method is an error here."""
+    if run.module.method.fork:
+        raise UserError(
+            f"config.compression={run.module.method.spec} chooses a plan for each row, which `victor-jax train-policy` "
+            "teaches and train.py does not: docs/methods.md says what to train before it"
+        )
     return fresh.with_own(start, run.module.method, run.settings.seed)
 
 

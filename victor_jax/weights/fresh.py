@@ -55,6 +55,8 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int | None) -> dict[s
         serving = {
             name for name in needed.keys() & held.keys() if _serves(held[name], needed[name], trained[name].nested)
         }
+    if not _choices(method) <= _choices(before):
+        serving -= chooser
     lacking = needed.keys() - serving
     if lacking and (seed is None or (held and not lacking <= chooser)):
         raise UserError(_lacking(checkpoint, method, needed, serving))
@@ -67,13 +69,19 @@ def chooser_of(config: VLMConfig, method: Method) -> set[str]:
     return own_parameters(config, method).keys() - own_parameters(config, replace(method, fork=None)).keys()
 
 
+def _choices(method: Method) -> set[str]:
+    """The plans that it chooses among, whatever is done before the language tower."""
+    return {end.spec.rpartition("+")[2] for end in method.fork.ends} if method.fork else set()
+
+
 def _lacking(checkpoint: Checkpoint, method: Method, needed: dict[str, Declared], serving: set[str]) -> str:
     """What the method needs and the checkpoint does not have, and the command that trains it."""
-    own, command = checkpoint.own, f"python train.py --config=configs/finetune.py:{method.spec}"
+    trained = method.spec.replace("policy", "sampled")  # what chooses among VISOR's networks is trained after them
+    own, command = checkpoint.own, f"python train.py --config=configs/finetune.py:{trained}"
     if needed.keys() - serving <= chooser_of(checkpoint.config, method):
         return (
-            f"{checkpoint.folder} has nothing that chooses a plan for each row, which {method.spec} asks for: train it "
-            f"first, `victor-jax train-policy --model={checkpoint.folder} --compression={method.spec} --data=FILE "
+            f"{checkpoint.folder} has nothing that chooses a plan for each row as {method.spec} does: train it first, "
+            f"`victor-jax train-policy --model={checkpoint.folder} --compression={method.spec} --data=FILE "
             "--images=DIR --out=DIR`"
         )
     if not own:
