@@ -78,7 +78,7 @@ def trainings(size: Size) -> dict[str, Training]:
         "windows-8": f"windows:tokens=8,layer={K}",
         # Fewer tokens from the first layer on.
         "perceiver": f"perceiver:tokens={equal},depth=1",  # its six blocks would be most of such a small model
-        "mqt": f"mqt:tokens={equal},draw=no",
+        "mqt": f"mqt:tokens={min(equal, 256)},draw=no",  # it has no more queries
         # Registers of another kind: any number of them later, nothing dropped, the only way to the image, other starts.
         "elastic-16": f"elastic:registers=16,layer={K}",
         "undropped-8": f"victor:registers=8,layer={size.depth}",
