@@ -17,7 +17,7 @@ from tqdm import tqdm
 import victor_jax
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.errors import UserError, exit_status, stop
-from victor_jax.evaluation.runner import answered, run
+from victor_jax.evaluation.runner import answers_in, run
 from victor_jax.evaluation.table import as_table, read_results
 from victor_jax.evaluation.tasks import open_tasks
 from victor_jax.files import write_whole, writing
@@ -44,7 +44,7 @@ def main(given: argparse.Namespace) -> None:
     names, out, done = [task.benchmark.name for task in tasks], Path(given.out), 0
     total = sum(len(task.questions) for task in tasks)
     if is_first:
-        done = sum(answered(vlm, task, out / task.benchmark.name) for task in tasks)
+        done = sum(answers_in(vlm, task, out / task.benchmark.name) for task in tasks)
         print("".join(f"not found: {sentence}\n" for sentence in absent), end="")
         print(f"{', '.join(names)}: {total} questions, {total - done} to answer by {given.model}", flush=True)
     found, done = distributed.agreed([names, done])

@@ -210,7 +210,7 @@ def run(name: str, preset: Preset, specs: tuple[str, ...], rows: int, accuracy: 
 
 
 def accuracies(folders: list[str]) -> dict[str, float]:
-    """Of folders of eval.py: compression -> score."""
+    """Of folders OUT/NAME of eval.py: compression -> score."""
     results = [json.loads((Path(folder) / "result.json").read_text()) for folder in folders]
     return {result["settings"]["compression"]: result["score"] for result in results}
 
@@ -232,6 +232,6 @@ if __name__ == "__main__":
         tables,
         preset={"choices": tuple(ROWS), "default": "cpu"},
         specs={"nargs": "+", "default": [], "metavar": "SPEC", "help": "these methods instead of all"},
-        answers={"nargs": "+", "default": [], "help": "folders of eval.py, one per method"},
+        answers={"nargs": "+", "default": [], "help": "OUT/NAME of eval.py, one per method"},
         model={"help": "a checkpoint folder: its architecture instead of the preset's"},
     )

@@ -18,7 +18,7 @@ from benchmarks.methods import prefill_flops
 from benchmarks.study.grid import SIZES, Size, model_setting, points, setting, trainings
 from benchmarks.study.records import ALL, Record, write
 from examples.quickstart.digits import write_digits
-from examples.quickstart.jobs import ROWS, Job, Overrides, Runner, evaluation, training
+from examples.quickstart.jobs import ROWS, Job, Recipe, Runner, evaluation, training
 from examples.quickstart.questions import KINDS
 from examples.quickstart.report import PROMPT
 from victor_jax.compression.spec import parse
@@ -144,7 +144,7 @@ def where(settings: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def lengthened(recipe: Overrides, times: dict[str, float]) -> Overrides:
+def lengthened(recipe: Recipe, times: dict[str, float]) -> Recipe:
     """With so many times as many steps of each stage."""
     return {
         stage: {**fields, "total_steps": round(times[stage] * fields["total_steps"])}

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from examples.quickstart.questions import EMPTY, KINDS, Canvas, Cell, Question, choose, place, questions
+from examples.quickstart.questions import AROUND, EMPTY, KINDS, Canvas, Cell, Question, beside, choose, place, questions
 from victor_jax.data.templates import VICUNA_SYSTEM
 from victor_jax.errors import UserError, exit_status
 from victor_jax.files import new_folder
@@ -37,12 +37,13 @@ AT_ONCE = 512  # canvases painted together: more would only cost memory
 
 @dataclass(frozen=True)
 class Task:
-    """How hard it is. With a patch for each cell, a model sees grid² visual tokens."""
+    """How hard it is. A model sees (grid * patches)² visual tokens."""
 
-    grid: int = 8  # cells on a side
+    grid: int = 4  # cells on a side
     cell: int = 16  # pixels on a side of a cell
-    fewest: int = 8  # digits on a canvas
-    most: int = 12
+    patches: int = 2  # of the vision tower, on a side of a cell: as in photographs, several show one thing
+    fewest: int = 7  # digits on a canvas
+    most: int = 9
     kinds: tuple[str, ...] = ("place", "where", "largest", "right_of", "below", "above_largest")
     deep: int = 50  # percent of the training questions that have more than one step
     turns: int = 6  # questions about each training canvas
@@ -66,6 +67,8 @@ class Task:
             )
         if not 0 <= self.deep <= 100:
             raise UserError(f"deep={self.deep} must be 0 to 100 percent")
+        if self.patches < 1 or self.cell % self.patches:
+            raise UserError(f"patches={self.patches} must divide cell={self.cell}")
         for name in ("turns", "asked", "train", "described", "test"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
@@ -181,16 +184,16 @@ def _classes(count: int, rng: np.random.Generator) -> list[int]:
     return [largest, *others[:once], *(several[at % len(several)] for at in range(more))]
 
 
-def _cells(count: int, grid: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _cells(count: int, grid: int, rng: np.random.Generator) -> list[Cell]:
     """Of that many digits: most are beside another one."""
-    free = [(row, column) for row in range(grid) for column in range(grid)]
-    taken: list[tuple[int, int]] = []
+    taken: list[Cell] = []
     while len(taken) < count:
-        near = [cell for cell in free if any(abs(cell[0] - r) + abs(cell[1] - c) == 1 for r, c in taken)]
-        among = near if near and rng.random() < BESIDE else free
-        cell = among[rng.integers(len(among))]
-        free.remove(cell)
-        taken.append(cell)
+        if taken and rng.random() < BESIDE:
+            cell = beside(taken[rng.integers(len(taken))], AROUND[rng.integers(len(AROUND))])
+        else:
+            cell = int(rng.integers(grid)), int(rng.integers(grid))
+        if min(cell) >= 0 and max(cell) < grid and cell not in taken:
+            taken.append(cell)
     return taken
 
 

@@ -44,9 +44,9 @@ class Runner:
         self._stop = Event()
         logs.mkdir(parents=True, exist_ok=True)
 
-    def run(self, *chains: Sequence[Job]) -> None:
-        """All chains at a time."""
-        self.together([partial(self.chain, chain) for chain in chains], at_once=len(chains))
+    def run(self, *chains: Sequence[Job], at_once: int = 1) -> None:
+        """So many chains at a time."""
+        self.together([partial(self.chain, chain) for chain in chains], at_once)
 
     def together(self, tasks: Sequence[Callable[[], None]], at_once: int) -> None:
         """So many tasks at a time, each of which runs chains; where one raises, all stop."""
@@ -113,27 +113,36 @@ def environment(platform: str = "cpu") -> dict[str, str]:
 # --- the commands that quickstart and study have in common ----------------------------------------------------------
 
 ROWS = {"pretrain": "captions", "finetune": "train"}  # of each stage
-Overrides = Mapping[str, Mapping[str, Any]]  # of each stage, what differs from its recipe: field -> value
+Recipe = Mapping[str, Mapping[str, Any]]  # of each stage, what differs from configs/quickstart.py
 
 
-def training(name: str, method: str, data: Path, start: Path, folder: Path, seed: int, own: Overrides) -> list[Job]:
+def train(
+    name: str, stage: str, method: str, data: Path, start: Path, workdir: Path, seed: int, own: Mapping[str, Any]
+) -> Job:
+    """One stage; `own` says what differs from its recipe, field by field."""
+    command = (
+        "train.py",
+        f"--config=configs/quickstart.py:{stage},{method}",
+        f"--workdir={workdir}",
+        f"--config.init_from={start}",
+        f"--config.data.path={data / ROWS[stage]}.json",
+        f"--config.data.images={data / 'train'}",
+        f"--config.seed={seed}",
+        *(f"--config.{field}={value}" for field, value in own.items()),
+    )
+    total = own.get("total_steps", get_config(stage).total_steps)
+    return Job(name, command, workdir / "model", workdir / "metrics.jsonl", total)
+
+
+def training(
+    name: str, method: str, data: Path, start: Path, folder: Path, seed: int, recipe: Recipe | None = None
+) -> list[Job]:
     """Stage 1 and stage 2; the model is in `folder`/finetune/model."""
     chain = []
-    for stage, rows in ROWS.items():
-        workdir = folder / stage
-        command = (
-            "train.py",
-            f"--config=configs/quickstart.py:{stage},{method}",
-            f"--workdir={workdir}",
-            f"--config.init_from={start}",
-            f"--config.data.path={data / rows}.json",
-            f"--config.data.images={data / 'train'}",
-            f"--config.seed={seed}",
-            *(f"--config.{field}={value}" for field, value in own.get(stage, {}).items()),
-        )
-        total = own.get(stage, {}).get("total_steps", get_config(stage).total_steps)
-        chain.append(Job(f"{name} {stage}", command, workdir / "model", workdir / "metrics.jsonl", total))
-        start = workdir / "model"
+    for stage in ROWS:
+        own = (recipe or {}).get(stage, {})
+        chain.append(train(f"{name} {stage}", stage, method, data, start, folder / stage, seed, own))
+        start = chain[-1].done
     return chain
 
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 EMPTY = -1  # the class of a cell without a digit
-RIGHT, BELOW, ABOVE = (0, 1), (1, 0), (-1, 0)
+RIGHT, BELOW, ABOVE, LEFT = (0, 1), (1, 0), (-1, 0), (0, -1)
+AROUND = (RIGHT, BELOW, ABOVE, LEFT)
 
 Cell = tuple[int, int]  # row, column
 
@@ -80,6 +81,16 @@ def _place(canvas: Canvas) -> Asked:
 def _where(canvas: Canvas) -> Asked:
     for digit, cell in canvas.once.items():
         yield f"Where is {digit}?", place(cell), cell
+
+
+def _row(canvas: Canvas) -> Asked:
+    for digit, cell in canvas.once.items():
+        yield f"In which row is {digit}?", place(cell)[1:], cell
+
+
+def _column(canvas: Canvas) -> Asked:
+    for digit, cell in canvas.once.items():
+        yield f"In which column is {digit}?", place(cell)[0], cell
 
 
 def _largest(canvas: Canvas) -> Asked:
@@ -159,6 +170,8 @@ def _how_many_larger_below(canvas: Canvas) -> Asked:
 KINDS: dict[str, Kind] = {
     "place": Kind(1, _place),
     "where": Kind(1, _where),
+    "row": Kind(1, _row),
+    "column": Kind(1, _column),
     "largest": Kind(1, _largest),
     "right_of": Kind(2, _beside("right of", RIGHT)),
     "below": Kind(2, _beside("below", BELOW)),

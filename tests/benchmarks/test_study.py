@@ -73,6 +73,7 @@ def test_every_compression_fits_the_model_of_its_size(size):
     of = SIZES[size]
     config = model(of)
     every = points(of)
+    assert config.features_per_image == of.tokens
     for name, training in trainings(of).items():
         assert parse(training.compression, config).spec, name
     for name, point in every.items():

@@ -6,7 +6,7 @@ import pytest
 
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import Answer
-from victor_jax.evaluation.benchmark import Question, read_questions
+from victor_jax.evaluation.benchmark import Question, check_questions, read_questions
 from victor_jax.evaluation.digits import DIGITS
 
 ROW = {"question_id": 1, "image": "1.png", "text": "Which?", "category": "place", "answer": "7"}
@@ -72,7 +72,7 @@ def test_questions_are_read_in_their_order(tmp_path):
 )
 def test_a_question_file_that_cannot_be_used_says_where(tmp_path, rows, sentence):
     with pytest.raises(UserError, match=f"questions.jsonl.*{sentence}"):
-        read_questions(write(tmp_path, *rows))
+        check_questions(read_questions(file := write(tmp_path, *rows)), file)
 
 
 def test_a_question_file_that_is_not_there(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from examples.quickstart.__main__ import METHODS
 from examples.quickstart.jobs import Job, Runner, environment
-from examples.quickstart.report import Row, as_table, draw, positions
+from examples.quickstart.report import Floor, Row, as_table, by_steps, draw, positions
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
 from victor_jax.models.sizes import SIZES
@@ -43,7 +43,7 @@ def test_what_runs_beside_a_failure_is_told_to_stop(tmp_path):
     beside = job(tmp_path, "beside", f"{waits}; open('ready', 'w').close(); time.sleep(60)")
     begun = "import pathlib, time; [time.sleep(0.05) for _ in iter(pathlib.Path('ready').exists, True)]; exit(3)"
     with pytest.raises(UserError, match="broken failed"):
-        Runner(tmp_path / "logs").run([job(tmp_path, "broken", begun)], [beside])
+        Runner(tmp_path / "logs").run([job(tmp_path, "broken", begun)], [beside], at_once=2)
     assert (tmp_path / "saved").exists()
     assert not beside.done.exists()
 
@@ -75,7 +75,7 @@ def test_the_recipes_hold(method, stage):
     config = importlib.import_module("configs.quickstart").get_config(f"{stage},{METHODS[method]}")
     config.init_from, config.data.path = "somewhere", "rows.json"
     settings = read(config)
-    assert settings.compression.split(":")[0] == method
+    assert settings.compression.split(":")[0] == method.split("-")[0]
     assert ("language" in settings.trainable) == (stage == "finetune")
 
 
@@ -98,16 +98,21 @@ def test_visual_positions_are_counted_by_layer(spec, wanted):
     assert positions(parse(spec, config), config) == wanted
 
 
-def test_the_table_compares_with_full_and_with_the_floor(tmp_path):
-    def row(method, score, flops):
-        return Row(method, 0, (4, 4), flops, score, {"left_of": score}, 0.2, 12.3, 456.7)
+def test_the_table_and_the_figure_compare_with_full_and_with_guessing(tmp_path):
+    def row(method, score, flops, registers=0):
+        return Row(method, registers, (4, 4), flops, score, {1: 0.9, 2: score}, 0.02, 1e-4 / flops)
 
-    rows = [row("full", 0.8, 300), row("vtw", 0.5, 200)]
-    table = as_table(rows).splitlines()
+    rows = [row("full", 0.8, 3e6), row("victor:registers=4,layer=2", 0.5, 1.5e6, registers=4)]
+    floor = Floor(0.2, {1: 0.25, 2: 0.15})
+    table = as_table(rows, floor).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert cells[0][:5] == ["method", "registers", "visual positions", "left of", "all"]
-    assert cells[0][5:] == ["of full", "above floor", "training", "images/s"]
-    assert cells[3] == ["vtw", "0", "4 4", "50.0%", "50.0%", "62.5%", "50.0%", "12 s", "457"]
-    assert cells[4][4:7] == ["20.0%", "25.0%", "0.0%"]
-    draw(rows, tmp_path / "figure.png")
+    assert cells[0][:5] == ["method", "visual positions", "one step", "two steps", "all"]
+    assert cells[3][:6] == ["victor, 4 registers", "4 4", "90.0%", "50.0%", "50.0%", "1.5 (50%)"]
+    assert cells[3][-1].endswith("(2.0 x)")
+    assert cells[4][:5] == ["no image", "", "25.0%", "15.0%", "20.0%"]
+    draw(rows, floor, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_kinds_are_joined_by_their_steps():
+    assert by_steps({"below": 50, "place": 100, "right_of": 25, "where": 50}) == {1: 0.75, 2: 0.375}

@@ -83,15 +83,22 @@ def read_questions(file: Path, *needed: str) -> list[Question]:
     """LLaVA's question files: JSON lines with question_id, text, and image, category, answer where they have them."""
     check_file(file)
     lines = enumerate(read_text(file).split("\n"), 1)
-    questions = [_question(line, f"{file}, line {number}", needed) for number, line in lines if line.strip()]
-    check_questions(questions, file)
-    return questions
+    return [_question(line, f"{file}, line {number}", needed) for number, line in lines if line.strip()]
+
+
+def read_pictured(file: Path) -> list[Question]:
+    """Of the files in which each question is about a picture."""
+    return read_questions(file, "image")
 
 
 def check_questions(questions: Sequence[Question], file: Path) -> None:
     """There are some, and no two are the same. (Both questions about an image of MME have one id.)"""
     if not questions:
         raise UserError(f"{file} holds no questions")
+    for one in questions:
+        texts = (one.text, *one.images)
+        if isinstance(one.id, bool) or not isinstance(one.id, (int, str)) or not all(isinstance(t, str) for t in texts):
+            raise UserError(f"{file} holds question {one.id!r} with {texts!r}: expected a number or a text, and texts")
     often = Counter((question.id, question.text) for question in questions)
     if twice := [name for (name, _), times in often.items() if times > 1]:
         raise UserError(f"{file} holds question {twice[0]!r} twice")
@@ -108,7 +115,7 @@ def _question(line: str, where: str, needed: Sequence[str]) -> Question:
             raise UserError(f"{where} has {key}={found!r}: expected {expected}")
         return found
 
-    image = value("image", str | None, "the name of one file")
+    image = value("image", str if "image" in needed else str | None, "the name of one file")
     return Question(
         value("question_id", int | str, "a number or a text"),
         value("text", str, "a text"),

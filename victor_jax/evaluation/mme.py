@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import Answer, Scorer, question_of, read_text
-from victor_jax.evaluation.benchmark import Benchmark, Question, read_questions
+from victor_jax.evaluation.benchmark import Benchmark, Question, read_pictured
 from victor_jax.files import write_whole
 
 FOLDER = "MME_Benchmark_release_version"
@@ -123,7 +123,7 @@ MME = Benchmark(
     images=FOLDER,
     annotations=FOLDER,
     max_new_tokens=128,
-    read=read_questions,
+    read=read_pictured,
     score=Scorer(read_truth, rate, key, unit="points"),
     submit=submit,
     full_marks=2000.0,

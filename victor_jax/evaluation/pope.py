@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import Scorer, question_of, read_lines
-from victor_jax.evaluation.benchmark import Benchmark, read_questions
+from victor_jax.evaluation.benchmark import Benchmark, read_pictured
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -82,6 +82,6 @@ POPE = Benchmark(
     images="val2014",
     annotations="coco",
     max_new_tokens=128,
-    read=read_questions,
+    read=read_pictured,
     score=Scorer(read_truth, rate),
 )

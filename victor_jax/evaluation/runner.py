@@ -29,7 +29,7 @@ from victor_jax.data.images import BadImage, decode
 from victor_jax.data.labels import IMAGE_TEXT
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import Answer, Score
-from victor_jax.evaluation.benchmark import Question, score
+from victor_jax.evaluation.benchmark import Question, as_published, score
 from victor_jax.evaluation.tasks import Task
 from victor_jax.files import write_whole
 from victor_jax.inference.buckets import Bucketed
@@ -43,7 +43,7 @@ NAMED = 5  # of the questions that were not asked
 Row = dict[str, Any]  # a line of answers.jsonl
 
 
-def answered(vlm: VLM, task: Task, out: Path) -> int:
+def answers_in(vlm: VLM, task: Task, out: Path) -> int:
     """How many questions have an answer in this folder, in which a run can begin or go on. Needs no weights."""
     check_settings(describe(vlm, task, ""), out, out / ANSWERS)
     return len(_read_rows(out / ANSWERS, task.questions))
@@ -120,7 +120,8 @@ def result_of(task: Task, answers: Sequence[Answer], out: Path) -> dict[str, Any
     """The score, and what a server or a judge reads."""
     benchmark, submission = task.benchmark, None
     if benchmark.submit and not task.limit:
-        submission = benchmark.submit(answers, task.questions, task.folder, out)
+        with as_published(task.folder, benchmark.name):
+            submission = benchmark.submit(answers, task.questions, task.folder, out)
     found = _score(task, answers, out / benchmark.judged if benchmark.judged else task.annotations)
     return {
         "benchmark": benchmark.name,

@@ -9,7 +9,7 @@ from typing import Any
 
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import LETTER, Scorer, by_text_id, mean, parse, read_text
-from victor_jax.evaluation.benchmark import Benchmark, Question, check_questions
+from victor_jax.evaluation.benchmark import Benchmark, Question
 from victor_jax.evaluation.vqa import read_rows
 
 LETTERS = "ABCDE"
@@ -30,9 +30,7 @@ def chosen(text: str, choices: int) -> int | None:
 def read(file: Path) -> list[Question]:
     """llava_test_CQM-A.json is in LLaVA's training format: the first turn is the question."""
     rows = read_rows(file, "", "id", "conversations")
-    questions = [_question(row, f"{file}, row {number}") for number, row in enumerate(rows)]
-    check_questions(questions, file)
-    return questions
+    return [_question(row, f"{file}, row {number}") for number, row in enumerate(rows)]
 
 
 def _question(row: dict[str, Any], where: str) -> Question:

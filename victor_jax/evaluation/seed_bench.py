@@ -11,7 +11,7 @@ from typing import Any
 
 from victor_jax.errors import UserError
 from victor_jax.evaluation.answers import Answer, Scorer, by_text_id, mean, means_by_kind, parse, read_text
-from victor_jax.evaluation.benchmark import Benchmark, Question, read_questions
+from victor_jax.evaluation.benchmark import Benchmark, Question, read_pictured
 from victor_jax.files import write_whole
 
 
@@ -44,7 +44,7 @@ SEED_BENCH = Benchmark(
     images=".",
     annotations="SEED-Bench.json",
     max_new_tokens=128,
-    read=read_questions,
+    read=read_pictured,
     score=Scorer(read_truth, rate, by_text_id),
     submit=submit,
 )

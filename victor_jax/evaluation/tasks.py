@@ -12,7 +12,7 @@ from victor_jax.data.images import ImageFolder
 from victor_jax.errors import UserError, join_names
 from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.answers import Answer
-from victor_jax.evaluation.benchmark import Benchmark, Question, ReadPicture, as_published, score
+from victor_jax.evaluation.benchmark import Benchmark, Question, ReadPicture, as_published, check_questions, score
 from victor_jax.limits import check_whole
 
 ALL = "all"
@@ -96,6 +96,7 @@ def _open(
     file = folder / benchmark.questions
     with as_published(file, benchmark.name):
         questions = benchmark.read(file)[:limit]
+    check_questions(questions, file)
     if benchmark.annotations:  # what does not belong together is found by scoring nothing
         nothing = [Answer(question.id, "", question.text) for question in questions]
         score(benchmark, nothing, folder / benchmark.annotations, file, partial=limit is not None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from victor_jax.evaluation import vqa
 from victor_jax.evaluation.answers import Answer, Scorer
-from victor_jax.evaluation.benchmark import Benchmark, Question, read_questions
+from victor_jax.evaluation.benchmark import Benchmark, Question, read_pictured
 
 TOKENS = "Reference OCR token:"
 
@@ -29,7 +29,7 @@ def key(answer: Answer, truth: Mapping[Hashable, vqa.References]) -> Hashable:
 
 
 def read_without_tokens(file: Path) -> list[Question]:
-    return [replace(question, text=without_tokens(question.text)) for question in read_questions(file)]
+    return [replace(question, text=without_tokens(question.text)) for question in read_pictured(file)]
 
 
 def without_tokens(text: str) -> str:
@@ -43,7 +43,7 @@ TEXTVQA = Benchmark(
     images="train_images",
     annotations="TextVQA_0.5.1_val.json",
     max_new_tokens=128,
-    read=read_questions,
+    read=read_pictured,
     score=Scorer(read_truth, vqa.rate, key),
     ocr=True,
 )

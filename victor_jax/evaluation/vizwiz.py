@@ -9,7 +9,7 @@ from pathlib import Path
 
 from victor_jax.evaluation import vqa
 from victor_jax.evaluation.answers import SHORT, Answer, Scorer
-from victor_jax.evaluation.benchmark import Benchmark, Question, read_questions
+from victor_jax.evaluation.benchmark import Benchmark, Question, read_pictured
 from victor_jax.files import write_whole
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -50,7 +50,7 @@ VIZWIZ = Benchmark(
     questions="llava_test.jsonl",
     images="test",
     max_new_tokens=128,
-    read=read_questions,
+    read=read_pictured,
     score=Scorer(read_truth, vqa.rate, key),
     submit=submit,
 )

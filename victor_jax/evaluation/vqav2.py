@@ -8,7 +8,7 @@ from pathlib import Path
 
 from victor_jax.evaluation import vqa
 from victor_jax.evaluation.answers import SHORT, Answer, Scorer, read_lines
-from victor_jax.evaluation.benchmark import Benchmark, Question, read_questions
+from victor_jax.evaluation.benchmark import Benchmark, Question, read_pictured
 from victor_jax.files import write_whole
 
 ALL_IDS = "llava_vqav2_mscoco_test2015.jsonl"
@@ -46,7 +46,7 @@ VQAV2 = Benchmark(
     images="test2015",
     also=(ALL_IDS,),
     max_new_tokens=128,
-    read=read_questions,
+    read=read_pictured,
     score=Scorer(read_truth, vqa.rate),
     submit=submit,
 )
