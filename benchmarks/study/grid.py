@@ -29,7 +29,7 @@ class Size:
     @property
     def tokens(self) -> int:
         """Visual tokens of an image."""
-        return self.task.grid**2
+        return (self.task.grid * self.task.patches) ** 2
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,19 @@ class Point:
     blind: bool = False  # without the image
 
 
-ASKED = (
-    *("place", "where", "largest"),
-    *("right_of", "below", "above_largest"),
-    *("right_of_below", "right_of_below_largest", "how_many_larger_below"),
-)
-RECIPE = {"pretrain": {"total_steps": 40}, "finetune": {"total_steps": 4200}}
+ASKED = ("place", "where", "largest", "right_of", "below", "above_largest", "right_of_below")
+RECIPE = {"pretrain": {"total_steps": 40}, "finetune": {"total_steps": 3200, "batch_size": 8}}
 
 
-def task(grid: int, fewest: int, most: int) -> Task:
-    return Task(grid, fewest=fewest, most=most, kinds=ASKED, deep=67, asked=len(ASKED), test=300)
+def task(patches: int, cell: int) -> Task:
+    """The same questions, on ever more visual tokens."""
+    return Task(patches=patches, cell=cell, kinds=ASKED, deep=65, turns=8, train=12_000, asked=len(ASKED), test=150)
 
 
 SIZES = {
-    "small": Size(task(grid=8, fewest=10, most=14), depth=8, recipe=RECIPE),
-    "144": Size(task(grid=12, fewest=10, most=20), depth=8, recipe=RECIPE),
-    "576": Size(task(grid=24, fewest=20, most=40), depth=8, recipe=RECIPE),
+    "small": Size(task(patches=2, cell=16), depth=6, recipe=RECIPE),
+    "144": Size(task(patches=3, cell=18), depth=6, recipe=RECIPE),
+    "576": Size(task(patches=6, cell=18), depth=6, recipe=RECIPE),
 }
 
 
@@ -81,7 +78,7 @@ def trainings(size: Size) -> dict[str, Training]:
         "windows-8": f"windows:tokens=8,layer={K}",
         # Fewer tokens from the first layer on.
         "perceiver": f"perceiver:tokens={equal},depth=1",  # its six blocks would be most of such a small model
-        "mqt": f"mqt:tokens={equal},draw=no",
+        "mqt": f"mqt:tokens={min(equal, 256)},draw=no",  # it has no more queries
         # Registers of another kind: any number of them later, nothing dropped, the only way to the image, other starts.
         "elastic-16": f"elastic:registers=16,layer={K}",
         "undropped-8": f"victor:registers=8,layer={size.depth}",

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ RESTORED |= dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
 RESTORED |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
 
 
+@lru_cache(1 << 16)  # annotators often say the same
 def normalised(answer: str) -> str:
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
