@@ -6,16 +6,17 @@ are refreshed (self-attention). A layer that sees text alone caches text alone; 
 and values once.
 
 Of L layers, `self=S` of them see both: the third one and every L/S-th from there (of fewer than three to a
-stretch, the last of it). `cross=C` read after the first layer and every L/C-th from there. So, where a stretch has three
-layers or more, the layers of a smaller number are among those of a larger one. A model that was trained with `sampled`
-serves all of the sub-networks that `ladder` names: each step of its training runs one. With `policy` a small network chooses one for each row before the
-first layer in which they differ. The paper's maximum is S = C = L/3; here the largest divisor of L up to that.
+stretch, the last of it). `cross=C` read after the first layer and every L/C-th from there. So, where a stretch has
+three layers or more, the layers of a smaller number are among those of a larger one. A model that was trained with
+`sampled` serves all of the sub-networks that `ladder` names: each step of its training runs one. With `policy` a small
+network chooses one for each row before the first layer in which they differ. The paper's maximum is S = C = L/3; here
+the largest divisor of L up to that.
 
 There is no public code. The paper gives the three kinds of layers, positions by a depth-wise convolution of kernel 7,
 sampling, the router and its labels. Ours: where exactly layers lie; the convolution runs over visual tokens that are
-adjacent in the sequence, on what both keys and values are made of (a point-wise part would be one with their projections); the
-block has the heads of the language tower, a norm for either side and no MLP, and starts as a block that adds nothing;
-the ladder; and the router's form, see `choice.py`.
+adjacent in the sequence, on what both keys and values are made of (a point-wise part would be one with their
+projections); the block has the heads of the language tower, a norm for either side and no MLP, and starts as a block
+that adds nothing; the ladder; and the router's form, see `choice.py`.
 """
 
 import itertools
