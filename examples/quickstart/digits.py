@@ -37,17 +37,18 @@ AT_ONCE = 512  # canvases painted together: more would only cost memory
 
 @dataclass(frozen=True)
 class Task:
-    """How hard it is. With a patch for each cell, a model sees grid² visual tokens."""
+    """How hard it is. A model sees (grid * patches)² visual tokens."""
 
-    grid: int = 8  # cells on a side
+    grid: int = 4  # cells on a side
     cell: int = 16  # pixels on a side of a cell
-    fewest: int = 8  # digits on a canvas
-    most: int = 12
+    patches: int = 2  # of the vision tower, on a side of a cell: as in photographs, several show one thing
+    fewest: int = 7  # digits on a canvas
+    most: int = 9
     kinds: tuple[str, ...] = ("place", "where", "largest", "right_of", "below", "above_largest")
-    deep: int = 50  # percent of the training questions that have more than one step
-    turns: int = 6  # questions about each training canvas
+    deep: int = 60  # percent of the training questions that have more than one step
+    turns: int = 8  # at most, questions about each training canvas
     asked: int = 6  # about each test canvas
-    train: int = 8000  # canvases
+    train: int = 12000  # canvases
     described: int = 1000  # of them, in words, for stage 1
     test: int = 200
     seed: int = 0
@@ -66,6 +67,8 @@ class Task:
             )
         if not 0 <= self.deep <= 100:
             raise UserError(f"deep={self.deep} must be 0 to 100 percent")
+        if self.patches < 1 or self.cell % self.patches:
+            raise UserError(f"patches={self.patches} must divide cell={self.cell}")
         for name in ("turns", "asked", "train", "described", "test"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")

@@ -35,9 +35,9 @@ from victor_jax.weights.tensors import Tensor, from_array
 from victor_jax.weights.tokenizer import open_tokenizer
 from victor_jax.weights.write import write_checkpoint
 
-BATCH, RATE, WARMUP = 1024, 3e-3, 0.1  # cells, on however many canvases
-STEPS = 700
-DEPTH = 4  # of the language tower
+BATCH, RATE, WARMUP = 512, 3e-3, 0.1  # cells, on however many canvases
+STEPS = 1000
+DEPTH = 6  # of the language tower
 CELLS, UNSEEN = 256_000, 16_000  # on all canvases together, to learn from and to be tested on
 FILLED = 0.6  # of the cells, at random: there are no questions here that a canvas must suit
 CLASSES, NOTHING = 11, 0  # of patches: those without a digit, then a class for each digit
@@ -47,14 +47,14 @@ PATCH_GAIN = 3.0  # a projected patch weighs about as much as a word
 
 
 def tiny(task: Task, tokenizer: Any, depth: int = DEPTH) -> VLMConfig:
-    """LLaVA's architecture in small, with a patch for each cell; depth: of the language tower."""
+    """LLaVA's architecture in small; depth: of the language tower."""
     vision = VisionConfig(
         width=64,
-        mlp_width=256,
+        mlp_width=128,
         depth=2,
         heads=4,
         image_size=task.size,
-        patch_size=task.cell,
+        patch_size=task.cell // task.patches,
         activation="quick_gelu",
         norm_eps=1e-5,
     )
@@ -116,7 +116,7 @@ def give_sight(
     tower = VisionTower(config, None, jnp.float32, "xla")
     paths = [path for path in parameters(module) if path.startswith("vision/")]
     params = {path: jnp.asarray(gather(path, drawn, module, np.dtype(np.float32)).load()) for path in paths}
-    codes = draw_codes(config, seed)
+    codes = draw_codes(config, train.digits.shape[1], seed)
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, RATE, round(WARMUP * steps), steps))
 
     def distances(params: dict[str, jax.Array], pixels: jax.Array) -> jax.Array:
@@ -143,7 +143,7 @@ def give_sight(
     labels = patch_labels(train.digits, config)
     moments = optimizer.init(params)
     with tqdm(total=steps, desc="vision tower", unit=" steps") as bar:
-        for chosen in _batches(len(labels), max(1, BATCH // labels.shape[1]), steps, seed):
+        for chosen in _batches(len(labels), max(1, BATCH // train.digits[0].size), steps, seed):
             params, moments, value = step(params, moments, train.pixels[chosen], labels[chosen])
             bar.update()
             if bar.n % 50 == 0:
@@ -154,15 +154,15 @@ def give_sight(
     return layers_of({path: params[path] for path in paths}, module), float(right.mean())
 
 
-def draw_codes(config: VLMConfig, seed: int) -> np.ndarray:
-    """[P, classes, width]: what a patch shows plus where it stands, by row and column; to show nothing adds nothing."""
+def draw_codes(config: VLMConfig, grid: int, seed: int) -> np.ndarray:
+    """[P, classes, width]: which digit a patch shows, that it shows one, and where its cell stands."""
     rng = np.random.default_rng((seed, 9))
     width = config.vision.width * len(config.feature_levels)
     side = config.vision.image_size // config.vision.patch_size
-    digits = rng.standard_normal((CLASSES, width))
+    digits = rng.standard_normal((CLASSES, width)) + rng.standard_normal(width)
     digits[NOTHING] = 0
-    places = PLACE * rng.standard_normal((2, side, width))
-    row, column = places - places.mean(axis=1, keepdims=True)
+    places = PLACE * rng.standard_normal((2, grid, width))
+    row, column = (places - places.mean(axis=1, keepdims=True))[:, np.arange(side) * grid // side]
     codes = (row[:, None] + column[None]).reshape(-1, 1, width) + digits
     return codes.astype(np.float32)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.losses import IGNORE
 
 SMALL = Task(train=24, described=20, test=10, seed=3)
+VISUAL = (SMALL.grid * SMALL.patches) ** 2
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +215,12 @@ def test_half_of_the_questions_take_more_than_one_step():
 
 def test_the_words_alone_say_little():
     """Always giving a kind's most frequent answer; of yes and no one is right half of the time."""
-    task = Task(test=100, kinds=ALL)
+    task = Task(test=200, kinds=ALL)
     rng = np.random.default_rng(0)
     canvases = [Canvas(digits) for digits in compose(task, "test").digits]
     for kind in ALL:
         answers = Counter(choose(kind, canvas, rng).answer for canvas in canvases)
-        assert max(answers.values()) / 100 < (0.6 if kind == "even_below_largest" else 0.35), (kind, answers)
+        assert max(answers.values()) / 200 < (0.65 if kind == "even_below_largest" else 0.35), (kind, answers)
 
 
 def test_only_the_kinds_asked_for_come_up(tmp_path):
@@ -249,7 +251,7 @@ def test_canvases_show_scans_of_their_part(part, crowded):
     own, other = of_part.pop(part), *of_part.values()
     for canvases in (compose(SMALL, part), crowded[part]):
         for pixels, digits in zip(canvases.pixels[:10], canvases.digits, strict=False):
-            cells = pixels.reshape(8, 16, 8, 16).swapaxes(1, 2)[digits != EMPTY].astype(np.float32)
+            cells = pixels.reshape(4, 16, 4, 16).swapaxes(1, 2)[digits != EMPTY].astype(np.float32)
             windows = np.lib.stride_tricks.sliding_window_view(cells, (14, 14), axis=(1, 2))
             shown = standardised(windows.reshape(-1, 14, 14))
             likeness, unlike = ((shown @ known.T).reshape(len(cells), -1).max(axis=1) for known in (own, other))
@@ -295,7 +297,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         ({"cell": 7}, "cell=7 at least 8"),
         ({"fewest": 5}, "fewest=5 digits must be at least 6"),
         ({"fewest": 6, "most": 5}, "most=5 no fewer"),
-        ({"most": 64}, "most=64 no fewer and leave one of 64 cells free"),
+        ({"most": 16}, "most=16 no fewer and leave one of 16 cells free"),
+        ({"patches": 3}, "patches=3 must divide cell=16"),
         ({"deep": 101}, "deep=101 must be 0 to 100 percent"),
         ({"train": 0}, "train=0 must be at least 1"),
         ({"asked": 0}, "asked=0 must be at least 1"),
@@ -338,7 +341,7 @@ def test_answers_of_the_benchmark_are_one_token_each(folder, tokenizer):
 
 def test_rows_train_the_answers_and_their_ends(folder, tokenizer):
     """Our own reader takes every row; each answer is one token, and nothing else but its end is supervised."""
-    reader = Reader(open_source(folder / "train.json"), TEMPLATES["vicuna_v1"], tokenizer, SMALL.grid**2, 2048)
+    reader = Reader(open_source(folder / "train.json"), TEMPLATES["vicuna_v1"], tokenizer, VISUAL, 2048)
     assert len(reader) == SMALL.train
     for number in range(len(reader)):
         example = reader[number]
@@ -353,7 +356,7 @@ def test_rows_train_the_answers_and_their_ends(folder, tokenizer):
 
 
 def test_captions_train_every_digit(folder, tokenizer):
-    reader = Reader(open_source(folder / "captions.json"), TEMPLATES["plain"], tokenizer, SMALL.grid**2, 2048)
+    reader = Reader(open_source(folder / "captions.json"), TEMPLATES["plain"], tokenizer, VISUAL, 2048)
     for number in range(len(reader)):
         targets = reader[number].targets
         said = tokenizer.decode(targets[targets != IGNORE].tolist())
@@ -364,11 +367,11 @@ def test_captions_train_every_digit(folder, tokenizer):
 
 
 def test_a_few_steps_give_sight_and_the_same_again(tokenizer, crowded):
-    """By chance a patch without sight names one digit in ten."""
-    config = sight.tiny(SMALL, tokenizer)
+    """By chance a patch without sight names one digit in ten. Patches that show parts want more steps."""
+    config = sight.tiny(replace(SMALL, patches=1), tokenizer)
     drawn = sight.draw(config, SMALL.seed)
-    seeing, known = sight.give_sight(config, drawn, crowded["train"], crowded["test"], SMALL.seed, steps=25)
-    again, known_again = sight.give_sight(config, drawn, crowded["train"], crowded["test"], SMALL.seed, steps=25)
+    seeing, known = sight.give_sight(config, drawn, crowded["train"], crowded["test"], SMALL.seed, steps=50)
+    again, known_again = sight.give_sight(config, drawn, crowded["train"], crowded["test"], SMALL.seed, steps=50)
     assert known > 0.4
     assert known_again == known
     assert all(name.startswith("vision/") for name in seeing)
@@ -391,7 +394,7 @@ def test_the_start_is_a_checkpoint_that_answers(folder, tmp_path, monkeypatch):
     sight.write_start(tmp_path / "start", folder / "tokenizer", SMALL, steps=2)
     model = victor_jax.load(tmp_path / "start", dtype="float32")
     drawn = sight.draw(sight.tiny(SMALL, AutoTokenizer.from_pretrained(folder / "tokenizer")), SMALL.seed)
-    assert model.config.vision.patches == SMALL.grid**2
+    assert model.config.vision.patches == VISUAL
     np.testing.assert_array_equal(
         model.params["projector/linear_1/kernel"], drawn["projector/linear_1/kernel"].load(), strict=True
     )
