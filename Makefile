@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test lint soak moments fuzz quickstart accelerators
+.PHONY: setup test lint soak moments fuzz quickstart accelerators lmms-eval
 
 setup: $(VENV)/ready
 
@@ -59,3 +59,14 @@ fuzz: setup
 accelerators: .venv-cuda/ready .venv-tpu/ready
 	.venv-cuda/bin/python -m pytest tests/accelerators tests/analysis/test_topology.py
 	.venv-tpu/bin/python -m pytest tests/accelerators tests/analysis/test_topology.py tests/analysis/test_plan_command.py
+
+# lmms-eval as users install it (3 GB), and whether it gives the answers of eval.py. It cannot load filelock 4, and keeps
+# protobuf below what sentencepiece 0.2.3 wants. Its torchvision needs torch's CUDA build; no task of images needs it.
+.venv-lmms-eval/ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --editable . lmms-eval==0.7.3 torch==2.13.0 "filelock<4" "sentencepiece<0.2.3"
+	$(@D)/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
+lmms-eval: .venv-lmms-eval/ready
+	PYTHONPATH=tests:. JAX_PLATFORMS=cpu .venv-lmms-eval/bin/python tests/lmms_eval_agreement.py

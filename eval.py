@@ -1,7 +1,8 @@
-"""Evaluates a model: python eval.py --model=DIR --benchmark=digits --questions=FILE --images=DIR --out=DIR
+"""Evaluates a model: python eval.py --model=DIR --benchmark=all --data=DIR --out=DIR
 
-The same command goes on where it stopped, on any number of devices and hosts. OUT/answers.jsonl holds every prompt and
-answer, OUT/result.json the score with the settings that it was measured under.
+DATA holds a folder for each benchmark, as LLaVA's eval.zip does (docs/evaluation.md). The same command goes on where it
+stopped, on any number of devices and hosts. OUT/NAME/answers.jsonl holds every prompt and answer, OUT/NAME/result.json
+the score with the settings that it was measured under, OUT/table.md all scores.
 """
 
 import argparse
@@ -11,34 +12,54 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from tqdm import tqdm
 
 import victor_jax
 from victor_jax.compile_cache import use_compile_cache
-from victor_jax.errors import exit_status, stop
-from victor_jax.evaluation import BENCHMARKS
-from victor_jax.evaluation.runner import open_task, report, run
-from victor_jax.files import writing
+from victor_jax.errors import UserError, exit_status, stop
+from victor_jax.evaluation.runner import answers_in, run
+from victor_jax.evaluation.table import as_table, read_results
+from victor_jax.evaluation.tasks import open_tasks
+from victor_jax.files import write_whole, writing
+from victor_jax.inference.vlm import outline
 from victor_jax.sharding import distributed
 
 
 def main(given: argparse.Namespace) -> None:
     is_first = jax.process_index() == 0
-    task = open_task(
-        BENCHMARKS[given.benchmark],
-        given.questions,
-        given.images,
+    tasks, absent = open_tasks(
+        given.benchmark,
+        given.data,
         blind=given.blind,
         batch_size=given.batch_size,
         max_new_tokens=given.max_new_tokens,
+        limit=given.limit,
     )
-    use_compile_cache()
+    if given.floor and not given.full:
+        raise UserError("--floor says what lies above it with --full, the results of the model with all visual tokens")
+    full = read_results(given.full, tasks, "--full", with_images=True) if given.full else {}
+    floor = read_results(given.floor, tasks, "--floor", with_images=False) if given.floor else {}
+    options = given.model, given.compression, given.dtype
+    vlm, _ = outline(*options, jax.local_devices()[0].platform, attention=given.attention)
+    names, out, done = [task.benchmark.name for task in tasks], Path(given.out), 0
+    total = sum(len(task.questions) for task in tasks)
     if is_first:
-        print(f"{len(task.questions)} questions; reading {given.model}", flush=True)
-    vlm = victor_jax.load(given.model, given.compression, given.dtype, attention=given.attention)
-    with writing(Path(given.out)):
-        result = run(vlm, task, given.out, model=given.model)
+        done = sum(answers_in(vlm, task, out / task.benchmark.name) for task in tasks)
+        print("".join(f"not found: {sentence}\n" for sentence in absent), end="")
+        print(f"{', '.join(names)}: {total} questions, {total - done} to answer by {given.model}", flush=True)
+    found, done = distributed.agreed([names, done])
+    if found != names:
+        raise UserError(f"it found other benchmarks in {given.data} than process 0")
+    if done < total:
+        use_compile_cache()
+        vlm = victor_jax.load(*options, attention=given.attention)
+    with writing(out), tqdm(total=total, initial=done, unit="question", disable=not is_first or done == total) as bar:
+        results = [run(vlm, task, out / task.benchmark.name, given.model, bar) for task in tasks]
     if is_first:
-        print(f"{report(result)}\nanswers and settings are in {given.out}")
+        table = as_table(results, full, floor, out)
+        with writing(out):
+            write_whole(out / "table.md", f"{table}\n")
+        print(f"{table}\nanswers and settings are in {out}")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,14 +70,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True, help="a checkpoint folder of any known format, with its tokenizer")
-    parser.add_argument("--benchmark", required=True, choices=sorted(BENCHMARKS))
-    parser.add_argument("--questions", required=True, metavar="FILE")
-    parser.add_argument("--images", metavar="DIR", help="the folder that the questions' images are in")
+    parser.add_argument(
+        "--benchmark", required=True, metavar="NAMES", help="joined by commas; all: those that DATA has"
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="the folder of the benchmarks' folders")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--compression", help="instead of the one that the model was trained with")
     parser.add_argument("--blind", action="store_true", help="ask without the images: the floor of a score")
+    parser.add_argument("--full", metavar="OUT", help="of the model with all visual tokens: to compare with")
+    parser.add_argument("--floor", metavar="OUT", help="of that one without images: to compare what lies above it")
+    parser.add_argument("--limit", type=int, help="the first so many questions of each benchmark")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, help="instead of the benchmark's own")
+    parser.add_argument("--max-new-tokens", type=int, help="instead of the benchmarks' own")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where several are not found")

@@ -18,8 +18,13 @@ from victor_jax.data.batches import BatchSource
 from victor_jax.data.inputs import open_inputs, with_paths
 from victor_jax.data.loader import Loader
 from victor_jax.data.records import check_bad_rows
+from victor_jax.data.settings import DataSettings
 from victor_jax.errors import UserError, exit_status
+from victor_jax.evaluation.live import live_score, open_live
+from victor_jax.evaluation.tasks import Task
 from victor_jax.files import write_whole, writing
+from victor_jax.inference.vlm import VLM
+from victor_jax.prompt import Prompt
 from victor_jax.sharding import distributed
 from victor_jax.sharding.mesh import row_shares, rows_on_mesh
 from victor_jax.training import command, memory, outputs, setup
@@ -62,7 +67,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         outputs.list_parameters(run, workdir / "parameters.txt")
 
     # --- data -------------------------------------------------------------------------------------------------------
-    data = with_paths(settings.data, start.folder, workdir)
+    data, wanted = with_paths(settings.data, start.folder, workdir), settings.evaluation
+    benchmarks = open_live(wanted.benchmarks, wanted.data, wanted.questions, run.part_rows)
     inputs = open_inputs(
         data,
         start.config,
@@ -71,15 +77,16 @@ def train(config: ConfigDict, workdir: Path) -> None:
         batch_size=settings.batch_size,
         parts=run.parts,
         seed=settings.seed,
-        held_out_rows=settings.evaluation.rows,
+        held_out_rows=wanted.rows,
         shares=[hosts for hosts, _ in row_shares(mesh, run.part_rows)],
     )
     schedule, bad_rows = inputs.train.schedule, inputs.index.bad
+    programs = len(schedule.stretches) * max(len(run.module.method.sampled), 1)
     total_steps = settings.total_steps or settings.epochs * schedule.steps_per_epoch
     say(
         f"{len(inputs.index.text_lengths)} rows, {len(bad_rows)} of them bad; {schedule.steps_per_epoch} steps per "
         f"epoch, {run.parts} part{'s' * (run.parts > 1)} of {run.part_rows} rows each; programs to compile: "
-        f"{len(schedule.stretches)}; {schedule.padding_share:.1%} of text is padding"
+        f"{programs}; {schedule.padding_share:.1%} of text is padding"
     )
 
     kept = settings.checkpoint.keep_last, settings.checkpoint.keep_every
@@ -109,7 +116,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     batch = next(loader)
                 if step == 0 and is_first:
                     outputs.show_batch(batch.parts, inputs.train.reader.tokenizer, workdir / "first_batch")
-                is_new = not compiled.issuperset(batch.shapes)
+                needed = {(shape, run.sampled(step)) for shape in batch.shapes}
+                is_new = not needed <= compiled
                 with (
                     clock.measure("compile" if is_new else "step"),
                     memory.explained(run, batch.shapes),
@@ -118,18 +126,20 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     rate = learning_rate(settings.optimizer, step, total_steps)
                     # Gradients of each part added up, then AdamW; a bad step changes nothing (training/step.py).
                     state, result = run.step(state, frozen, zip(batch.parts, batch.shapes, strict=True), step, rate)
-                    monitor.push(step, result | monitor.work_of(batch))
+                    monitor.push(step, result | monitor.work_of(batch, step))
                     if is_new:
                         jax.block_until_ready(result["loss"])
-                compiled.update(batch.shapes)
+                compiled |= needed
                 monitor.amend({"data_wait": clock.latest["data"]} | peak_memory())
                 done = step + 1
                 finished = done == total_steps
                 leaving = checkpoints.reached_preemption(done) and not finished
-                every = settings.evaluation.every
-                if inputs.held_out and every and not leaving and (finished or done % every == 0):
+                if wanted.every and not leaving and (finished or done % wanted.every == 0):
                     with clock.measure("evaluation"):
-                        monitor.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
+                        if inputs.held_out:
+                            monitor.amend({"held_out_loss": held_out_loss(run, state, frozen, inputs.held_out)})
+                        if benchmarks:
+                            monitor.amend(scores(run, state, frozen, data, benchmarks))
                 if leaving or finished or done % settings.checkpoint.every == 0:
                     with clock.measure("checkpoint"), jax.transfer_guard("allow"):  # Orbax moves arrays as it likes
                         monitor.flush()  # a bad step must be known before what follows it is kept
@@ -170,6 +180,14 @@ def held_out_loss(run: setup.Run, state: State, frozen: Params, source: BatchSou
             sums, counts = jax.device_get(evaluated)
             total, count = total + float(np.sum(sums)), count + int(np.sum(counts))
     return total / max(count, 1)
+
+
+def scores(run: setup.Run, state: State, frozen: Params, data: DataSettings, tasks: list[Task]) -> dict[str, float]:
+    """Of the model as it is now, under the mesh that it is trained on."""
+    prompt = Prompt(data.template, data.aspect)
+    vlm = VLM(run.module, frozen | state.train, run.mesh, {}, Path(data.tokenizer), prompt)
+    with jax.transfer_guard("allow"):  # answering moves batches and tokens as it likes
+        return {f"eval/{task.benchmark.name}": live_score(vlm, task) for task in tasks}
 
 
 def say(text: str) -> None:

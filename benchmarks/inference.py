@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from benchmarks import machine
@@ -87,14 +86,13 @@ def lower_answer(
     """Of answers of `room` tokens: the first one, the rest, and how these two, compiled, give an answer."""
     first = prefill.lower(tree, batch, module=module, sizes=sizes, room=room)
     logits, caches = jax.tree.map(_shape, first.out_info)
-    chance = jnp.float32(0), jax.random.key(0)  # a temperature and a key: not read by greedy answers
     # No end token: every row decodes to the end.
-    fixed: dict[str, Any] = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0, "greedy": True}
-    rest = decode.lower(tree, caches, logits, *chance, **fixed)
+    fixed: dict[str, Any] = {"module": module, "max_new_tokens": room, "end_tokens": (), "pad_token": 0}
+    rest = decode.lower(tree, caches, logits, None, None, **fixed)
 
     def answer(begin: Callable[..., Any], go_on: Callable[..., Any]) -> Any:
         logits, caches = begin(tree, batch)
-        return go_on(tree, caches, logits, *chance)[0]
+        return go_on(tree, caches, logits, None, None)[0]
 
     return first, rest, answer
 

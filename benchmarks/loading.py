@@ -52,16 +52,9 @@ def open_batches(folder: Path) -> tuple[Any, float]:
 
 
 def write_rows(folder: Path) -> None:
-    """Photos are noise of large and small grain: they cost a decoder about what photos of scenes do."""
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     for number in range(PHOTOS):
-        coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), np.uint8)).resize(
-            (640, 480), Image.Resampling.BICUBIC
-        )
-        photo = np.clip(np.asarray(coarse) + rng.integers(-12, 13, (480, 640, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(photo).save(folder / f"{number}.jpg", quality=85)
+        write_photo(folder / f"{number}.jpg", rng)
     letters = np.array(list("abcdefghijklmnoprstuvw"))
     words = ["".join(rng.choice(letters, rng.integers(2, 8))) for _ in range(1000)]
     rows = []
@@ -71,6 +64,16 @@ def write_rows(folder: Path) -> None:
         turns[0]["value"] = f"<image>\n{said[0]}"
         rows.append({"id": str(number), "image": f"{number % PHOTOS}.jpg", "conversations": turns})
     (folder / "rows.json").write_text(json.dumps(rows))
+
+
+def write_photo(file: Path, rng: np.random.Generator) -> Path:
+    """Noise of large and small grain: it costs a decoder about what photos of scenes do."""
+    from PIL import Image
+
+    coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
+    photo = np.clip(np.asarray(coarse) + rng.integers(-12, 13, (480, 640, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(photo).save(file, quality=85)
+    return file
 
 
 def read(source: Any, workers: int, steps: int) -> dict[str, float]:

@@ -44,21 +44,27 @@ def result(benchmark: str, records: list[dict[str, Any]], **more: Any) -> Result
 
 
 def describe() -> dict[str, Any]:
-    device, info = jax.devices()[0], Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    device = jax.devices()[0]
     git = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
     return {
         "date": datetime.date.today().isoformat(),
         "device": f"{device.device_kind} x {jax.device_count()}",
         "platform": device.platform,
-        "processor": models[0] if models else platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES if name in sys.modules},
         "revision": done.stdout.strip() or "unknown",
     }
+
+
+def processor() -> str:
+    """Its name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
 
 
 def heading(result: Result) -> str:
@@ -120,13 +126,14 @@ def memory(program: jax.stages.Compiled) -> int:
     return taken.argument_size_in_bytes + outputs + taken.temp_size_in_bytes
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a row for each dict of column -> cell, which may be missing; three digits of a number, to the right."""
+def table(rows: list[dict[str, Any]], numbers: bool = True) -> str:
+    """Markdown, a row for each dict of column -> cell, which may be missing; three digits of a number. `numbers`: all
+    columns but the first are set to the right."""
 
     def written(cell: Any) -> str:
         return f"{round(float(f'{cell:.3g}'), 3):g}" if isinstance(cell, float) else str(cell)
 
     columns = list(rows[0])
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
+    lines = [columns, ["---", *["---:" if numbers else "---"] * (len(columns) - 1)]]
     lines += [[written(row.get(name, "")) for name in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -49,6 +49,11 @@ SPECS = (
     "sparsevlm:keep=300-200-110,recycle=yes,positions=renumber",
     "hidrop",
     "mod",
+    "visor:self=0,cross=8",
+    "visor:self=2,cross=8",
+    "visor:self=8,cross=8",
+    "visor:policy",
+    "dyvte",
     "windows:tokens=8,layer=3",
     "last:tokens=8,layer=3",
     "random:tokens=8,layer=3",
@@ -92,18 +97,14 @@ def prepare(
     batch, sizes = batch_of(module, rows, TEXT, supervised=False)
     method, lengths = module.method, module.method.plan.stage_lengths(sizes)
     mean, final = positions(method.plan, method, config)
-    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, module.dtype) for path, leaf in parameters(module).items()}
-    counted = module.clone(implementation="xla")  # kernels hide their products
     known = {
         "name": spec,
         "positions": {"mean": mean, "final": final},
-        "flops": matrix_flops(
-            lambda tree, batch: counted.apply({"params": tree}, batch, sizes, room, method=VLMModule.prefill),
-            unflatten_dict(shapes, sep="/"),
-            batch,
-        ),
+        "flops": prefill_flops(module, rows, TEXT),
         "cache_bytes_per_image": flops.cache_bytes(module, 1, lengths),
-        "parameters": sum(math.prod(leaf.shape) for path, leaf in shapes.items() if path.startswith("compression/")),
+        "parameters": sum(
+            math.prod(leaf.shape) for path, leaf in parameters(module).items() if path.startswith("compression/")
+        ),
     }
     tree, batch = unflatten_dict(weights(module, have), sep="/"), jax.device_put(batch)
     first, rest, answer = lower_answer(module, tree, batch, sizes, room)
@@ -113,6 +114,18 @@ def prepare(
         return {"prefill": partial(begin, tree, batch), "answer": partial(answer, begin, go_on)}
 
     return compiled, known
+
+
+def prefill_flops(module: VLMModule, rows: int, text: int) -> int:
+    """Of reading so many prompts, each with one image and `text` tokens."""
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, module.dtype) for path, leaf in parameters(module).items()}
+    batch, sizes = batch_of(module, rows, text, supervised=False)
+    counted = module.clone(implementation="xla")  # kernels hide their products
+    return matrix_flops(
+        lambda tree, batch: counted.apply({"params": tree}, batch, sizes, 1, method=VLMModule.prefill),
+        unflatten_dict(shapes, sep="/"),
+        batch,
+    )
 
 
 def weights(module: VLMModule, have: Params) -> Params:
@@ -131,8 +144,28 @@ def weights(module: VLMModule, have: Params) -> Params:
     return {path: jax.device_put(leaf, weight_format(path, leaf.sharding, platform)) for path, leaf in params.items()}
 
 
-def measure(preset: Preset, specs: tuple[str, ...], rows: int) -> list[dict[str, Any]]:
-    """One record per method; all are measured in turn."""
+def measure(preset: Preset, asked: tuple[str, ...], rows: int) -> list[dict[str, Any]]:
+    """One record per method; all are measured in turn. A method that chooses a plan for each row has the mean of the
+    records of its plans, each as often as the others: random weights choose nothing that would say more."""
+    plans = {spec: [end.spec for end in fork.ends] for spec in asked if (fork := parse(spec, preset.config).fork)}
+    specs = dict.fromkeys(one for spec in asked for one in plans.get(spec, [spec]))
+    records = {record["name"]: record for record in measure_fixed(preset, tuple(specs), rows)}
+    for spec, ends in plans.items():
+        chosen = module_for(preset.config, parse(spec, preset.config), preset.dtype, "xla", "cpu")
+        own = sum(math.prod(leaf.shape) for path, leaf in parameters(chosen).items() if path.startswith("compression/"))
+        records[spec] = mean_of([records[end] for end in ends]) | {"name": spec, "parameters": own}
+    return [records[spec] for spec in asked]
+
+
+def mean_of(records: list[Any]) -> Any:
+    """Of all numbers in them."""
+    first = records[0]
+    if isinstance(first, dict):
+        return {key: mean_of([record[key] for record in records]) for key in first}
+    return first if isinstance(first, str) else sum(records) / len(records)
+
+
+def measure_fixed(preset: Preset, specs: tuple[str, ...], rows: int) -> list[dict[str, Any]]:
     have: Params = {}
     known, futures = {}, {}
     with ThreadPoolExecutor() as pool:  # compiles one method while the next is traced
@@ -177,7 +210,7 @@ def run(name: str, preset: Preset, specs: tuple[str, ...], rows: int, accuracy: 
 
 
 def accuracies(folders: list[str]) -> dict[str, float]:
-    """Of folders of eval.py: compression -> score."""
+    """Of folders OUT/NAME of eval.py: compression -> score."""
     results = [json.loads((Path(folder) / "result.json").read_text()) for folder in folders]
     return {result["settings"]["compression"]: result["score"] for result in results}
 
@@ -199,6 +232,6 @@ if __name__ == "__main__":
         tables,
         preset={"choices": tuple(ROWS), "default": "cpu"},
         specs={"nargs": "+", "default": [], "metavar": "SPEC", "help": "these methods instead of all"},
-        answers={"nargs": "+", "default": [], "help": "folders of eval.py, one per method"},
+        answers={"nargs": "+", "default": [], "help": "OUT/NAME of eval.py, one per method"},
         model={"help": "a checkpoint folder: its architecture instead of the preset's"},
     )

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 
+from victor_jax.data.templates import VICUNA_SYSTEM
+from victor_jax.inference.ahead import read_ahead
 from victor_jax.models.config import VLMConfig
 from victor_jax.weights.hf_config import hf_dict
 
@@ -38,3 +42,28 @@ def hugging_face(
     parts = {"prefill": None} | {f"answer {room}": room for room in new_tokens}
     kinds = ("eager", "sdpa")
     return {f"transformers {kind}": {name: partial(run, kind, room) for name, room in parts.items()} for kind in kinds}
+
+
+def one_by_one(folder: Path, dtype: str, new_tokens: int) -> Callable[[list[str], list[Path]], list[str]]:
+    """(questions, a picture for each) -> answers: a loop over single questions in Vicuna's template, whose inputs the
+    processor prepares one ahead in another thread."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net: Any = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+    net.to(device)
+    processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
+
+    def read(question: tuple[str, Path]) -> Any:
+        text = f"{VICUNA_SYSTEM}USER: <image>\n{question[0]} ASSISTANT:"
+        with Image.open(question[1]) as picture:
+            return processor(images=[picture], text=[text], return_tensors="pt").to(device, net.dtype)
+
+    @torch.inference_mode()
+    def ask(prompts: list[str], pictures: list[Path]) -> list[str]:
+        texts = []
+        for given in read_ahead(read, zip(prompts, pictures, strict=True)):
+            tokens = net.generate(**given, max_new_tokens=new_tokens, do_sample=False)
+            said = tokens[0, given["input_ids"].shape[1] :]
+            texts.append(processor.decode(said, skip_special_tokens=True).strip())
+        return texts
+
+    return ask

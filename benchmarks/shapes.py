@@ -87,7 +87,7 @@ def _noise(shape: tuple[int, ...], seed: int) -> jax.Array:
 def prompts(config: VLMConfig, rows: int, text: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and pixels in the Hugging Face convention: one image in `text` tokens."""
     rng, size = np.random.default_rng(0), config.vision.image_size
-    words = rng.integers(WORDS.start, WORDS.stop, (rows, text))
+    words = rng.integers(WORDS.start, min(WORDS.stop, config.image_token), (rows, text))
     image = np.full((rows, config.features_per_image), config.image_token)
     ids = np.concatenate([words[:, :TEXT_BEFORE], image, words[:, TEXT_BEFORE:]], axis=1)
     return ids, rng.normal(size=(rows, 3, size, size)).astype(np.float32)

@@ -65,7 +65,7 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
     )
     config.lora = ConfigDict({"rank": 0, "alpha": 256.0, "dropout": 0.05})
     config.checkpoint = ConfigDict({"every": 500, "keep_last": 2, "keep_every": 0})
-    config.evaluation = ConfigDict({"every": 0, "rows": 0})
+    config.evaluation = ConfigDict({"every": 0, "rows": 0, "benchmarks": (), "data": "", "questions": 0})
     config.bad_step = ConfigDict({"action": "stop", "spike_factor": 0.0, "most": 20})
     config.profile = ConfigDict({"first": 10, "steps": 0})  # a trace in DIR/profile, off
     return config, "runlocal" in words
@@ -96,5 +96,5 @@ def shrink(config: ConfigDict) -> None:
     config.data.workers = 0
     config.optimizer.learning_rate = 1e-3
     config.checkpoint.every = 4
-    config.evaluation = ConfigDict({"every": 6, "rows": 8})
+    config.evaluation.every, config.evaluation.rows = 6, 8
     config.lora.rank = min(config.lora.rank, 4)

@@ -50,11 +50,11 @@ def files(folder: Path) -> dict[str, bytes]:
 def tasks(root: Path) -> dict[str, Task]:
     start, data = small_run.write_start(root), small_run.write_data(root / "data")
     talking.saved(root / "talking", "victor:registers=3,layer=2")
-    (root / "pictures").mkdir()
+    (root / "digits" / "images").mkdir(parents=True)
     for number in range(60):
-        talking.picture(number).save(root / "pictures" / f"{number}.png")
+        talking.picture(number).save(root / "digits" / "images" / f"{number}.png")
     row = '{"question_id": N, "image": "N.png", "text": "How many cats?", "category": "count", "answer": "two"}'
-    (root / "questions.jsonl").write_text("\n".join(row.replace("N", str(number)) for number in range(60)))
+    (root / "digits" / "questions.jsonl").write_text("\n".join(row.replace("N", str(number)) for number in range(60)))
     changes = small_run.overrides(start, data, total_steps=STEPS, checkpoint__every=2, mesh__data=1, mesh__fsdp=1)
     ours = [sys.executable, "-m", "victor_jax"]
 
@@ -66,8 +66,8 @@ def tasks(root: Path) -> dict[str, Task]:
         return [*ours, "pack-data", *sources]
 
     def evaluate(out: Path) -> list[str]:
-        given = [f"--model={root / 'talking'}", "--benchmark=digits", f"--questions={root / 'questions.jsonl'}"]
-        given += [f"--images={root / 'pictures'}", f"--out={out}", "--batch-size=2", "--processes=1"]
+        given = [f"--model={root / 'talking'}", "--benchmark=digits", f"--data={root}", f"--out={out}"]
+        given += ["--batch-size=2", "--processes=1"]
         return [sys.executable, str(small_run.ROOT / "eval.py"), *given]
 
     return {
@@ -78,7 +78,9 @@ def tasks(root: Path) -> dict[str, Task]:
         ),
         **{f"convert --to={to}": convert(to) for to in ("hf", "orbax")},
         "pack-data": Task(pack, files, appears_whole=True, leaves_partial=True),
-        "eval": Task(evaluate, lambda out: (out / "answers.jsonl").read_bytes(), appears_whole=False, sigterm=130),
+        "eval": Task(
+            evaluate, lambda out: (out / "digits" / "answers.jsonl").read_bytes(), appears_whole=False, sigterm=130
+        ),
     }
 
 

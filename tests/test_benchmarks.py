@@ -8,7 +8,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import conversion, inference, loading, methods, startup, training
+from benchmarks import conversion, evaluation, inference, loading, methods, startup, training
 from benchmarks.report import report
 from benchmarks.shapes import PRESETS, small
 from tests.test_imports import BLOCKED
@@ -108,6 +108,17 @@ def test_conversion_is_measured_in_a_process_of_its_own(results):
     assert record["seconds"] > 0
 
 
+def test_questions_are_answered_as_by_hugging_face_and_timed_in_one_run():
+    pytest.importorskip("torch")
+    result = evaluation.run(None, 4, "float32", MODEL, specs=("full",), new_tokens=3)
+    theirs, full = result["records"]
+    assert (theirs["name"], full["name"]) == ("transformers, one by one", "full")
+    assert full["same"] == 1
+    assert min(theirs["seconds"], full["seconds"]) > 0
+    assert full["first_seconds"] > full["seconds"]
+    assert "| full |" in evaluation.tables(result)
+
+
 def test_adapters_leave_the_tower_frozen():
     run_step, record = training.start(TINY, replace(training.ADAPTERS, text=40, rows=2), "full")
     assert jnp.isfinite(run_step())
@@ -125,7 +136,9 @@ def test_the_report_draws_every_result(results):
         assert len({line.count("|") for line in table}) == 1  # as many cells in every row
 
 
-@pytest.mark.parametrize("module", ["inference", "training", "methods", "startup", "loading", "conversion", "report"])
+@pytest.mark.parametrize(
+    "module", ["inference", "training", "methods", "startup", "loading", "conversion", "evaluation", "report"]
+)
 def test_a_benchmark_imports_the_model_code_alone(module):
     blocked = [name for name in BLOCKED if name != "PIL" or module != "report"]  # matplotlib needs it
     block = "".join(f"sys.modules[{name!r}] = None; " for name in blocked)

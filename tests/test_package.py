@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def test_it_brings_the_command_the_version_and_the_licence(wheel):
     assert "victor-jax = victor_jax.cli:main" in metadata["entry_points.txt"]
     assert f"\nVersion: {victor_jax.__version__}\n" in metadata["METADATA"]
     assert "Apache License" in metadata["licenses/LICENSE"]
+
+
+def test_lmms_eval_finds_the_models_and_is_not_needed_before(wheel):
+    listed = next(text for name, text in wheel.items() if name.endswith("entry_points.txt")).splitlines()
+    value = listed[listed.index("[lmms_eval.models]") + 1].partition(" = ")[2]
+    assert callable(EntryPoint("victor_jax", value, "lmms_eval.models").load())
+    assert "lmms_eval" not in sys.modules
 
 
 def test_it_asks_for_what_requirements_txt_lists(wheel):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from victor_jax.errors import UserError
+    from victor_jax.inference.sampling import Sampling
     from victor_jax.inference.vlm import VLM, load
 
 __version__ = "0.2.0"  # a constant: the build reads it without importing
@@ -15,10 +16,11 @@ __version__ = "0.2.0"  # a constant: the build reads it without importing
 _HOMES = {
     "load": "victor_jax.inference.vlm",
     "VLM": "victor_jax.inference.vlm",
+    "Sampling": "victor_jax.inference.sampling",
     "UserError": "victor_jax.errors",
 }
 
-__all__ = ["VLM", "UserError", "load"]
+__all__ = ["VLM", "Sampling", "UserError", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,8 @@ from flax.traverse_util import flatten_dict
 from victor_jax.errors import UserError
 from victor_jax.files import check_file, write_whole
 
+NAMES = ("model", "revision")  # a folder may have moved, code been committed: what was computed is the same
+
 
 def check_settings(settings: dict[str, Any], out: Path, lines: Path) -> None:
     """Refuses a folder whose lines were computed with others."""
@@ -21,7 +23,7 @@ def check_settings(settings: dict[str, Any], out: Path, lines: Path) -> None:
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in dict.fromkeys([*old, *new])
-            if key != "model" and old.get(key) != new.get(key)  # the folder may have moved; its files have not changed
+            if key not in NAMES and old.get(key) != new.get(key)
         ]
         if changed:
             raise UserError(f"{out} holds {what} under other settings: {'; '.join(changed)}. Give another --out")

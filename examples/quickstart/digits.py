@@ -85,7 +85,7 @@ class Canvases(NamedTuple):
 
 
 def write_digits(folder: Path, task: Task) -> Path:
-    """train.json, captions.json, train/, questions.jsonl, test/ and tokenizer/ in `folder`; kept if they are there."""
+    """train.json, captions.json, train/, digits/ (the benchmark) and tokenizer/ in `folder`; kept if they are there."""
     wanted = json.dumps(asdict(task), indent=2) + "\n"
     if (folder / "task.json").exists():
         if (folder / "task.json").read_text() == wanted:
@@ -94,16 +94,16 @@ def write_digits(folder: Path, task: Task) -> Path:
     with new_folder(folder) as partial:
         train, test = compose(task, "train"), compose(task, "test")
         with tqdm(total=task.train + task.test, desc="drawing canvases", unit=" images") as bar:
-            for part, canvases in zip(PARTS, (train, test), strict=True):
-                (partial / part).mkdir()
+            for place, canvases in ((partial / "train", train), (partial / "digits" / "images", test)):
+                place.mkdir(parents=True)
                 for number, pixels in enumerate(canvases.pixels):
-                    Image.fromarray(pixels).save(partial / part / NAME.format(number), compress_level=1)
+                    Image.fromarray(pixels).save(place / NAME.format(number), compress_level=1)
                     bar.update()
         rows = [_row(number, conversation(digits, task, number)) for number, digits in enumerate(train.digits)]
         captions = [_row(number, [caption(digits)]) for number, digits in enumerate(train.digits[: task.described])]
         (partial / "train.json").write_text(json.dumps(rows))
         (partial / "captions.json").write_text(json.dumps(captions))
-        with (partial / "questions.jsonl").open("w") as file:
+        with (partial / "digits" / "questions.jsonl").open("w") as file:
             file.writelines(json.dumps(line) + "\n" for line in _test_lines(test.digits, task))
         turns = [turn for row in rows + captions for turn in row["conversations"]]
         write_tokenizer(partial / "tokenizer", [turn["value"] for turn in turns])

@@ -53,7 +53,7 @@ class Floor:
 
 def read_rows(out: Path, methods: list[str]) -> tuple[list[Row], Floor]:
     blind = _result(out / methods[0] / "blind")
-    return [_row(out / method) for method in methods], Floor(blind["score"], by_steps(blind["by_category"]))
+    return [_row(out / method) for method in methods], Floor(blind["score"] / 100, by_steps(blind["parts"]))
 
 
 def _row(folder: Path) -> Row:
@@ -65,25 +65,25 @@ def _row(folder: Path) -> Row:
         registers=parsed.registers,
         positions=positions(parsed, config),
         flops=question_flops(config, parsed),
-        score=result["score"],
-        by_steps=by_steps(result["by_category"]),
+        score=result["score"] / 100,
+        by_steps=by_steps(result["parts"]),
         step_seconds=_step_seconds(folder / "timing" / "metrics.jsonl"),
         images_per_second=result["settings"]["images_per_second"],
     )
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "digits" / "result.json").read_text())
 
 
 def _step_seconds(metrics: Path) -> float:
     return statistics.median(json.loads(line)["step_time"] for line in metrics.read_text().splitlines()[WARM:])
 
 
-def by_steps(by_kind: dict[str, float]) -> dict[int, float]:
-    """Each kind is asked equally often."""
-    steps = sorted({KINDS[kind].steps for kind in by_kind})
-    return {n: statistics.mean(share for kind, share in by_kind.items() if KINDS[kind].steps == n) for n in steps}
+def by_steps(percents: dict[str, float]) -> dict[int, float]:
+    """Shares, of percents by kind; each kind is asked equally often."""
+    steps = sorted({KINDS[kind].steps for kind in percents})
+    return {n: statistics.mean(of / 100 for kind, of in percents.items() if KINDS[kind].steps == n) for n in steps}
 
 
 def positions(method: Method, config: VLMConfig) -> tuple[int, ...]:

@@ -69,12 +69,16 @@ def tiny(task: Task, tokenizer: Any, depth: int = DEPTH) -> VLMConfig:
     )
 
 
-def write_start(folder: Path, tokenizer_folder: Path, task: Task, depth: int = DEPTH, steps: int = STEPS) -> float:
-    """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows."""
+def write_start(
+    folder: Path, tokenizer_folder: Path, task: Task, depth: int = DEPTH, seed: int | None = None, steps: int = STEPS
+) -> float:
+    """The checkpoint that stage 1 starts from; returns the share of unseen digits that the tower knows. The seed (the
+    task's) draws the model and the order of its canvases; which digits are unseen, the task's own seed says."""
     config = tiny(task, open_tokenizer(tokenizer_folder), depth)
-    drawn = draw(config, task.seed)
+    seed = task.seed if seed is None else seed
+    drawn = draw(config, seed)
     train, test = crowd(task, "train", CELLS), crowd(task, "test", UNSEEN)
-    seen, knows = give_sight(config, drawn, train, test, task.seed, steps)
+    seen, knows = give_sight(config, drawn, train, test, seed, steps)
     write_checkpoint(Checkpoint("drawn", tokenizer_folder, config, drawn | seen), folder, "hf")
     return knows
 
@@ -190,10 +194,11 @@ def main() -> int:
     parser.add_argument("data", type=Path, help="what examples.quickstart.digits wrote")
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")
     parser.add_argument("--depth", type=int, default=DEPTH, help="layers of the language tower")
+    parser.add_argument("--seed", type=int, help="of the model (the task's)")
     given = parser.parse_args()
 
     def command() -> None:
-        knows = write_start(given.out, given.data / "tokenizer", read_task(given.data), given.depth)
+        knows = write_start(given.out, given.data / "tokenizer", read_task(given.data), given.depth, given.seed)
         print(f"It names {knows:.1%} of the digits that it never saw. The language tower is random.")
 
     return exit_status(command)

@@ -11,6 +11,8 @@ SPECS = {
     "sparsevlm": "sparsevlm:keep=10-6-3,layers=1-2-4,recycle=yes",
     "hidrop": "hidrop:enter=1,layers=2-3,keep=6-3,exit=5",
     "mod": "mod:percent=50",
+    "visor": "visor:self=2,cross=2",
+    "dyvte": "dyvte:exits=2-4",
     "windows": "windows:tokens=4,layer=2",
     "last": "last:tokens=4,layer=2",
     "random": "random:tokens=4,layer=2",

@@ -20,7 +20,7 @@ from victor_jax.compression.spec import parse
 from victor_jax.compression.stream import Seen
 from victor_jax.data.batches import build_batch
 from victor_jax.inference import programs
-from victor_jax.inference.vlm import room_for
+from victor_jax.inference.buckets import room_for
 from victor_jax.models.config import LanguageConfig, ProjectorConfig, VisionConfig, VLMConfig
 from victor_jax.models.sequence import IMAGE, EncodedRow
 from victor_jax.models.vlm import VLMModule, parameters
@@ -107,7 +107,9 @@ def logits(spec: str, rows: list[EncodedRow], images: list[np.ndarray | None], c
     module, params = model(spec, config)
     batch, sizes = prepared(module, rows, images)
     most = max(row.text_length for row in rows)
-    found = programs.text_logits(unflatten_dict(params, sep="/"), batch, module=module, sizes=sizes, text_length=most)
+    found = programs.full_pass(
+        unflatten_dict(params, sep="/"), batch, module=module, sizes=sizes, end=programs.TextLogits(most)
+    )
     return [np.asarray(of_row)[: row.text_length] for of_row, row in zip(found, rows, strict=True)]
 
 

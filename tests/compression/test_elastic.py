@@ -14,7 +14,7 @@ from victor_jax.compression.plan import Kind
 from victor_jax.compression.spec import parse
 from victor_jax.data.batches import build_batch
 from victor_jax.inference import programs
-from victor_jax.inference.vlm import room_for
+from victor_jax.inference.buckets import room_for
 from victor_jax.models.sizes import SIZES
 from victor_jax.training.setup import Run
 from victor_jax.weights.read import open_checkpoint
@@ -41,7 +41,9 @@ def test_a_row_with_fewer_registers_equals_a_model_that_has_only_them():
     batch = build_batch(rows, images, 4, field.CONFIG.vision.image_size, shape, drawn)
     sizes = module.method.plan.sizes(shape.counts(4))
     most = max(row.text_length for row in rows)
-    found = programs.text_logits(unflatten_dict(params, sep="/"), batch, module=module, sizes=sizes, text_length=most)
+    found = programs.full_pass(
+        unflatten_dict(params, sep="/"), batch, module=module, sizes=sizes, end=programs.TextLogits(most)
+    )
     for number, count in enumerate(drawn[:2]):  # the third row has no image
         (alone,) = field.logits(f"victor:registers={count},layer=1", rows[number : number + 1], [images[number]])
         np.testing.assert_allclose(found[number][: len(alone)], alone, atol=field.TOLERANCE, rtol=0)

@@ -18,7 +18,7 @@ from victor_jax.compression.stream import Seen  # noqa: E402
 from victor_jax.data.batches import build_batch  # noqa: E402
 from victor_jax.errors import UserError  # noqa: E402
 from victor_jax.inference import programs  # noqa: E402
-from victor_jax.inference.vlm import room_for  # noqa: E402
+from victor_jax.inference.buckets import room_for  # noqa: E402
 from victor_jax.models.sizes import SIZES  # noqa: E402
 from victor_jax.models.vlm import VLMModule  # noqa: E402
 from victor_jax.weights import fresh  # noqa: E402
@@ -49,7 +49,9 @@ def test_rows_that_drew_fewer_equal_a_model_of_so_many():
     shape, size = room_for(rows), field.CONFIG.vision.image_size
     batch = build_batch(rows, images, 0, size, shape, drawn=np.array([2, 8, 4]))
     sizes = module.method.plan.sizes(shape.counts(0))
-    found = programs.text_logits(unflatten_dict(params, sep="/"), batch, module=module, sizes=sizes, text_length=12)
+    found = programs.full_pass(
+        unflatten_dict(params, sep="/"), batch, module=module, sizes=sizes, end=programs.TextLogits(12)
+    )
     for row, count in ((0, 2), (1, 8)):
         fewer = replace(rows[row], image_tokens=(count,) * len(rows[row].image_tokens))
         (alone,) = field.logits(f"mqt:tokens={count}", [fewer], images[row : row + 1])

@@ -45,7 +45,7 @@ class Reader(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return Dense(self.width, True, self.dtype, as_torch=True, name="read")(x)
+        return Dense(self.width, True, self.dtype, start="torch", name="read")(x)
 
 
 def own(config, dtype, implementation) -> nn.Module:
@@ -78,7 +78,8 @@ def test_prefill_and_decode_equal_a_full_pass(vlm):
     ids = np.array([[5, *[talking.CONFIG.image_token] * talking.CONFIG.features_per_image, 6, 7]])
     size = talking.CONFIG.vision.image_size
     pixels, other = (np.random.default_rng(seed).normal(size=(1, 3, size, size)).astype(np.float32) for seed in (0, 1))
-    logits, caches = vlm.call(programs.prefill, *vlm._from_arrays(ids, pixels, None), room=3)
+    batch, shape = vlm._from_arrays(ids, pixels, None)
+    logits, caches = vlm.call(programs.prefill, batch, vlm.sizes(shape), room=3)
     params = {"params": unflatten_dict(vlm.params, sep="/")}
     for step in range(3):
         np.testing.assert_allclose(logits[0], vlm.logits(ids, pixels)[0, -1], atol=1e-5)

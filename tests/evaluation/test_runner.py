@@ -1,6 +1,6 @@
 """An evaluation can be stopped anywhere, goes on by itself, and never mixes what does not belong together.
 
-Run as a script, this file is eval.py in a process that gets the signal SIGNAL when it has judged AFTER answers.
+Run as a script, this file is eval.py in a process that gets the signal SIGNAL when it has AFTER answers.
 """
 
 import json
@@ -20,8 +20,9 @@ from disks import disk
 import eval as eval_script
 import victor_jax
 from victor_jax.errors import UserError
-from victor_jax.evaluation.digits import DIGITS
-from victor_jax.evaluation.runner import open_task, run
+from victor_jax.evaluation import runner
+from victor_jax.evaluation.runner import row_of, run
+from victor_jax.evaluation.tasks import open_tasks
 from victor_jax.files import writing
 
 TEXTS = ["What is in the picture?", "How many cats?", "Which is red?", "Is it?", "Is the light on?"]
@@ -29,7 +30,8 @@ QUESTIONS = 11
 SIZE = 4  # of a batch: the last of three is not full
 
 
-def write_questions(folder, answers, name="questions.jsonl"):
+def write_questions(folder, answers):
+    (folder / "digits").mkdir(parents=True)
     rows = [
         {
             "question_id": 100 + number,
@@ -40,7 +42,7 @@ def write_questions(folder, answers, name="questions.jsonl"):
         }
         for number, answer in enumerate(answers)
     ]
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "digits" / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +50,24 @@ def data(tmp_path_factory):
     """A model, images, and questions of which the model answers those of even number right."""
     folder = tmp_path_factory.mktemp("data")
     talking.saved(folder / "model", "victor:registers=3,layer=2")
-    (folder / "images").mkdir()
-    for number in range(QUESTIONS):
-        talking.picture(number).save(folder / "images" / f"{number}.png")
+    write_images(folder / "images", QUESTIONS)
     vlm = victor_jax.load(folder / "model", dtype="float32")
     images = [folder / "images" / f"{number}.png" if number != 5 else None for number in range(QUESTIONS)]
     said = vlm.generate([TEXTS[i % len(TEXTS)] for i in range(QUESTIONS)], images, 8, batch_size=SIZE)
     write_questions(folder, [text if i % 2 == 0 else "wrong" for i, text in enumerate(said)])
+    (folder / "images").rename(folder / "digits" / "images")
     return folder, vlm, said
 
 
+def write_images(folder, number):
+    folder.mkdir(parents=True)
+    for one in range(number):
+        talking.picture(one).save(folder / f"{one}.png")
+
+
 def task(folder, **changes):
-    options = {"batch_size": SIZE, **changes}
-    return open_task(DIGITS, folder / "questions.jsonl", folder / "images", **options)
+    (found,), _ = open_tasks("digits", folder, **{"batch_size": SIZE, **changes})
+    return found
 
 
 def lines(out):
@@ -75,19 +82,18 @@ def finished(data, tmp_path_factory):
 
 
 def stopped(data, out, after):
-    """A run that was interrupted while it judged question number `after`."""
+    """A run that was interrupted when it had the answer to question number `after`."""
     folder, vlm, _ = data
-    judged = []
+    given = []
 
-    def judge(question, text):
-        judged.append(question)
-        if len(judged) > after:
+    def interrupted(question, text, compression):
+        given.append(question)
+        if len(given) > after:
             raise KeyboardInterrupt
-        return DIGITS.judge(question, text)
+        return row_of(question, text, compression)
 
-    interrupted = replace(task(folder), benchmark=replace(DIGITS, judge=judge))
-    with pytest.raises(KeyboardInterrupt):
-        run(vlm, interrupted, out)
+    with pytest.raises(KeyboardInterrupt), mock.patch.object(runner, "row_of", interrupted):
+        run(vlm, task(folder), out)
 
 
 def test_every_answer_is_what_the_model_says_and_the_score_is_their_share(data, finished):
@@ -95,10 +101,10 @@ def test_every_answer_is_what_the_model_says_and_the_score_is_their_share(data, 
     out, result = finished
     assert [line["text"] for line in lines(out)] == said
     assert [line["question_id"] for line in lines(out)] == list(range(100, 100 + QUESTIONS))
-    assert [line["correct"] for line in lines(out)] == [number % 2 == 0 for number in range(QUESTIONS)]
     assert lines(out)[1]["prompt"] == "How many cats?"
-    assert result["score"] == pytest.approx(6 / 11)
-    assert result["by_category"] == {"place": 1.0, "count": 0.0}
+    assert result["score"] == pytest.approx(100 * 6 / 11)
+    assert (result["unit"], result["parts"]) == ("%", {"place": 100, "count": 0})
+    assert (result["questions"], result["missing"]) == (QUESTIONS, 0)
     assert json.loads((out / "result.json").read_text()) == result
 
 
@@ -123,6 +129,7 @@ def test_the_settings_stand_beside_the_score(finished):
     assert settings["seconds"] > 0
     assert settings["images_per_second"] > 0
     assert len(settings["questions_sha256"]) == 64
+    assert settings["revision"].startswith(victor_jax.__version__)
 
 
 @pytest.mark.parametrize(("after", "kept"), [(0, 0), (SIZE + 1, SIZE)], ids=["first batch", "second batch"])
@@ -134,7 +141,7 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not_stopped(data, finish
     assert not kept or len(lines(tmp_path)) == kept
     resumed = run(vlm, task(folder), tmp_path, model="the model")
     assert (tmp_path / "answers.jsonl").read_bytes() == (out / "answers.jsonl").read_bytes()
-    assert (resumed["score"], resumed["by_category"]) == (result["score"], result["by_category"])
+    assert (resumed["score"], resumed["parts"]) == (result["score"], result["parts"])
     assert resumed["settings"]["answered"] == QUESTIONS - kept
 
 
@@ -149,15 +156,11 @@ def test_a_line_that_was_cut_short_is_answered_again(data, finished, tmp_path, k
     assert (tmp_path / "answers.jsonl").read_bytes() == whole
 
 
-def test_a_finished_run_is_only_read_again(data, finished):
+def test_a_finished_run_is_only_read_and_scored_again(data, finished):
     folder, vlm, _ = data
     out, result = finished
-
-    def judge(question, text):
-        raise AssertionError("nothing is left to judge")
-
-    again = run(vlm, replace(task(folder), benchmark=replace(DIGITS, judge=judge)), out, model="the model")
-    assert again == result
+    with mock.patch.object(type(vlm), "generate_batches", side_effect=AssertionError("nothing is left to ask")):
+        assert run(vlm, task(folder), out, model="the model") == result
 
 
 def changed(sentence):
@@ -175,7 +178,7 @@ def test_answers_under_other_settings_are_not_mixed(data, finished):
     with changed("aspect was 'pad' and is 'square'"):
         run(replace(vlm, prompt=replace(vlm.prompt, aspect="square")), task(folder), out)
     with changed("questions_sha256 was"):
-        run(vlm, replace(task(folder), digest="another"), out)
+        run(vlm, task(folder, limit=3), out)
     assert (out / "answers.jsonl").read_bytes() == before
 
 
@@ -200,12 +203,13 @@ def test_a_folder_with_other_answers_is_refused(data, finished, tmp_path):
     with pytest.raises(UserError, match="answers without the settings"):
         run(vlm, task(folder), tmp_path)
     (tmp_path / "settings.json").write_bytes((out / "settings.json").read_bytes())
-    for wrong in ([whole[1]], [whole[0], b"{}\n"], [whole[0], b"\xff\n"]):
+    other = [whole[0], whole[1].replace(b"How", b"Who")]
+    for wrong in ([whole[0]] * 2, [whole[0], b"{}\n"], [whole[0], b"\xff\n"], other):
         (tmp_path / "answers.jsonl").write_bytes(b"".join(wrong))
-        with pytest.raises(UserError, match=f"line {len(wrong)}, is not the answer to question"):
+        with pytest.raises(UserError, match="line 2, is not the one answer to one of these questions"):
             run(vlm, task(folder), tmp_path)
     (tmp_path / "answers.jsonl").write_bytes(b"".join([*whole, whole[0]]))
-    with pytest.raises(UserError, match="12 answers to 11 questions"):
+    with pytest.raises(UserError, match="line 12, is not the one answer"):
         run(vlm, task(folder), tmp_path)
 
 
@@ -237,57 +241,84 @@ def test_on_a_full_disk_answers_are_kept_and_the_run_goes_on(data, finished, tmp
 
 def test_what_is_missing_is_said_before_a_model_is_read(data, tmp_path):
     folder, _, _ = data
-    with pytest.raises(UserError, match=r"the image folder .* does not exist"):
-        open_task(DIGITS, folder / "questions.jsonl", tmp_path / "nowhere")
-    (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=r"lacks 10 of 10 images: 0.png"):
-        open_task(DIGITS, folder / "questions.jsonl", tmp_path / "images")
-    with pytest.raises(UserError, match="give their folder, or ask without them"):
-        open_task(DIGITS, folder / "questions.jsonl", None)
-    with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
+    with pytest.raises(UserError, match=r"the folder of benchmarks .*nowhere does not exist"):
+        task(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"digits: there is no .*digits/questions.jsonl, .*digits/images"):
+        task(tmp_path)
+    write_questions(tmp_path, ["x"] * QUESTIONS)
+    assert len(task(tmp_path, blind=True).questions) == QUESTIONS
+    write_images(tmp_path / "digits" / "images", 2)
+    with pytest.raises(UserError, match=r"images lacks 8 of 10 images: 2.png.* the first is of question 102"):
+        task(tmp_path)
+    assert len(task(tmp_path, limit=2).questions) == 2
+    with pytest.raises(UserError, match="batch_size=0 must be"):
         task(folder, batch_size=0)
-    assert len(open_task(DIGITS, folder / "questions.jsonl", None, blind=True).questions) == QUESTIONS
+    with pytest.raises(UserError, match="there is no benchmark 'digit': did you mean digits"):
+        open_tasks("digit", folder)
 
 
 def test_an_image_that_cannot_be_read_stops_with_its_question_after_all_before_it(data, tmp_path):
     _, vlm, said = data
     write_questions(tmp_path, ["x"] * 8)
-    (tmp_path / "images").mkdir()
-    for number in range(8):
-        talking.picture(number).save(tmp_path / "images" / f"{number}.png")
-    (tmp_path / "images" / "6.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"question 106: image 6.png: not an image that can be read"):
+    write_images(tmp_path / "digits" / "images", 8)
+    (tmp_path / "digits" / "images" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"question 101: image 1.png: not an image that can be read"):
         run(vlm, task(tmp_path), tmp_path / "out")
-    assert [line["text"] for line in lines(tmp_path / "out")] == said[:SIZE]
+    answered = {line["question_id"]: line["text"] for line in lines(tmp_path / "out")}
+    assert answered == {name: said[name - 100] for name in answered}
+    assert len(answered) == SIZE
+    assert 101 not in answered
 
 
-def test_the_command_answers_blind_and_prints_its_settings(data, tmp_path, capsys, monkeypatch):
-    folder, _, said = data
+def command(folder, out, *flags):
+    given = [f"--model={folder / 'model'}", f"--data={folder}", f"--out={out}", "--benchmark=digits", "--blind"]
+    options = ["--dtype=float32", "--max-new-tokens=4", "--limit=3", "--compression=vtw:layer=1"]
+    eval_script.main(eval_script.parse([*given, *options, *flags]))
+    return json.loads((out / "digits" / "result.json").read_text())
+
+
+def test_the_command_compares_with_two_other_runs_and_prints_its_settings(data, tmp_path, capsys, monkeypatch):
+    folder, _, _ = data
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    write_questions(tmp_path, said[:3])
-    flags = {"model": folder / "model", "questions": tmp_path / "questions.jsonl", "out": tmp_path / "out"}
-    command = [f"--{name}={value}" for name, value in flags.items()]
-    command += ["--benchmark=digits", "--blind", "--dtype=float32", "--max-new-tokens=4", "--compression=vtw:layer=1"]
-    eval_script.main(eval_script.parse(command))
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    out = tmp_path / "out"
+    result = command(folder, out)
     printed = capsys.readouterr().out
-    assert "digits, 3 questions" in printed
-    assert "vtw:layer=1, without images; vicuna_v1, pad, float32, greedy, at most 4 tokens" in printed
-    assert result["settings"]["compression"] == "vtw:layer=1"
-    assert result["settings"]["registers"] == 0
-    assert len(lines(tmp_path / "out")) == 3
+    assert "digits: 3 questions, 3 to answer by" in printed
+    assert "vtw:layer=1, without images; vicuna_v1, pad, float32, greedy" in printed
+    assert "None of the paper's twelve benchmarks" in printed
+    assert (result["settings"]["compression"], result["settings"]["registers"]) == ("vtw:layer=1", 0)
+    assert len(lines(out / "digits")) == 3
+
+    def other(name, score, with_images):
+        (tmp_path / name / "digits").mkdir(parents=True)
+        changed = result | {"score": score, "settings": result["settings"] | {"with_images": with_images}}
+        (tmp_path / name / "digits" / "result.json").write_text(json.dumps(changed))
+        return f"--{name}={tmp_path / name}"
+
+    full, floor = other("full", 80.0, True), other("floor", 30.0, False)
+    monkeypatch.setattr("victor_jax.load", mock.Mock(side_effect=AssertionError("nothing is left to ask")))
+    above = (command(folder, out, full, floor)["score"] - 30) / 50
+    assert f"| {above:.1%} " in (out / "table.md").read_text()
+    with pytest.raises(UserError, match=r"--floor=.*full answered digits with pictures"):
+        command(folder, out, full, full.replace("--full", "--floor"))
+    with pytest.raises(UserError, match=r"--floor says .* with --full"):
+        command(folder, out, floor)
+    with pytest.raises(UserError, match=r"--full=.* answered other questions of digits"):
+        command(folder, out, "--limit=2", full)
+    with pytest.raises(UserError, match="out/digits holds answers under other settings: questions_sha256"):
+        command(folder, out, "--limit=2")
 
 
 def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, capsys, monkeypatch):
-    flags = ["--model=x", "--benchmark=digits", "--questions=no", "--out=o", "--processes=1"]
+    flags = ["--model=x", "--benchmark=digits", "--data=no", "--out=o", "--processes=1"]
     monkeypatch.setattr("sys.argv", ["eval.py", *flags])
     assert eval_script.command_line() == 2
-    assert capsys.readouterr().err == "error: the questions no cannot be read: No such file or directory\n"
+    assert capsys.readouterr().err == "error: the folder of benchmarks no does not exist\n"
 
 
-def two_processes(folder, out, questions, **environment):
+def two_processes(model, data, out, **environment):
     """eval.py in two processes: the exit status of each, and what they printed."""
-    named = {"model": folder / "model", "questions": questions, "images": questions.parent / "images", "out": out}
+    named = {"model": model, "data": data, "out": out}
     together = [f"--coordinator=localhost:{small_run.free_port()}", "--processes=2"]
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in named.items()), *together]
     command += ["--benchmark=digits", "--dtype=float32", f"--batch-size={SIZE}"]
@@ -313,53 +344,53 @@ def test_two_processes_that_are_killed_go_on_as_two_or_as_one(data, finished, tm
     folder, vlm, _ = data
     out, result = finished
     killed = {"AFTER": str(SIZE), "SIGNAL": str(int(signal.SIGKILL))}
-    codes, said = two_processes(folder, tmp_path / "two", folder / "questions.jsonl", **killed)
+    codes, said = two_processes(folder / "model", folder, tmp_path / "two", **killed)
     assert codes[0] == -signal.SIGKILL
     assert codes[1] not in (0, 2), said
-    assert len(lines(tmp_path / "two")) == SIZE
+    assert len(lines(tmp_path / "two" / "digits")) == SIZE
     shutil.copytree(tmp_path / "two", tmp_path / "one")
 
-    codes, said = two_processes(folder, tmp_path / "two", folder / "questions.jsonl")
+    codes, said = two_processes(folder / "model", folder, tmp_path / "two")
     assert codes == [0, 0], said
-    assert "digits, 11 questions" in said[0][0]
-    assert "digits, 11 questions" not in said[1][0]
-    written = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert "| digits " in said[0][0]
+    assert "| digits " not in said[1][0]
+    written = json.loads((tmp_path / "two" / "digits" / "result.json").read_text())
     assert written["score"] == result["score"]
     assert (written["settings"]["answered"], written["settings"]["devices"]) == (QUESTIONS - SIZE, 2)
 
-    run(vlm, task(folder), tmp_path / "one")
+    run(vlm, task(folder), tmp_path / "one" / "digits")
     for name in ("one", "two"):
-        assert (tmp_path / name / "answers.jsonl").read_bytes() == (out / "answers.jsonl").read_bytes()
+        assert (tmp_path / name / "digits" / "answers.jsonl").read_bytes() == (out / "answers.jsonl").read_bytes()
 
 
 def test_sigterm_to_one_of_two_processes_ends_both_and_keeps_what_was_answered(data, tmp_path):
     folder, _, _ = data
     stopped = {"AFTER": str(SIZE), "SIGNAL": str(int(signal.SIGTERM))}
-    codes, said = two_processes(folder, tmp_path, folder / "questions.jsonl", **stopped)
+    codes, said = two_processes(folder / "model", folder, tmp_path, **stopped)
     assert codes == [130, 130], said
-    assert len(lines(tmp_path)) == SIZE
+    assert len(lines(tmp_path / "digits")) == SIZE
 
 
 def test_a_mistake_that_one_process_meets_ends_both(data, tmp_path):
-    """The second one reads questions 4 to 7."""
+    """The second one reads the batch of questions 0, 1, 2 and 4."""
     folder, _, _ = data
     write_questions(tmp_path, ["x"] * QUESTIONS)
-    shutil.copytree(folder / "images", tmp_path / "images")
-    (tmp_path / "images" / "6.png").write_bytes(b"no picture")
-    codes, said = two_processes(folder, tmp_path / "out", tmp_path / "questions.jsonl")
+    shutil.copytree(folder / "digits" / "images", tmp_path / "digits" / "images")
+    (tmp_path / "digits" / "images" / "1.png").write_bytes(b"no picture")
+    codes, said = two_processes(folder / "model", tmp_path, tmp_path / "out")
     assert codes == [2, 2]
     for _, errors in said:
-        assert "error: process 1 of 2: question 106: image 6.png: not an image that can be read" in errors
+        assert "error: process 1 of 2: question 101: image 1.png: not an image that can be read" in errors
 
 
 if __name__ == "__main__":
-    judged = []
+    given = []
 
-    def judge(question, text):
-        if len(judged) == int(os.environ.get("AFTER", QUESTIONS)):
+    def signalled(question, text, compression):
+        if len(given) == int(os.environ.get("AFTER", QUESTIONS)):
             os.kill(os.getpid(), int(os.environ["SIGNAL"]))
-        judged.append(question)
-        return DIGITS.judge(question, text)
+        given.append(question)
+        return row_of(question, text, compression)
 
-    with mock.patch.dict(eval_script.BENCHMARKS, digits=replace(DIGITS, judge=judge)):
+    with mock.patch.object(runner, "row_of", signalled):
         sys.exit(eval_script.command_line())

@@ -10,11 +10,12 @@ import sys
 
 import pytest
 
-from victor_jax.cli import main, score
+from victor_jax.cli import main
+from victor_jax.cli import score as command
 from victor_jax.errors import UserError
-from victor_jax.evaluation import mme, pope, scienceqa, vqa
-from victor_jax.evaluation.answers import read_answers
-from victor_jax.evaluation.scorers import SCORERS
+from victor_jax.evaluation import BENCHMARKS, mme, pope, scienceqa, vqa
+from victor_jax.evaluation.answers import SHORT, read_answers
+from victor_jax.evaluation.benchmark import score
 
 
 @pytest.mark.parametrize(("said", "becomes"), [
@@ -62,6 +63,9 @@ def test_scienceqa_takes_a_letter_that_is_there(text, choice):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+TEN = [{"answer": "dog"}] * 3 + [{"answer": "A cat."}] * 7
+
+
 def lines(file, rows):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -69,6 +73,7 @@ def lines(file, rows):
 
 
 def whole(file, value):
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value))
     return file
 
@@ -79,10 +84,7 @@ def predictions(folder, *rows):
 
 
 def scored(name, folder, annotations, *rows, questions=None):
-    return SCORERS[name](read_answers(predictions(folder, *rows)), annotations, questions)
-
-
-TEN = [{"answer": "dog"}] * 3 + [{"answer": "A cat."}] * 7
+    return score(BENCHMARKS[name], read_answers(predictions(folder, *rows)), annotations, questions)
 
 
 def vqav2(folder):
@@ -154,44 +156,48 @@ def test_scienceqa_quotes_the_questions_with_an_image(tmp_path):
 
 
 def coco_pope(folder):
-    questions, number = [], 0
-    for split in pope.SPLITS:
-        rows = [{"image": "a.jpg", "text": f"Is there a {thing}?", "label": label}
-                for thing, label in (("dog", "yes"), ("cat", "no"), ("bus", "yes"))]  # fmt: skip
+    """Labels, and questions in the order of LLaVA's file."""
+    rows = [
+        {"question_id": n, "image": "COCO_val2014_1.jpg", "text": f"Is there a {thing} in the image?", "label": label}
+        for n, (thing, label) in enumerate((("dog", "yes"), ("cat", "no"), ("bus", "yes")), 1)
+    ]
+    questions = []
+    for split in ("adversarial", "popular", "random"):
         lines(folder / "coco" / f"coco_pope_{split}.json", rows)
         for row in rows:
-            text = f"{row['text']}\nAnswer the question using a single word or phrase."
-            questions.append({"question_id": number, "image": "a.jpg", "text": text, "category": split})
-            number += 1
-    return folder / "coco", lines(folder / "llava_pope_test.jsonl", questions)
+            asked = {"image": row["image"], "text": row["text"] + SHORT, "category": split}
+            questions.append({"question_id": len(questions) + 1} | asked)
+    lines(folder / "llava_pope_test.jsonl", questions)
+    return folder / "coco", folder / "llava_pope_test.jsonl"
 
 
 def test_pope_is_the_mean_f1_of_three_splits(tmp_path):
     annotations, questions = coco_pope(tmp_path)
-    answers = ["Yes", "No", "No", *["Yes"] * 3, *["No"] * 3]
-    found = scored("pope", tmp_path, annotations, *enumerate(answers), questions=questions)
+    answers = [*["No"] * 3, *["Yes"] * 3, "Yes", "No", "No"]
+    found = scored("pope", tmp_path, annotations, *enumerate(answers, 1), questions=questions)
     assert found.parts["random F1"] == pytest.approx(100 * 2 / 3)  # one hit, one missed
     assert found.parts["popular F1"] == pytest.approx(80)
     assert found.parts["adversarial F1"] == 0
     assert found.parts["popular said yes"] == 100
     assert found.score == pytest.approx((200 / 3 + 80) / 3)
-    assert scored("pope", tmp_path, annotations, (0, "Yes"), questions=questions).parts["random accuracy"] == \
+    assert scored("pope", tmp_path, annotations, (7, "Yes"), questions=questions).parts["random accuracy"] == \
         pytest.approx(100 / 3)  # fmt: skip
 
 
 def test_pope_notices_labels_of_another_version(tmp_path):
     annotations, questions = coco_pope(tmp_path)
     lines(annotations / "coco_pope_popular.json", [{"image": "b.jpg", "text": "Is there a dog?", "label": "yes"}])
-    with pytest.raises(UserError, match=r"question 3 of .* has no label in .*coco_pope_popular.json"):
+    with pytest.raises(UserError, match=r"question 4 of .* has no label in .*coco_pope_popular.json"):
         scored("pope", tmp_path, annotations, (0, "Yes"), questions=questions)
 
 
 def mme_folder(folder):
+    """MME_Benchmark_release_version: two questions about one image in each category."""
     for category in (*mme.PERCEPTION, *mme.COGNITION):
         nested = category in ("artwork", "celebrity", "landmark", "posters", "scene")
-        place = folder / category / ("questions_answers_YN" if nested else "")
-        place.mkdir(parents=True)
-        (place / "0001.txt").write_text(
+        texts = "questions_answers_YN" if nested else ""
+        (folder / category / texts).mkdir(parents=True)
+        (folder / category / texts / "0001.txt").write_text(
             f"Is this a {category}?  Please answer yes or no.\tYes\nIs this a cow? Please answer yes or no.\tNo\n"
         )
     return folder
@@ -235,7 +241,7 @@ def test_bad_predictions_are_one_sentence(tmp_path, capsys, text, message):
     assert message in line
 
 
-@pytest.mark.parametrize("name", sorted(set(SCORERS) - {"pope"}))
+@pytest.mark.parametrize("name", sorted({name for name, one in BENCHMARKS.items() if one.score} - {"pope", "mm-vet"}))
 def test_annotations_of_another_benchmark_are_noticed(tmp_path, name):
     other = whole(tmp_path / "problems.json", {"1": {"question": "?"}})
     with pytest.raises(UserError, match=str(tmp_path)):
@@ -244,7 +250,7 @@ def test_annotations_of_another_benchmark_are_noticed(tmp_path, name):
 
 def test_pope_asks_for_the_question_file(tmp_path):
     with pytest.raises(UserError, match="pope needs --questions"):
-        score.main(["pope", f"--predictions={predictions(tmp_path, (0, 'Yes'))}", f"--annotations={tmp_path}"])
+        command.main(["pope", f"--predictions={predictions(tmp_path, (0, 'Yes'))}", f"--annotations={tmp_path}"])
 
 
 def test_scoring_imports_no_jax(tmp_path):

@@ -1,10 +1,12 @@
 """The quickstart's driver: what is done is not done again, what fails is told, what it shows is counted right."""
 
 import importlib
+import time
 
 import pytest
 
-from examples.quickstart.__main__ import METHODS, Job, Runner, environment
+from examples.quickstart.__main__ import METHODS
+from examples.quickstart.jobs import Job, Runner, environment
 from examples.quickstart.report import Floor, Row, as_table, by_steps, draw, positions
 from victor_jax.compression.spec import parse
 from victor_jax.errors import UserError
@@ -44,6 +46,20 @@ def test_what_runs_beside_a_failure_is_told_to_stop(tmp_path):
         Runner(tmp_path / "logs").run([job(tmp_path, "broken", begun)], [beside], at_once=2)
     assert (tmp_path / "saved").exists()
     assert not beside.done.exists()
+
+
+def test_so_many_tasks_run_at_a_time(tmp_path):
+    running, most = [], []
+
+    def task():
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+
+    Runner(tmp_path / "logs").together([task] * 6, at_once=2)
+    assert len(most) == 6
+    assert max(most) == 2
 
 
 def test_a_user_may_choose_the_platform(monkeypatch):
@@ -99,4 +115,4 @@ def test_the_table_and_the_figure_compare_with_full_and_with_guessing(tmp_path):
 
 
 def test_kinds_are_joined_by_their_steps():
-    assert by_steps({"below": 0.5, "place": 1.0, "right_of": 0.25, "where": 0.5}) == {1: 0.75, 2: 0.375}
+    assert by_steps({"below": 50, "place": 100, "right_of": 25, "where": 50}) == {1: 0.75, 2: 0.375}

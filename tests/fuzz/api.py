@@ -16,6 +16,7 @@ import victor_jax
 from fuzz import models
 from fuzz.property import REFUSALS, Surface
 from fuzz.strange import scalars, texts, values
+from victor_jax.inference.sampling import Sampling
 from victor_jax.inference.vlm import VLM
 
 OUT = "{out}"  # stands for a path in the room of the input
@@ -98,7 +99,16 @@ masks = st.one_of(
 )
 calls = st.one_of(
     st.builds(
-        Call, st.just("generate"), arguments(prompts=prompts, images=images, max_new_tokens=counts, batch_size=counts)
+        Call,
+        st.just("generate"),
+        arguments(
+            prompts=prompts,
+            images=images,
+            max_new_tokens=counts,
+            batch_size=counts,
+            sampling=mostly(Sampling()),
+            stop=mostly((), ["a"], [""], "a", ["\ufffd", "\0"]),
+        ),
     ),
     st.builds(
         Call,
@@ -114,8 +124,8 @@ calls = st.one_of(
             pixel_values=pixels,
             attention_mask=masks,
             max_new_tokens=counts,
-            temperature=mostly(0, 0.0, 1.0),
-            seed=seeds,
+            sampling=mostly(Sampling(), Sampling(1.0), Sampling(0.5, 0.9, 3)),
+            seeds=mostly(None, [1], [0, 2**32 - 1]),
         ),
     ),
     st.builds(

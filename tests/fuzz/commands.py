@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import json
+import shutil
 import signal
 import sys
 import warnings
@@ -26,7 +27,7 @@ from victor_jax.training import outputs
 ROOT = Path(cli.__file__).parents[2]
 RECIPE = f"--config={ROOT}/configs/finetune.py:registers=2,layer=1,runlocal"
 # What stands for places of the room; the others are as careless as people are.
-PATHS = ("{model}", "{hf}", "{data}", "{images}", "{picture}", "{out}/made", "{questions}")
+PATHS = ("{model}", "{hf}", "{data}", "{images}", "{picture}", "{out}/made", "{benchmarks}")
 STRANGE = (
     "",
     "absent",
@@ -105,9 +106,8 @@ lines = st.one_of(
         "eval.py",
         flags={
             "model": ("{model}",),
-            "benchmark": ("digits",),
-            "questions": ("{questions}",),
-            "images": ("{images}",),
+            "benchmark": ("digits", "all", "digits,gqa"),
+            "data": ("{benchmarks}",),
             "out": ("{out}/scores",),
             "dtype": ("float32",),
             "batch-size": ("2", "0"),
@@ -137,14 +137,16 @@ class Commands(Surface):
         turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
         (room / "data.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}] * 12))
         question = {"question_id": 1, "image": "a.png", "text": "What?", "category": "x", "answer": "Two"}
-        (room / "questions.jsonl").write_text(json.dumps(question) + "\n")
+        (room / "benchmarks" / "digits").mkdir(parents=True)
+        (room / "benchmarks" / "digits" / "questions.jsonl").write_text(json.dumps(question) + "\n")
+        shutil.copytree(room / "images", room / "benchmarks" / "digits" / "images")
         places = {
             "{model}": models.folder("talking"),
             "{hf}": models.folder("hf"),
             "{data}": room / "data.json",
             "{images}": room / "images",
             "{picture}": room / "images" / "a.png",
-            "{questions}": room / "questions.jsonl",
+            "{benchmarks}": room / "benchmarks",
             "{out}": room / "out",
         }
         filled = []

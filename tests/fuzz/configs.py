@@ -76,5 +76,6 @@ def trace(config: Any, compression: str) -> None:
     sizes = method.plan.sizes(shape.counts(method.registers))
     weights = unflatten_dict(abstract_weights(module, jax.devices()[0]), sep="/")
     jax.eval_shape(
-        lambda weights: programs.text_logits(weights, batch, module=module, sizes=sizes, text_length=8), weights
+        lambda weights: programs.full_pass(weights, batch, module=module, sizes=sizes, end=programs.TextLogits(8)),
+        weights,
     )

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from fuzz.property import REFUSALS, Surface
 from fuzz.strange import Change, Damage, changed, changes, damaged, damages, dumps
-from victor_jax.cli.score import scored
+from victor_jax.evaluation import BENCHMARKS
+from victor_jax.evaluation.answers import read_answers
+from victor_jax.evaluation.benchmark import score
 from victor_jax.evaluation.pope import SPLITS
 
 TEN = [{"answer": "dog"}] * 3 + [{"answer": "A cat."}] * 7
@@ -79,7 +81,8 @@ class Scores(Surface):
 
     def attempt(self, prepared, room):
         annotations = room if prepared in ("pope", "scienceqa") else room / "val.json"
-        return scored(prepared, room / "predictions.json", annotations, room / "questions.jsonl")
+        answers = read_answers(room / "predictions.json")
+        return score(BENCHMARKS[prepared], answers, annotations, room / "questions.jsonl")
 
     def compare(self, prepared, result):
         if not isinstance(result, REFUSALS):

@@ -60,10 +60,10 @@ def test_counts(vlm, name, value):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"temperature": float("nan")}, "temperature=nan must be a number from 0"),
-        ({"temperature": "x"}, "temperature='x' must be a number from 0"),
-        ({"seed": 2**70}, "seed=1180591620717411303424 must be a whole number from 0"),
-        ({"seed": None}, "seed=None must be a whole number from 0"),
+        ({"sampling": 1.0}, "sampling=1.0 must be a Sampling"),
+        ({"seeds": [2**70]}, r"seeds\[0\]=1180591620717411303424 must be a whole number from 0"),
+        ({"seeds": [1, 2]}, "1 prompts want 1 seeds"),
+        ({"seeds": 1}, "1 prompts want 1 seeds"),
         ({"input_ids": [[1, 2], [3]]}, "input_ids has rows of several lengths"),
         ({"input_ids": [[5, 999999]]}, "row 0 of input_ids has the token 999999"),
     ],
@@ -71,6 +71,21 @@ def test_counts(vlm, name, value):
 def test_arrays_and_chance(vlm, arguments, words):
     with pytest.raises(UserError, match=words):
         vlm.generate_ids(**{"input_ids": np.array([[5, 6]]), "max_new_tokens": 2} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"temperature": float("nan")}, "temperature=nan must be a number from 0$"),
+        ({"temperature": float("inf")}, "temperature=inf must be a number from 0$"),
+        ({"temperature": "x"}, "temperature='x' must be a number from 0$"),
+        ({"top_p": 1.1}, "top_p=1.1 must be a number from 0 to 1"),
+        ({"top_k": -1}, "top_k=-1 must be a whole number from 0"),
+    ],
+)
+def test_sampling(arguments, words):
+    with pytest.raises(UserError, match=words):
+        victor_jax.Sampling(**arguments)
 
 
 @pytest.mark.parametrize(

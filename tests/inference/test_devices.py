@@ -88,8 +88,8 @@ def test_batches_that_the_rows_of_a_mesh_do_not_divide_are_answered_and_scored_a
     answers = ["a cat", "two", "the left one", "no", "yes"]
     alone = victor_jax.load(folder, dtype="float32")
     vlm = victor_jax.load(folder, dtype="float32", mesh=make_mesh(data=4, tensor=2))
-    expected = alone.generate(prompts, images, 4, batch_size=3)
-    assert vlm.generate(prompts, images, 4, batch_size=3) == expected
+    drawn = {"batch_size": 3, "sampling": victor_jax.Sampling(1.0, top_p=0.9), "stop": ["e"]}
+    assert vlm.generate(prompts, images, 4, **drawn) == alone.generate(prompts, images, 4, **drawn)
     scores = alone.score(prompts, images, answers, batch_size=3)
     np.testing.assert_allclose(vlm.score(prompts, images, answers, batch_size=3), scores, rtol=1e-5)
 
@@ -104,8 +104,6 @@ def test_devices_with_a_copy_each_exchange_nothing_but_whether_all_rows_have_end
     compiled = vlm.call(lambda *args, **static: programs.prefill.lower(*args, **static).compile(), *prepared, room=4)
     assert exchanged(compiled) == []
     logits, caches = vlm.call(programs.prefill, *prepared, room=4)
-    static = {"max_new_tokens": 4, "end_tokens": (2,), "pad_token": 0, "greedy": True}
-    lowered = programs.decode.lower(
-        vlm._tree, caches, logits, jnp.float32(0), jax.random.key(0), module=vlm.module, **static
-    )
+    static = {"max_new_tokens": 4, "end_tokens": (2,), "pad_token": 0}
+    lowered = programs.decode.lower(vlm._tree, caches, logits, None, None, module=vlm.module, **static)
     assert exchanged(lowered.compile()) == ["pred[] all-reduce"]

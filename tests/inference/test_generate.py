@@ -23,8 +23,8 @@ from victor_jax.data.sources import open_source
 from victor_jax.data.templates import TEMPLATES
 from victor_jax.errors import UserError
 from victor_jax.inference import programs
+from victor_jax.inference.buckets import room_for
 from victor_jax.inference.prompts import open_prompter
-from victor_jax.inference.vlm import room_for
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE
@@ -171,7 +171,7 @@ def test_generate_and_score_ask_what_training_taught(vlm, training_batch):
     loss, _ = jax.jit(row_losses, static_argnums=(0, 4, 5))(vlm.module, vlm.params, batch, None, sizes, 64)
     np.testing.assert_allclose(vlm.score(asked, shown, answers), -loss[order], rtol=1e-5)
     first, _ = vlm.call(programs.prefill, *vlm.prepare(vlm.prompter.ask(asked, shown)), room=1)
-    taught = vlm.call(programs.text_logits, batch, sizes, text_length=sizes[-1].stream)
+    taught = vlm.call(programs.full_pass, batch, sizes, end=programs.TextLogits(sizes[-1].stream))
     is_text = batch.sequence.kinds == Kind.TEXT
     ends = is_text.cumsum(axis=1)[np.arange(len(order)), batch.sequence.prompt_end] - 1  # among the text of each row
     np.testing.assert_allclose(first, taught[order, ends[order]], atol=1e-5)

@@ -45,7 +45,7 @@ def test_a_position_that_leaves_takes_its_target_with_it(compression, lost):
     loss, count = jax.jit(module.apply, static_argnums=(2, 3), static_argnames="method")(
         {"params": params}, batch, sizes, 4, method=VLMModule.loss
     )
-    logits = programs.text_logits(params, batch, module=module, sizes=sizes, text_length=8)
+    logits = programs.full_pass(params, batch, module=module, sizes=sizes, end=programs.TextLogits(8))
     assert count.tolist() == [3 - lost, 6 - lost]
     # What text positions predict: each word from the one before it, and the first one only beside a position of text.
     said = jax.nn.log_softmax(logits)

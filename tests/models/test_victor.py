@@ -81,7 +81,8 @@ def test_decode_logits_equal_a_full_pass(folders):
     folder, net = folders()
     vlm = load(folder, "victor:registers=4,layer=2")
     ids, pixels = tiny.prompt(net.config, [5, 6]), tiny.pixels(net.config, 1)
-    batch, sizes = vlm._from_arrays(ids, pixels, None)
+    batch, shape = vlm._from_arrays(ids, pixels, None)
+    sizes = vlm.sizes(shape)
     logits, caches = vlm.call(prefill, batch, sizes, room=6)
     below, above = vlm.method.plan.stage_lengths(sizes)
     assert [cache and cache.positions.shape[1] for cache in caches] == [below + 6, None, above + 6]

@@ -128,7 +128,16 @@ def test_a_wrong_command_is_one_line(said, arguments, message):
         ),
         ("micro_batches", 3, "config.batch_size=8 does not divide into 3 micro_batches"),
         ("bad_step.action", "ignore", "config.bad_step.action='ignore' must be one of stop, skip"),
-        ("evaluation.rows", 0, "config.evaluation.every=6 needs config.evaluation.rows to hold out"),
+        (
+            "evaluation.rows",
+            0,
+            "config.evaluation.every=6 needs config.evaluation.rows to hold out, or benchmarks to ask",
+        ),
+        (
+            "evaluation.benchmarks",
+            ["gqa"],
+            "config.evaluation.benchmarks needs config.evaluation.every and config.evaluation.data, a folder",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(key, value, message):

@@ -25,15 +25,15 @@ ROWS, TEXT, VISUAL, REGISTERS = 8, 12, 4, 2
 IMAGE = small_run.CONFIG.image_token
 
 
-def batch(with_images=True, seed=0):
+def batch(with_images=True, seed=0, registers=REGISTERS):
     """Rows of one length, each with its own number of supervised positions."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, 500, (ROWS, TEXT))
     if with_images:
         ids = np.concatenate([ids[:, :2], np.full((ROWS, VISUAL), IMAGE), ids[:, 2:]], axis=1)
-    sequence, _ = lay_out(encoded_rows(ids, None, small_run.CONFIG, VISUAL), REGISTERS)
+    sequence, _ = lay_out(encoded_rows(ids, None, small_run.CONFIG, VISUAL), registers)
     targets = np.full(sequence.kinds.shape, IGNORE, np.int32)
-    end = TEXT + (VISUAL + REGISTERS) * with_images
+    end = TEXT + (VISUAL + registers) * with_images
     for row in range(ROWS):
         targets[row, end - 2 - row : end - 1] = ids[row, -1 - row :]
     size = small_run.IMAGE_SIZE

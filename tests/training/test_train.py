@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from victor_jax import cli
 from victor_jax.compression.spec import parse
 from victor_jax.data.images import preprocess
 from victor_jax.errors import UserError
+from victor_jax.evaluation import live
+from victor_jax.evaluation.answers import Answer
 from victor_jax.models.sequence import IMAGE
 from victor_jax.ops.images import normalise
 from victor_jax.ops.losses import IGNORE
@@ -90,12 +93,28 @@ def test_a_resumed_run_keeps_its_parts_on_other_devices(tmp_path, start, data, m
     small_run.assert_identical(saved(workdir, 4), saved(tmp_path / "run", 4))
 
 
-def test_an_interrupted_run_ends_bit_identical(tmp_path, undisturbed, start, data):
+def test_an_interrupted_run_ends_bit_identical_also_where_benchmarks_are_run(tmp_path, undisturbed, start, data):
+    """And their score is that of the exported model."""
     workdir = interrupted(undisturbed, tmp_path)
-    run_here(workdir, overrides(start, data))
+    asked = [
+        {"question_id": number, "image": f"{number}.png", "text": text, "category": "", "answer": "x"}
+        for number, text in enumerate(("What colour is it?", "What shape?", "What colour is the shape?"))
+    ]
+    shutil.copytree(data, tmp_path / "digits" / "images")
+    (tmp_path / "digits" / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    said = []
+    evaluation = {"every": 4, "benchmarks": ("digits",), "data": str(tmp_path), "questions": 2}
+    changes = {f"evaluation__{name}": value for name, value in evaluation.items()}
+    with mock.patch.object(live, "Answer", side_effect=lambda *one: said.append(one[1]) or Answer(*one)):
+        run_here(workdir, overrides(start, data, **changes))
     small_run.assert_identical(saved(workdir, 10), saved(undisturbed, 10))
     assert losses(workdir) == losses(undisturbed)
     assert len(losses(workdir)) == 10
+    assert [line["step"] for line in metrics(workdir) if "eval/digits" in line] == [7, 9]
+
+    model = victor_jax.load(workdir / "model", dtype="float32")
+    images = [data / f"{number}.png" for number in (0, 1)]
+    assert said[2:] == model.generate([row["text"] for row in asked[:2]], images, max_new_tokens=8)
 
 
 def test_a_finished_run_changes_nothing_and_says_where_the_model_is(undisturbed, start, data, capsys):

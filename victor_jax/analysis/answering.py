@@ -18,8 +18,8 @@ from victor_jax.analysis.compiled import Compiled, compiled
 from victor_jax.analysis.topology import Chip
 from victor_jax.compression.plan import length_of, round_up
 from victor_jax.inference import programs
+from victor_jax.inference.buckets import room_for
 from victor_jax.inference.platform import abstract_weights
-from victor_jax.inference.vlm import room_for
 from victor_jax.models.sequence import IMAGE, Batch, EncodedRow, Sequence
 from victor_jax.models.vlm import VLMModule, parameters
 
@@ -137,19 +137,16 @@ def answering(module: VLMModule, place: Mesh | jax.Device, asked: Asked) -> Answ
         lowered.out_info,
         prefill.output_shardings,
     )
-    everywhere = _sharding(place, PartitionSpec())
-    key = jax.eval_shape(lambda: jax.random.key(0))
     decode = programs.decode.lower(
         params,
         caches,
         logits,
-        jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
-        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere),
+        None,
+        None,
         module=module,
         max_new_tokens=asked.room,
         end_tokens=module.config.end_tokens,
         pad_token=module.config.pad_token,
-        greedy=True,
     )
     return Answering(module, mesh, asked, lengths, prefill, compiled(decode))
 

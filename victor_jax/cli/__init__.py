@@ -13,6 +13,7 @@ COMMANDS = {
     "pack-data": "write a data set as a few large files, for buckets and pods",
     "plan-pod": "compile training or answering for TPUs or GPUs, without any: does it fit, how long does it take",
     "search-layer": "find the layer at which the visual tokens can leave",
+    "train-policy": "teach a method to choose, for each question, how much of the image it needs",
     "heatmap": "draw what each register reads of an image",
     "score": "score what any tool predicted on a benchmark, without a model",
 }

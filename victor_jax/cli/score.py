@@ -7,9 +7,9 @@ read prompt). Annotations are what the benchmark publishes, as it is.
 import argparse
 from pathlib import Path
 
-from victor_jax.errors import UserError
+from victor_jax.evaluation import BENCHMARKS
 from victor_jax.evaluation.answers import Score, read_answers
-from victor_jax.evaluation.scorers import SCORERS
+from victor_jax.evaluation.benchmark import score
 
 NAMED = 5  # of the questions without a prediction
 
@@ -21,34 +21,26 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("benchmark", choices=SCORERS)
+    names = [name for name, benchmark in BENCHMARKS.items() if benchmark.score]
+    parser.add_argument("benchmark", choices=names)
     parser.add_argument("--predictions", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--annotations", required=True, type=Path, metavar="PATH", help="a file, or of POPE, MME and "
-                        "ScienceQA a folder")  # fmt: skip
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="LLaVA's question file, which POPE needs")
+    parser.add_argument("--annotations", required=True, type=Path, metavar="PATH", help="a file, or of POPE, MME, "
+                        "ScienceQA and MMMU a folder; of LLaVA-Bench and MM-Vet what the judge said")  # fmt: skip
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="the question file, which POPE and MM-Vet need")
     given = parser.parse_args(arguments)
-    print(report(scored(given.benchmark, given.predictions, given.annotations, given.questions)))
+    answers = read_answers(given.predictions)
+    print(report(score(BENCHMARKS[given.benchmark], answers, given.annotations, given.questions)))
     return 0
 
 
-def scored(benchmark: str, predictions: Path, annotations: Path, questions: Path | None) -> Score:
-    answers = read_answers(predictions)
-    try:
-        return SCORERS[benchmark](answers, annotations, questions)
-    except (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:  # of a damaged file
-        raise UserError(
-            f"{annotations} is not what {benchmark} publishes ({type(error).__name__}: {error}): download it again"
-        ) from error
-
-
-def report(score: Score) -> str:
+def report(found: Score) -> str:
     """For people."""
-    unit = " %" if score.unit == "%" else f" {score.unit}"
-    width = max(map(len, ["score", *score.parts]))
-    lines = [f"{name:<{width}}  {value:8.2f}{unit}" for name, value in {"score": score.score, **score.parts}.items()]
-    lines.append(f"{score.questions} questions")
-    if score.missing:
-        first = ", ".join(map(repr, score.missing[:NAMED]))
-        more = ", …" if len(score.missing) > NAMED else ""
-        lines[-1] += f", {len(score.missing)} without a prediction, counted as wrong: {first}{more}"
+    unit = " %" if found.unit == "%" else f" {found.unit}"
+    width = max(map(len, ["score", *found.parts]))
+    lines = [f"{name:<{width}}  {value:8.2f}{unit}" for name, value in {"score": found.score, **found.parts}.items()]
+    lines.append(f"{found.questions} questions")
+    if found.missing:
+        first = ", ".join(map(repr, found.missing[:NAMED]))
+        more = ", …" if len(found.missing) > NAMED else ""
+        lines[-1] += f", {len(found.missing)} without a prediction, counted as wrong: {first}{more}"
     return "\n".join(lines)

@@ -29,8 +29,9 @@ from victor_jax.data.records import BadRow, parse_record
 from victor_jax.data.sources import needs_image_folder, open_source, stamps
 from victor_jax.errors import UserError
 from victor_jax.files import writing
+from victor_jax.inference.buckets import room_for
 from victor_jax.inference.prompts import Prompter, open_prompter
-from victor_jax.inference.vlm import VLM, load, room_for
+from victor_jax.inference.vlm import VLM, load
 from victor_jax.limits import check_whole
 from victor_jax.models.sequence import EncodedRow
 from victor_jax.results import check_settings, keep_settings, stamp_of, whole_lines

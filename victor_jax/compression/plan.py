@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import flax.linen as nn
     import jax
 
+    from victor_jax.compression.choice import Outcome
     from victor_jax.compression.stream import Flow, Where
     from victor_jax.models.config import VLMConfig
     from victor_jax.ops.attention import Implementation
@@ -119,6 +120,43 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One of the plans that rows may follow, and the written compression that says the same of all rows."""
+
+    spec: str
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Here rows part: the method's module chooses for each of them a branch, by `choose(flow, layers)`.
+
+    All plans behind it share their first `at` steps. All branches of a method have the same stages, so one set of
+    parameters serves them; the cheapest comes first, the method's own plan last.
+    """
+
+    at: int
+    branches: "tuple[Fork | Branch, ...]"
+
+    @property
+    def ends(self) -> tuple[Branch, ...]:
+        """Every plan behind it, in order."""
+        return tuple(
+            end for branch in self.branches for end in (branch.ends if isinstance(branch, Fork) else (branch,))
+        )
+
+    @property
+    def forks(self) -> "tuple[Fork, ...]":
+        """Itself and those behind it, from the bottom up."""
+        return self, *(fork for branch in self.branches if isinstance(branch, Fork) for fork in branch.forks)
+
+    @property
+    def layers(self) -> int:
+        """How many have run where rows part."""
+        return Plan(self.ends[0].plan.steps[: self.at]).depth
+
+
+@dataclass(frozen=True)
 class Compressor:
     """Works before the language tower: what the vision tower made of an image in, fewer visual tokens out."""
 
@@ -161,6 +199,10 @@ class Method:
     register_std: float = REGISTER_STD  # of their start
     word: int | None = None  # a token whose embedding they start as instead
     whole_images: bool = False  # its steps count on every token that the vision tower gives of an image
+    fork: Fork | None = None  # where the plan is chosen for each row, when the model answers
+    # (outcome of one of its plans, that of this plan) -> bool [B]: for which rows it does as well, see choice.py
+    keeps: "Callable[[Outcome, Outcome], np.ndarray] | None" = None
+    sampled: tuple[Plan, ...] = ()  # each training step runs one of these instead, the same for all rows
     spec: str = ""  # its written form, set where it is parsed
 
     def tokens_per_image(self, config: "VLMConfig") -> int:

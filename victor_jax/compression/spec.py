@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from victor_jax.compression.divprune import divprune
+from victor_jax.compression.dyvte import dyvte
 from victor_jax.compression.elastic import elastic
 from victor_jax.compression.fastv import fastv
 from victor_jax.compression.fopru import fopru
@@ -27,6 +28,7 @@ from victor_jax.compression.sparsevlm import sparsevlm
 from victor_jax.compression.tokenpacker import tokenpacker
 from victor_jax.compression.victor_pooled import victor_pooled
 from victor_jax.compression.visionzip import visionzip
+from victor_jax.compression.visor import visor
 from victor_jax.compression.vtccls import vtccls
 from victor_jax.compression.windows import windows
 from victor_jax.compression.withdrawal import full, victor, vtw
@@ -48,6 +50,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "sparsevlm": sparsevlm,
     "hidrop": hidrop,
     "mod": mod,
+    "visor": visor,
+    "dyvte": dyvte,
     "windows": windows,
     "last": last,
     "random": random,
@@ -123,27 +127,30 @@ def _one(spec: str, config: VLMConfig) -> Method:
     values: dict[str, Any] = {}
     for part in filter(None, written.split(",")):
         key, equals, text = part.partition("=")
-        if not equals or key not in fields:
+        is_word = hints.get(key) is bool  # a field that is written by its name alone
+        if key not in fields or is_word == bool(equals):
             raise UserError(f"unknown field {part!r} in compression {spec!r}{_nearest(key, list(fields))}")
         if key in values:
             raise UserError(f"field {key!r} is given twice in compression {spec!r}: write it once")
-        values[key] = _value(text, hints[key], f"{key}={text} in compression {spec!r}")
+        values[key] = is_word or _value(text, hints[key], f"{key}={text} in compression {spec!r}")
     missing = [k for k, f in fields.items() if f.default is inspect.Parameter.empty and k not in values]
     if missing:
         raise UserError(f"compression {spec!r} needs {' and '.join(missing)}: write {name}:{missing[0]}=…")
-    named = [f"{k}={_written(values[k])}" for k, f in fields.items() if k in values and values[k] != f.default]
+    named = [_written(k, values[k]) for k, f in fields.items() if k in values and values[k] != f.default]
     return replace(method(config, **values), spec=":".join(filter(None, [name, ",".join(named)])))
 
 
-def _written(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _written(key: str, value: Any) -> str:
+    if value is True:
+        return key
+    return f"{key}={'-'.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _value(text: str, kind: Any, where: str) -> Any:
-    if get_origin(kind) is tuple:
-        return tuple(_value(part, get_args(kind)[0], where) for part in text.split("-"))
     if NoneType in get_args(kind):  # of a field that may be left out
         kind = get_args(kind)[0]
+    if get_origin(kind) is tuple:
+        return tuple(_value(part, get_args(kind)[0], where) for part in text.split("-"))
     if choices := get_args(kind):
         if text not in choices:
             raise UserError(f"{where} must be {' or '.join(choices)}")

@@ -18,7 +18,8 @@ from victor_jax.models.sequence import Batch, EncodedRow, lay_out
 
 def build_batch(
     rows: Rows[EncodedRow | None],  # None: a filler
-    pixels: Rows[np.ndarray | None],  # of each row, [its images, 3, size, size]: bytes, or normalised float32
+    # Of each row, [its images, 3, size, size]: bytes, or normalised float32. None: the caller adds them.
+    pixels: Rows[np.ndarray | None] | None,
     registers: int,
     image_size: int,
     shape: Shape,  # that holds every row
@@ -30,7 +31,7 @@ def build_batch(
         rows, given = with_fewer_tokens(rows, drawn)
     of_rows = np.array(drawn) if drawn is not None and registers else registers
     sequence, targets = lay_out(rows, of_rows, length, given)
-    if not shape.images:
+    if not shape.images or pixels is None:
         return Batch(sequence, targets, None)
     dtype = next((of_row.dtype for of_row in pixels if of_row is not None), np.uint8)
     images = np.zeros((len(rows), shape.images, 3, image_size, image_size), dtype)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from victor_jax.data.images import BadImage, Records
+from victor_jax.data.parquet_file import open_parquet
 from victor_jax.data.records import BadRow
 from victor_jax.errors import UserError
 
@@ -38,7 +39,7 @@ class ParquetFiles(Records):
         self._rows = 0
         for file in map(Path.absolute, files):
             first = self._rows
-            with _opened(file) as opened:
+            with open_parquet(file) as opened:
                 columns = _columns(file, opened.schema)
                 for number in range(opened.num_row_groups):
                     place = (file, os.stat(file).st_mtime_ns, number, self._rows, self._rows - first)
@@ -91,22 +92,11 @@ def _conversations(texts: list[dict[str, Any]], images: int) -> list[dict[str, A
 
 @lru_cache(maxsize=2)  # the text and the images of the rows that are being read
 def _read(group: _Group, columns: tuple[str, ...]) -> Any:
-    with _opened(group.file) as opened:
+    with open_parquet(group.file) as opened:
         try:
             return opened.read_row_group(group.number, list(columns))
         except (OSError, ValueError) as error:  # pyarrow's own are subclasses
             raise RuntimeError(f"row group {group.number} of {group.file} is damaged ({error})") from None
-
-
-def _opened(file: Path) -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f'{file} is a parquet file: pip install "victor_jax[data]" to read it') from None
-    try:
-        return parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not a parquet file that can be read ({error}): copy it again") from None
 
 
 def _columns(file: Path, schema: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

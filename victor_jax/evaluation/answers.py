@@ -5,14 +5,17 @@ about the wording, `prompt`; or one JSON list of such objects.
 """
 
 import json
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from victor_jax.errors import UserError
 
-SINGLE_WORD = "Answer the question using a single word or phrase."  # LLaVA's, at the end of a question
+# What LLaVA adds to a question.
+SINGLE_WORD = "Answer the question using a single word or phrase."
+SHORT = f"\n{SINGLE_WORD}"
+LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
@@ -57,27 +60,58 @@ def _answer(row: Any, where: str) -> Answer:
     return Answer(name, text, prompt)  # type: ignore[arg-type]
 
 
-def matched(
-    answers: Mapping[Hashable, Answer], wanted: Iterable[Hashable], annotations: Path
-) -> tuple[dict[Hashable, str], tuple[Hashable, ...]]:
-    """The text for every key that is wanted, "" where there is none, and the keys without one."""
-    wanted = dict.fromkeys(wanted)
-    if strange := [key for key in answers if key not in wanted]:
-        raise UserError(
-            f"the prediction of {strange[0]!r} answers no question of {annotations}: are they of one split?"
-        )
-    missing = tuple(key for key in wanted if key not in answers)
-    return {key: answers[key].text if key in answers else "" for key in wanted}, missing
+@dataclass(frozen=True)
+class Scorer:
+    """Joins what was said with what a benchmark publishes, and rates it."""
+
+    # annotations and LLaVA's question file, which only POPE needs -> what is right, by the key of a question
+    truth: Callable[[Path, Path | None], Mapping[Hashable, Any]]
+    # truth and texts, None where there is none -> the number that is quoted, and others
+    rate: Callable[[Mapping[Hashable, Any], Mapping[Hashable, str | None]], tuple[float, dict[str, float]]]
+    # how an answer finds its question
+    key: Callable[[Answer, Mapping[Hashable, Any]], Hashable] = lambda answer, truth: answer.id
+    unit: str = "%"
+
+    def __call__(
+        self, answers: Iterable[Answer], annotations: Path, questions: Path | None = None, partial: bool = False
+    ) -> Score:
+        """`partial`: of the questions that were answered alone, as where only the first few are asked."""
+        truth = self.truth(annotations, questions)
+        found: dict[Hashable, str] = {}
+        for answer in answers:
+            key = self.key(answer, truth)
+            if key in found:
+                raise UserError(f"question {key!r} has two predictions: each needs one")
+            if key not in truth:
+                raise UserError(
+                    f"the prediction of {key!r} answers no question of {annotations}: are they of one split?"
+                )
+            found[key] = answer.text
+        if partial:
+            truth = {key: truth[key] for key in found}
+        missing = tuple(key for key in truth if key not in found)
+        score, parts = self.rate(truth, {key: found.get(key) for key in truth})
+        return Score(score, self.unit, len(truth), parts, missing)
 
 
-def by_key(answers: Iterable[Answer], key: Any = lambda answer: answer.id) -> dict[Hashable, Answer]:
-    """Answers by question, each at most once."""
-    found: dict[Hashable, Answer] = {}
-    for answer in answers:
-        if (name := key(answer)) in found:
-            raise UserError(f"question {name!r} has two predictions: each needs one")
-        found[name] = answer
-    return found
+def mean(credits: Iterable[float]) -> float:
+    """In per cent."""
+    given = list(credits)
+    return 100 * sum(given) / len(given)
+
+
+def means_by_kind(credits: Mapping[Hashable, float], kinds: Mapping[Hashable, Iterable[str]]) -> dict[str, float]:
+    """In per cent, of the questions of each kind; one may be of several."""
+    of_kind: dict[str, list[float]] = {}
+    for key, credit in credits.items():
+        for kind in filter(None, kinds[key]):
+            of_kind.setdefault(kind, []).append(credit)
+    return {kind: mean(some) for kind, some in of_kind.items()}
+
+
+def by_text_id(answer: Answer, truth: Mapping[Hashable, Any]) -> Hashable:
+    """For benchmarks whose annotations are JSON objects, with texts for keys."""
+    return str(answer.id)
 
 
 def question_of(prompt: str) -> str:

@@ -5,13 +5,20 @@ llava_pope_test.jsonl, which says what split each question is of. LLaVA's script
 are joined by image and wording, so that another version of the labels is noticed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from victor_jax.errors import UserError
-from victor_jax.evaluation.answers import Answer, Score, by_key, matched, question_of, read_lines
+from victor_jax.evaluation.answers import Scorer, question_of, read_lines
+from victor_jax.evaluation.benchmark import Benchmark, read_pictured
 
 SPLITS = ("random", "popular", "adversarial")
+
+
+class Truth(NamedTuple):
+    split: str
+    label: bool
 
 
 def said_yes(text: str) -> bool:
@@ -20,7 +27,7 @@ def said_yes(text: str) -> bool:
     return not {"No", "not", "no"} & set(words)
 
 
-def score(answers: Sequence[Answer], annotations: Path, questions: Path | None = None) -> Score:
+def read_truth(annotations: Path, questions: Path | None) -> dict[Hashable, Truth]:
     if questions is None:
         raise UserError("pope needs --questions=llava_pope_test.jsonl, which says what split each question is of")
     labels = {
@@ -28,24 +35,29 @@ def score(answers: Sequence[Answer], annotations: Path, questions: Path | None =
         for split in SPLITS
         for row in read_lines(annotations / f"coco_pope_{split}.json", "image", "text", "label")
     }
-    asked = read_lines(questions, "question_id", "image", "text", "category")
-    found, missing = matched(by_key(answers), [row["question_id"] for row in asked], questions)
-    counts = {split: [0, 0, 0, 0] for split in SPLITS}  # said no and it is no; no, yes; yes, no; yes, yes
-    for row in asked:
+    truth: dict[Hashable, Truth] = {}
+    for row in read_lines(questions, "question_id", "image", "text", "category"):
         key = (row["category"], row["image"], question_of(row["text"]))
         if key not in labels:
             raise UserError(
                 f"question {row['question_id']!r} of {questions} has no label in "
                 f"{annotations / f'coco_pope_{key[0]}.json'}: they are of different versions"
             )
-        label = labels[key]
-        yes = said_yes(found[row["question_id"]]) if row["question_id"] not in missing else not label
-        counts[row["category"]][2 * yes + label] += 1
+        truth[row["question_id"]] = Truth(row["category"], labels[key])
+    return truth
+
+
+def rate(truth: Mapping[Hashable, Truth], texts: Mapping[Hashable, str | None]) -> tuple[float, dict[str, float]]:
+    counts = {split: [0, 0, 0, 0] for split in SPLITS}  # said no and it is no; no, yes; yes, no; yes, yes
+    for key, one in truth.items():
+        text = texts[key]
+        yes = said_yes(text) if text is not None else not one.label
+        counts[one.split][2 * yes + one.label] += 1
     parts: dict[str, float] = {}
     for split, of_split in counts.items():
         parts |= {f"{split} {name}": 100 * value for name, value in _measures(*of_split).items()}
-    mean = sum(parts[f"{split} F1"] for split in SPLITS) / len(SPLITS)
-    return Score(mean, "%", len(asked), parts, missing)
+    asked = [split for split in SPLITS if any(counts[split])]
+    return sum(parts[f"{split} F1"] for split in asked) / len(asked), parts
 
 
 def _measures(true_no: int, false_no: int, false_yes: int, true_yes: int) -> dict[str, float]:
@@ -61,3 +73,15 @@ def _measures(true_no: int, false_no: int, false_yes: int, true_yes: int) -> dic
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
+
+
+POPE = Benchmark(
+    name="pope",
+    folder="pope",
+    questions="llava_pope_test.jsonl",
+    images="val2014",
+    annotations="coco",
+    max_new_tokens=128,
+    read=read_pictured,
+    score=Scorer(read_truth, rate),
+)

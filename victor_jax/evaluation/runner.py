@@ -1,16 +1,19 @@
-"""Runs a benchmark batch by batch. It can be stopped at any time; all that decides the score stands beside it.
+"""Asks a model the questions of a benchmark, batch by batch. It can be stopped at any time; all that decides the score
+stands beside it.
 
-A folder of results holds settings.json, written before the first answer; answers.jsonl, which grows batch by batch;
-and result.json, written after the last. Several processes answer the batches in turn and send their answers to process
-0, which alone reads and writes that folder: answers are the same, in the same order, however many processes there are.
+A folder of results holds settings.json, written before the first answer; answers.jsonl, which grows batch by batch, in
+the form of LLaVA's scripts and at the end in the order of the questions; what a server or a judge reads; and
+result.json. Several processes answer the batches in turn and send their answers to process 0, which alone reads and
+writes that folder: answers are the same however many processes there are.
 """
 
-import hashlib
 import json
 import platform
+import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,91 +23,66 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from victor_jax.data.images import BadImage, ImageFolder
-from victor_jax.errors import UserError, join_names
-from victor_jax.evaluation.benchmark import Benchmark, Judged, Question
-from victor_jax.inference.vlm import VLM
-from victor_jax.results import keep_settings, read_json, stamp_of, whole_lines, write_json
+import victor_jax
+from victor_jax.analysis.policy import relative_flops
+from victor_jax.data.images import BadImage, decode
+from victor_jax.data.labels import IMAGE_TEXT
+from victor_jax.errors import UserError
+from victor_jax.evaluation.answers import Answer, Score
+from victor_jax.evaluation.benchmark import Question, as_published, score
+from victor_jax.evaluation.tasks import Task
+from victor_jax.files import write_whole
+from victor_jax.inference.buckets import Bucketed
+from victor_jax.inference.vlm import VLM, Answered
+from victor_jax.results import check_settings, keep_settings, read_json, stamp_of, whole_lines, write_json
 from victor_jax.sharding.distributed import agreed, receive, send
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers", "transformers")
+ANSWERS, RESULT = "answers.jsonl", "result.json"
+NAMED = 5  # of the questions that were not asked
+Row = dict[str, Any]  # a line of answers.jsonl
 
 
-@dataclass(frozen=True)
-class Task:
-    """Everything about an evaluation but the model."""
-
-    benchmark: Benchmark
-    questions: tuple[Question, ...]
-    digest: str  # of the question file
-    images: ImageFolder | None  # None: blind, the questions are asked without their images
-    batch_size: int
-    max_new_tokens: int
+def answers_in(vlm: VLM, task: Task, out: Path) -> int:
+    """How many questions have an answer in this folder, in which a run can begin or go on. Needs no weights."""
+    check_settings(describe(vlm, task, ""), out, out / ANSWERS)
+    return len(_read_rows(out / ANSWERS, task.questions))
 
 
-def open_task(
-    benchmark: Benchmark,
-    questions: str | Path,
-    images: str | Path | None,
-    *,
-    blind: bool = False,
-    batch_size: int = 16,
-    max_new_tokens: int | None = None,
-) -> Task:
-    """Checks all of it, before any weight is read."""
-    asked = benchmark.read(Path(questions))
-    digest = hashlib.sha256(Path(questions).read_bytes()).hexdigest()
-    named = list(dict.fromkeys(question.image for question in asked if question.image))
-    folder = None
-    if named and not blind:
-        if images is None:
-            raise UserError(f"{questions} asks about images: give their folder, or ask without them (--blind)")
-        folder = ImageFolder(images)
-        if absent := [name for name in named if not (folder.folder / name).is_file()]:
-            raise UserError(f"{folder.folder} lacks {len(absent)} of {len(named)} images: {join_names(absent)}")
-    if max_new_tokens is None:
-        max_new_tokens = benchmark.max_new_tokens
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    return Task(benchmark, tuple(asked), digest, folder, batch_size, max_new_tokens)
-
-
-def run(vlm: VLM, task: Task, out: str | Path, model: str = "") -> dict[str, Any]:
-    """Answers what is not answered yet, and returns what result.json holds. `model`: its name in the report. To be
-    called on all processes."""
-    out, judged, result, settings = Path(out), list[Judged](), None, dict[str, Any]()
+def run(vlm: VLM, task: Task, out: str | Path, model: str = "", bar: tqdm | None = None) -> dict[str, Any]:
+    """Answers what is not answered yet, which takes weights, and returns what result.json holds. `model`: its name in
+    the report. To be called on all processes."""
+    out, rows, settings = Path(out), dict[int, Row](), dict[str, Any]()
     if is_first := jax.process_index() == 0:
         settings = describe(vlm, task, model)
-        keep_settings(settings, out, out / "answers.jsonl")
-        judged = _read_answers(out / "answers.jsonl", task.questions)
-        if (out / "result.json").exists() and len(judged) == len(task.questions):
-            result = read_json(out / "result.json")
-    asked = [task.digest, task.batch_size, task.max_new_tokens]
-    done, result, asked_first = agreed([len(judged), result, asked])
+        keep_settings(settings, out, out / ANSWERS)
+        rows = _read_rows(out / ANSWERS, task.questions)
+    asked = [task.benchmark.name, task.digest, task.batch_size, task.max_new_tokens]
+    is_done, asked_first = agreed([len(rows) == len(task.questions), asked])
     if asked != asked_first:
         raise UserError("it was given other questions, another batch size or other limits than process 0")
-    if result is not None:
-        return result
-    texts = _texts(vlm, task, done)
-    if is_first:
-        timing = _write(texts, task, judged, out / "answers.jsonl")
-        devices = jax.process_count() * (vlm.mesh.size if vlm.mesh else 1)
-        result = {
-            "benchmark": task.benchmark.name,
-            **task.benchmark.summarise(judged),
-            "questions": len(task.questions),
-            "settings": settings | {"batch_size": task.batch_size, "devices": devices} | timing,
-        }
-        write_json(out / "result.json", result)
+    answered = iter(()) if is_done else _answered(vlm, task, rows)
+    if not is_first:
+        for batch, of_batch in answered:
+            send(_key(task, batch), of_batch)
+        return agreed(None)
+    if is_done and (out / RESULT).exists():
+        settings = read_json(out / RESULT)["settings"]
     else:
-        for start, of_batch in texts:
-            send(f"answers/{start}", of_batch)
+        timing = _write(answered, task, rows, out / ANSWERS, bar)
+        devices = jax.process_count() * (vlm.mesh.size if vlm.mesh else 1)
+        settings |= {"batch_size": task.batch_size, "devices": devices} | timing
+    answers = [Answer(row["question_id"], row["text"], row["prompt"]) for _, row in sorted(rows.items())]
+    result = result_of(task, answers, out) | {"settings": settings}
+    if vlm.method.fork:
+        result["chosen"] = chosen(vlm, task, list(rows.values()))
+    write_json(out / RESULT, result)
     return agreed(result)
 
 
 def describe(vlm: VLM, task: Task, model: str) -> dict[str, Any]:
-    """All that decides the score. Where one of these has changed, old and new answers do not belong together."""
+    """All that decides the score. Where one of these has changed, old and new answers do not belong together, except
+    for the model's name and the revision."""
     return {
         "model": model,
         "model_files": stamp_of(vlm.folder),
@@ -115,110 +93,160 @@ def describe(vlm: VLM, task: Task, model: str) -> dict[str, Any]:
         "dtype": vlm.module.dtype.name,
         "attention": vlm.module.implementation,
         "decoding": {"method": "greedy", "max_new_tokens": task.max_new_tokens},
-        "with_images": task.images is not None,
+        "with_images": task.picture is not None,
+        "ocr": task.benchmark.ocr,
         "benchmark": task.benchmark.name,
         "questions_sha256": task.digest,
         "device": jax.devices()[0].device_kind,
+        "revision": revision(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
 
-def report(result: dict[str, Any]) -> str:
-    """For people: the score, by category, and how it was measured."""
-    settings = result["settings"]
-    devices = f"{settings['devices']} x {settings['device']}"
-    shares = {"all": result["score"], **result["by_category"]}
-    width = max(map(len, shares))
-    lines = [f"{result['benchmark']}, {result['questions']} questions"]
-    lines += [f"  {name:<{width}}  {share:6.1%}" for name, share in shares.items()]
-    speed = f"{settings['images_per_second']:.1f} questions per second" if settings["images_per_second"] else "untimed"
-    lines.append(
-        f"{settings['model']}, {settings['compression']}{'' if settings['with_images'] else ', without images'}; "
-        f"{settings['template']}, {settings['aspect']}, {settings['dtype']}, {settings['decoding']['method']}, at most "
-        f"{settings['decoding']['max_new_tokens']} tokens; {speed} on {devices}; jax "
-        f"{settings['versions']['jax']}; questions {settings['questions_sha256'][:12]}"
-    )
-    return "\n".join(lines)
+def revision() -> str:
+    """The version of this package, with the commit where it runs from a clone."""
+    root = Path(victor_jax.__file__).parents[1]
+    if not (root / ".git").exists():
+        return victor_jax.__version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or not for this user
+        return victor_jax.__version__
+    return f"{victor_jax.__version__} ({said})"
 
 
-def _read_answers(file: Path, questions: Sequence[Question]) -> list[Judged]:
-    """Those that were given before."""
-    lines, judged = whole_lines(file), []
-    if len(lines) > len(questions):
-        raise UserError(f"{file} has {len(lines)} answers to {len(questions)} questions: give another --out")
-    for number, (line, question) in enumerate(zip(lines, questions, strict=False), 1):
-        try:
-            row = json.loads(line)
-            if row["question_id"] != question.id:
-                raise ValueError
-            judged.append(Judged(question, row["text"], row["correct"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(
-                f"{file}, line {number}, is not the answer to question {question.id}: give another --out"
-            ) from None
-    return judged
-
-
-def _texts(vlm: VLM, task: Task, done: int) -> Iterator[tuple[int, list[str]]]:
-    """The first question of each batch that is not answered yet, and what the model says: on process 0 all batches in
-    order, on another one its own. Batches begin at the same questions whenever the run was stopped."""
-    total, size, processes, me = len(task.questions), task.batch_size, jax.process_count(), jax.process_index()
-    starts = range(done // size * size if done < total else total, total, size)
-    answers = vlm.generate_batches((_asked(task, start) for start in starts[me::processes]), task.max_new_tokens)
-    for number, start in enumerate(starts):
-        if number % processes == me:
-            yield start, next(answers)
-        elif me == 0:
-            yield start, receive(f"answers/{start}")
-
-
-def _write(texts: Iterator[tuple[int, list[str]]], task: Task, judged: list[Judged], file: Path) -> dict[str, Any]:
-    """Judges what is not in `judged` yet, adds it there and to the file, and says how long that took."""
-    benchmark, total, size, done = task.benchmark, len(task.questions), task.batch_size, len(judged)
-    ended = [time.perf_counter()]
-    with tqdm(total=total, initial=done, desc=benchmark.name, unit="question", mininterval=0.5) as bar:
-        bar.set_postfix_str("compiling")
-        for start, of_batch in texts:
-            known, questions = max(done - start, 0), task.questions[start : start + size]
-            answers = list(zip(questions, of_batch, strict=False))[known:]  # without fillers
-            new = [Judged(question, text, benchmark.judge(question, text)) for question, text in answers]
-            with open(file, "a", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(_row(benchmark, one), ensure_ascii=False) + "\n" for one in new)
-            judged += new
-            right = sum(one.correct for one in judged) / len(judged)
-            bar.set_postfix_str(f"{right:.1%} right", refresh=False)
-            bar.update(len(new))
-            ended.append(time.perf_counter())
-    processes = jax.process_count()
-    steady = np.diff(ended[1::processes])  # between batches of this process; the first one compiles
-    rate = round(processes * min(size, total) / float(np.median(steady)), 3) if steady.size else None
-    return {"seconds": round(ended[-1] - ended[0], 3), "answered": total - done, "images_per_second": rate}
-
-
-def _row(benchmark: Benchmark, judged: Judged) -> dict[str, Any]:
-    question = judged.question
+def result_of(task: Task, answers: Sequence[Answer], out: Path) -> dict[str, Any]:
+    """The score, and what a server or a judge reads."""
+    benchmark, submission = task.benchmark, None
+    if benchmark.submit and not task.limit:
+        with as_published(task.folder, benchmark.name):
+            submission = benchmark.submit(answers, task.questions, task.folder, out)
+    found = _score(task, answers, out / benchmark.judged if benchmark.judged else task.annotations)
     return {
-        "question_id": question.id,
-        "prompt": benchmark.prompt(question),
-        "text": judged.text,
-        "answer": question.answer,
-        "correct": judged.correct,
-        "category": question.category,
+        "benchmark": benchmark.name,
+        "score": found and found.score,
+        "unit": found.unit if found else "",
+        "full_marks": benchmark.full_marks,
+        "parts": found.parts if found else {},
+        "questions": found.questions if found else len(answers),
+        "missing": len(found.missing) if found else 0,
+        "first_missing": ", ".join(map(str, found.missing[:NAMED])) if found else "",
+        "judged": benchmark.judged,
+        "submission": str(submission.relative_to(out)) if submission else "",
     }
 
 
-def _asked(task: Task, start: int) -> tuple[list[str], list[Image.Image | None]]:
-    """Prompts and images of a batch. The last is filled up, so that no other program has to be compiled for it."""
-    questions = task.questions[start : start + task.batch_size]
-    fillers = min(task.batch_size, len(task.questions)) - len(questions)
-    rows = [*questions, *questions[-1:] * fillers]
-    return [task.benchmark.prompt(question) for question in rows], [_open(task.images, question) for question in rows]
-
-
-def _open(images: ImageFolder | None, question: Question) -> Image.Image | None:
-    if images is None or question.image is None:
+def _score(task: Task, answers: Sequence[Answer], annotations: Path | None) -> Score | None:
+    """None where a server scores, or a judge who has not answered yet."""
+    if annotations is None or not annotations.exists():
         return None
+    questions = task.folder / task.benchmark.questions
+    return score(task.benchmark, answers, annotations, questions, partial=task.limit is not None)
+
+
+def _read_rows(file: Path, questions: Sequence[Question]) -> dict[int, Row]:
+    """Those that were written before, by the place of their question."""
+    places = {(question.id, question.text): place for place, question in enumerate(questions)}
+    rows: dict[int, Row] = {}
+    for number, line in enumerate(whole_lines(file), 1):
+        try:
+            row = json.loads(line)
+            place = places[row["question_id"], row["prompt"]]
+            if place in rows or not isinstance(row["text"], str):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(
+                f"{file}, line {number}, is not the one answer to one of these questions: give another --out"
+            ) from None
+        rows[place] = row
+    return rows
+
+
+def chosen(vlm: VLM, task: Task, rows: Sequence[Row]) -> dict[str, Any]:
+    """Of a method that chooses a plan for each row: the share of each, and what was spent to the first token, as a
+    share of the dearest plan's FLOPs."""
+    prompts, pictures = asked_of(task)
+    first = next((place for place, of_row in enumerate(pictures) if of_row), 0)
+    flops = relative_flops(vlm, *vlm.prompter.ask(prompts[first : first + 1], pictures[first : first + 1]))
+    counts = Counter(row.get("compression") for row in rows)
+    shares = {spec: counts[spec] / len(rows) for spec in flops}
+    return {"shares": shares, "flops": flops, "spent": sum(flops[spec] * share for spec, share in shares.items())}
+
+
+def _answered(vlm: VLM, task: Task, rows: Container[int]) -> Iterator[tuple[Bucketed, Answered]]:
+    """What the model says, batch by batch, in batches that are the same whenever the run was stopped: on process 0 all
+    that are not in `rows` yet, on another process its own of them."""
+    asked = vlm.prompter.ask(*asked_of(task))
+    batches = vlm.in_buckets(asked, task.batch_size)
+    left = agreed([number for number, batch in enumerate(batches) if any(row not in rows for row in batch.rows)])
+    processes, me = jax.process_count(), jax.process_index()
+    ours = [batches[number] for number in left[me::processes]]
+    answers = vlm.generate_batches(asked, ours, task.max_new_tokens, open=partial(open_picture, task))
+    for turn, number in enumerate(left):
+        if turn % processes == me:
+            yield batches[number], next(answers)
+        elif me == 0:
+            yield batches[number], Answered(*receive(_key(task, batches[number])))
+
+
+def _key(task: Task, batch: Bucketed) -> str:
+    return f"answers/{task.benchmark.name}/{batch.rows[0]}"
+
+
+def _write(
+    answered: Iterator[tuple[Bucketed, Answered]], task: Task, rows: dict[int, Row], file: Path, bar: tqdm | None
+) -> dict[str, Any]:
+    """Adds what is not in `rows` yet, there and to the file, brings the file into the order of the questions, and says
+    how long that took."""
+    total, done = len(task.questions), len(rows)
+    ended = [time.perf_counter()]
+    for batch, of_batch in answered:
+        given = {
+            place: row_of(task.questions[place], text, compression)
+            for place, text, compression in zip(batch.rows, *of_batch, strict=True)
+        }
+        new = {place: row for place, row in given.items() if place not in rows}
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.writelines(map(_line, new.values()))
+        rows |= new
+        ended.append(time.perf_counter())
+        if bar is not None:
+            bar.set_description(task.benchmark.name, refresh=False)
+            bar.update(len(new))
+    write_whole(file, "".join(_line(row) for _, row in sorted(rows.items())))
+    processes = jax.process_count()
+    steady = np.diff(ended[1::processes])  # between batches of this process; the first one compiles
+    rate = round(processes * min(task.batch_size, total) / float(np.median(steady)), 3) if steady.size else None
+    return {"seconds": round(ended[-1] - ended[0], 3), "answered": total - done, "images_per_second": rate}
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def row_of(question: Question, text: str, compression: str) -> Row:
+    """A line of answers.jsonl, as LLaVA's scripts write it, with what the question file says beside the question, and
+    the compression by which the answer was found."""
+    beside = {"category": question.category, "answer": question.answer, "compression": compression}
+    return {"question_id": question.id, "prompt": question.text, "text": text} | {k: v for k, v in beside.items() if v}
+
+
+def asked_of(task: Task) -> tuple[list[str], list[list[str] | None]]:
+    """Prompts, and the names of their pictures."""
+    if task.picture is None:
+        return [_blind(question.text) for question in task.questions], [None] * len(task.questions)
+    return [question.text for question in task.questions], [list(question.images) for question in task.questions]
+
+
+def _blind(text: str) -> str:
+    return text.replace(f"{IMAGE_TEXT}\n", "").replace(IMAGE_TEXT, "")
+
+
+def open_picture(task: Task, name: str) -> Image.Image:
+    assert task.picture is not None
     try:
-        return images.open(question.image)
+        return decode(task.picture(name), name)
     except BadImage as error:
-        raise UserError(f"question {question.id}: {error}") from None
+        asks = next(question.id for question in task.questions if name in question.images)
+        raise UserError(f"question {asks}: {error}") from None

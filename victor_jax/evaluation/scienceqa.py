@@ -1,17 +1,16 @@
 """ScienceQA (Lu et al., arXiv 2209.09513), the test questions: a letter is right. The quoted number is of those with an
-image.
-
-Annotations: the folder with problems.json and pid_splits.json (lupantech/ScienceQA). A question has an image where its
-prompt says so, as in LLaVA's script; without a prompt, where the problem has one.
+image. Annotations: the folder with problems.json and pid_splits.json (lupantech/ScienceQA).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 from victor_jax.errors import UserError
-from victor_jax.evaluation.answers import Answer, Score, by_key, matched, parse, read_text
+from victor_jax.evaluation.answers import LETTER, Scorer, by_text_id, mean, parse, read_text
+from victor_jax.evaluation.benchmark import Benchmark, Question
+from victor_jax.evaluation.vqa import read_rows
 
 LETTERS = "ABCDE"
 
@@ -28,24 +27,40 @@ def chosen(text: str, choices: int) -> int | None:
     return place if 0 <= place < choices else None
 
 
-def score(answers: Sequence[Answer], annotations: Path, questions: Path | None = None) -> Score:
+def read(file: Path) -> list[Question]:
+    """llava_test_CQM-A.json is in LLaVA's training format: the first turn is the question."""
+    rows = read_rows(file, "", "id", "conversations")
+    return [_question(row, f"{file}, row {number}") for number, row in enumerate(rows)]
+
+
+def _question(row: dict[str, Any], where: str) -> Question:
+    try:
+        text = row["conversations"][0]["value"].replace("<image>", "").strip() + LETTER
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(f"{where} has no first turn: expected conversations of LLaVA's training format") from None
+    if image := row.get("image"):
+        text = f"<image>\n{text}"  # LLaVA's scorer looks for it
+    return Question(row["id"], text, (image,) if image else ())
+
+
+def read_truth(annotations: Path, questions: Path | None) -> dict[Hashable, dict[str, Any]]:
     problems = _object(annotations / "problems.json")
     test = _object(annotations / "pid_splits.json").get("test", [])
     if not test or not all(problems.get(name, {}).keys() >= {"choices", "answer"} for name in test):
         raise UserError(
             f"{annotations} does not hold the test questions of ScienceQA in problems.json, pid_splits.json"
         )
-    given = by_key(answers, lambda answer: str(answer.id))
-    found, missing = matched(given, test, annotations / "pid_splits.json")
-    right, with_image = {}, {}
-    for name in test:
-        problem = problems[name]
-        right[name] = chosen(str(found[name]), len(problem["choices"])) == problem["answer"]
-        prompt = given[name].prompt if name in given else ""
-        with_image[name] = "<image>" in prompt if prompt else bool(problem.get("image"))
-    seen = [right[name] for name in test if with_image[name]]
-    everything = 100 * sum(right.values()) / len(right)
-    return Score(100 * sum(seen) / max(len(seen), 1), "%", len(test), {"all": everything}, missing)
+    return {name: problems[name] for name in test}
+
+
+def rate(
+    truth: Mapping[Hashable, dict[str, Any]], texts: Mapping[Hashable, str | None]
+) -> tuple[float, dict[str, float]]:
+    right = {
+        name: chosen(texts[name] or "", len(problem["choices"])) == problem["answer"] for name, problem in truth.items()
+    }
+    seen = [right[name] for name, problem in truth.items() if problem.get("image")]
+    return mean(seen) if seen else 0.0, {"all": mean(right.values())}
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -53,3 +68,16 @@ def _object(file: Path) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise UserError(f"{file} holds a {type(held).__name__}, expected a JSON object")
     return held
+
+
+SCIENCEQA = Benchmark(
+    name="scienceqa",
+    folder="scienceqa",
+    questions="llava_test_CQM-A.json",
+    images="images/test",
+    annotations=".",
+    also=("problems.json", "pid_splits.json"),
+    max_new_tokens=1024,
+    read=read,
+    score=Scorer(read_truth, rate, by_text_id),
+)

@@ -7,11 +7,13 @@ haotian-liu/LLaVA llava/eval/m4c_evaluator.py), so that a number agrees with the
 import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from victor_jax.errors import UserError
-from victor_jax.evaluation.answers import Answer, Score, by_key, matched, parse, read_text
+from victor_jax.evaluation.answers import mean, means_by_kind, parse, read_text
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 # A period that no digit follows. (Their pattern also meant to look at what is before it, and does not.)
@@ -42,6 +44,7 @@ RESTORED |= dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
 RESTORED |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
 
 
+@lru_cache(1 << 16)  # annotators often say the same
 def normalised(answer: str) -> str:
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
@@ -69,57 +72,25 @@ def soft_score(answer: str, references: Sequence[str]) -> float:
     return others / total
 
 
-def score_vqav2(answers: Sequence[Answer], annotations: Path, questions: Path | None = None) -> Score:
-    """VQAv2 (Goyal et al., arXiv 1612.00837). Annotations: v2_mscoco_val2014_annotations.json; those of the test
-    questions are the server's alone."""
-    rows = _rows(annotations, "annotations", "question_id", "answers")
-    truth = {row["question_id"]: [one["answer"] for one in row["answers"]] for row in rows}
-    return _score(answers, truth, {row["question_id"]: row.get("answer_type", "") for row in rows}, annotations)
+@dataclass(frozen=True)
+class References:
+    """What the annotators of one question said."""
+
+    answers: Sequence[str]
+    kind: str = ""
 
 
-def score_vizwiz(answers: Sequence[Answer], annotations: Path, questions: Path | None = None) -> Score:
-    """VizWiz (Gurari et al., arXiv 1802.08218), a question for each image. Annotations: val.json. A prediction is known
-    by the image's name, or by its place in that file, from 0, as in LLaVA's files."""
-    rows = _rows(annotations, "", "image", "answers")
-    truth: dict[Hashable, list[str]] = {row["image"]: [one["answer"] for one in row["answers"]] for row in rows}
-    places = dict(enumerate(truth))
-    named = [replace(one, id=places.get(one.id, one.id)) for one in answers]  # type: ignore[call-overload]
-    return _score(named, truth, {row["image"]: row.get("answer_type", "") for row in rows}, annotations)
+def rate(truth: Mapping[Hashable, References], texts: Mapping[Hashable, str | None]) -> tuple[float, dict[str, float]]:
+    credits = {key: _credit(texts[key], references) for key, references in truth.items()}
+    return mean(credits.values()), means_by_kind(credits, {key: (one.kind,) for key, one in truth.items()})
 
 
-def score_textvqa(answers: Sequence[Answer], annotations: Path, questions: Path | None = None) -> Score:
-    """TextVQA (Singh et al., arXiv 1904.08920), val. Annotations: TextVQA_0.5.1_val.json. Predictions as LLaVA's: the
-    id is the image's, and the question is the line of the prompt that is neither OCR tokens nor the request."""
-    rows = _rows(annotations, "data", "image_id", "question", "answers")
-    truth: dict[Hashable, list[str]] = {(row["image_id"], row["question"].lower()): row["answers"] for row in rows}
-    named = [Answer((one.id, asked_textvqa(one.prompt)), one.text) for one in answers]
-    return _score(named, truth, {}, annotations)
+def _credit(text: str | None, references: References) -> float:
+    return 0.0 if text is None else soft_score(normalised(text), [normalised(one) for one in references.answers])
 
 
-def asked_textvqa(prompt: str) -> str:
-    lines = prompt.split("\n")
-    with_tokens = lines[0].startswith("Reference OCR token:")
-    return lines[1 if with_tokens and len(lines) > 1 else 0].lower()
-
-
-def _score(
-    answers: Sequence[Answer], truth: Mapping[Hashable, Sequence[str]], kinds: Mapping[Hashable, str], annotations: Path
-) -> Score:
-    """In per cent, of all questions and of each kind."""
-    found, missing = matched(by_key(answers), truth, annotations)
-    credit = {
-        key: soft_score(normalised(found[key]), [normalised(one) for one in references])
-        for key, references in truth.items()
-    }
-    of_kind: dict[str, list[float]] = {}
-    for key, kind in kinds.items():
-        if kind:
-            of_kind.setdefault(kind, []).append(credit[key])
-    parts = {kind: 100 * sum(some) / len(some) for kind, some in of_kind.items()}
-    return Score(100 * sum(credit.values()) / len(credit), "%", len(credit), parts, missing)
-
-
-def _rows(file: Path, under: str, *fields: str) -> list[dict]:
+def read_rows(file: Path, under: str, *fields: str) -> list[dict[str, Any]]:
+    """Of a JSON file: the list, which stands under a key where one is given, of objects with these fields."""
     held = parse(read_text(file), str(file))
     rows = held.get(under) if under and isinstance(held, dict) else held
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) and r.keys() >= set(fields) for r in rows):

@@ -1,12 +1,18 @@
 """The compiled programs of inference, each of static shape."""
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from victor_jax.compression.plan import Size
+from victor_jax.compression.stream import Flow
 from victor_jax.inference.platform import COMPILER_OPTIONS
+from victor_jax.inference.sampling import Draws, draw
+from victor_jax.inference.stops import IS_STOPPED
 from victor_jax.models.language import Caches
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
@@ -14,19 +20,31 @@ from victor_jax.models.vlm import VLMModule
 CHUNK = 512  # positions whose logits are held at once
 
 
-@functools.partial(jax.jit, static_argnames=("module", "sizes", "text_length"))
-def text_logits(
-    params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], text_length: int
-) -> jax.Array:
-    """float32 [B, text_length, W], see VLMModule."""
-    return module.apply({"params": params}, batch, sizes, text_length)  # type: ignore[return-value]
+# What is asked of the top: (module in apply, what is there, targets int32 [B, T of the input]) -> array [B, …].
+End = Callable[[VLMModule, Flow, jax.Array], jax.Array]
 
 
-@functools.partial(jax.jit, static_argnames=("module", "sizes"))
-def log_probabilities(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...]) -> jax.Array:
+@dataclass(frozen=True)
+class TextLogits:
+    """float32 [B, length, W], see VLMModule."""
+
+    length: int
+
+    def __call__(self, model: VLMModule, top: Flow, targets: jax.Array) -> jax.Array:
+        return model.text_logits(top, self.length)
+
+
+def log_probability(model: VLMModule, top: Flow, targets: jax.Array) -> jax.Array:
     """float32 [B]: the summed log-probability of each row's targets, which is minus the loss of training."""
-    loss, _ = module.apply({"params": params}, batch, sizes, CHUNK, method=VLMModule.loss)
-    return -loss
+    return -model.loss_of(top, targets, CHUNK)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("module", "sizes", "end"))
+def full_pass(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], end: End) -> jax.Array:
+    def run(model: VLMModule) -> jax.Array:
+        return end(model, model.run(batch, sizes)[0], batch.targets)
+
+    return module.apply({"params": params}, method=run)  # type: ignore[return-value]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "sizes", "room"), compiler_options=COMPILER_OPTIONS)
@@ -37,9 +55,20 @@ def prefill(
     return module.apply({"params": params}, batch, sizes, room, method=VLMModule.prefill)  # type: ignore[return-value]
 
 
+class Decoding(NamedTuple):
+    """Where the loop over new tokens stands."""
+
+    number: jax.Array  # of the next token
+    tokens: jax.Array  # int32 [B, max_new_tokens]
+    token: jax.Array  # int32 [B]: the last one
+    ended: jax.Array  # bool [B]
+    said: jax.Array | None  # int32 [B]: the state of the text in the table of stop strings, at first 0
+    caches: Caches
+
+
 @functools.partial(
     jax.jit,
-    static_argnames=("module", "max_new_tokens", "end_tokens", "pad_token", "greedy"),
+    static_argnames=("module", "max_new_tokens", "end_tokens", "pad_token"),
     donate_argnums=1,
     compiler_options=COMPILER_OPTIONS,
 )
@@ -47,14 +76,13 @@ def decode(
     params: dict,
     caches: Caches,
     logits: jax.Array,  # float32 [B, W]: of the first new token
-    temperature: jax.Array,
-    key: jax.Array,
+    draws: Draws | None,  # None: the most probable tokens
+    stops: jax.Array | None,  # int32 [states, W], see stop_table; None: only end tokens end a row
     *,
     module: VLMModule,
     max_new_tokens: int,
     end_tokens: tuple[int, ...],
     pad_token: int,
-    greedy: bool,
 ) -> tuple[jax.Array, Caches]:
     """int32 [B, max_new_tokens], from one compiled loop until every row has ended; padding after a row's end.
 
@@ -62,31 +90,28 @@ def decode(
     """
     rows = logits.shape[0]
 
-    def choose(logits: jax.Array, step: jax.Array) -> jax.Array:
-        if greedy:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        step_key = jax.random.fold_in(key, step)
-        return jax.random.categorical(step_key, logits / temperature, axis=-1).astype(jnp.int32)
+    def take(state: Decoding, logits: jax.Array) -> Decoding:
+        """The next token of each row."""
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if draws is None else draw(logits, draws, state.number)
+        token = jnp.where(state.ended, pad_token, token)
+        ended = state.ended | jnp.isin(token, jnp.array(end_tokens, jnp.int32))
+        said = state.said
+        if stops is not None:
+            said = stops[said, token]
+            ended |= said == IS_STOPPED
+        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.number))
+        return Decoding(state.number + 1, tokens, token, ended, said, state.caches)
 
-    def write(
-        tokens: jax.Array, ended: jax.Array, logits: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        token = jnp.where(ended, pad_token, choose(logits, step))
-        ends = jnp.isin(token, jnp.array(end_tokens, jnp.int32))
-        return jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step)), ended | ends, token
+    def unfinished(state: Decoding) -> jax.Array:
+        return (state.number < max_new_tokens) & ~jnp.all(state.ended)
 
-    def unfinished(state: tuple) -> jax.Array:
-        step, _, ended, _, _ = state
-        return (step < max_new_tokens) & ~jnp.all(ended)
+    def advance(state: Decoding) -> Decoding:
+        given = state.token, state.caches, state.number - 1
+        logits, caches = module.apply({"params": params}, *given, method=VLMModule.decode)
+        return take(state._replace(caches=caches), logits)  # type: ignore[arg-type]
 
-    def advance(state: tuple) -> tuple:
-        step, tokens, ended, token, caches = state
-        logits, caches = module.apply({"params": params}, token, caches, step - 1, method=VLMModule.decode)
-        tokens, ended, token = write(tokens, ended, logits, step)
-        return step + 1, tokens, ended, token, caches
-
+    nothing = jnp.zeros(rows, jnp.int32)
     tokens = jnp.full((rows, max_new_tokens), pad_token, jnp.int32)
-    tokens, ended, token = write(tokens, jnp.zeros(rows, bool), logits, jnp.int32(0))
-    state = (jnp.int32(1), tokens, ended, token, caches)
-    _, tokens, _, _, caches = jax.lax.while_loop(unfinished, advance, state)
-    return tokens, caches
+    start = Decoding(jnp.int32(0), tokens, nothing, nothing == 1, None if stops is None else nothing, caches)
+    end = jax.lax.while_loop(unfinished, advance, take(start, logits))
+    return end.tokens, end.caches

@@ -1,7 +1,7 @@
 """Strings and pictures -> encoded rows, prepared exactly as in training; and new tokens -> text."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from victor_jax.data.records import BadRow, Record, Turn
 from victor_jax.data.shapes import Shape
 from victor_jax.data.templates import TEMPLATES, Template
 from victor_jax.errors import UserError
-from victor_jax.limits import check_whole
+from victor_jax.inference.buckets import picture_key
+from victor_jax.inference.stops import stop_table
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.ops.losses import IGNORE
@@ -25,6 +26,17 @@ from victor_jax.weights.tokenizer import FILES, has_tokenizer, open_tokenizer
 
 Picture = Image.Image | str | Path
 Pictures = Picture | Sequence[Picture] | None  # what goes with one prompt
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    try:
+        return decode(read_file(Path(path)), str(path))
+    except (BadImage, OSError) as error:
+        reason = error.reason if isinstance(error, BadImage) else error.strerror
+        raise UserError(f"the image {path} cannot be used: {reason}") from None
+
+
+Open = Callable[[str | Path], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -51,15 +63,33 @@ class Prompter:
             raise UserError(f"{len(records)} prompts want {len(records)} answers, one for each")
         return [self._encoded(record, answer) for record, answer in zip(records, answers, strict=True)]
 
-    def batch(self, rows: Sequence[EncodedRow], registers: int, shape: Shape) -> Batch:
-        """Opens the pictures, and prepares everything as training does."""
-        pixels = [np.stack([self.pixels(one) for one in row.images]) if row.images else None for row in rows]
-        return build_batch(rows, pixels, registers, self.config.vision.image_size, shape)
+    def batch(
+        self,
+        rows: Sequence[EncodedRow],
+        registers: int,
+        shape: Shape,
+        places: int | None = None,
+        open: Open = open_picture,
+    ) -> Batch:
+        """Opens the pictures, each once, and prepares everything as training does. `places`: the batch holds the pixels
+        of so many different ones, and rows say which; None: it holds them for each image of each row."""
+        size, different = self.config.vision.image_size, {picture_key(one): one for row in rows for one in row.images}
+        read = [self.pixels(one, open) for one in different.values()]
+        number = {key: place for place, key in enumerate(different)}
+        shown = [[number[picture_key(one)] for one in row.images] for row in rows]
+        if places is None:
+            pixels = [np.stack([read[one] for one in of_row]) if of_row else None for of_row in shown]
+            return build_batch(rows, pixels, registers, size, shape)
+        held, pictures = np.zeros((places, 3, size, size), np.uint8), np.zeros((len(rows), shape.images), np.int32)
+        held[: len(read)] = read
+        for place, of_row in zip(pictures, shown, strict=True):
+            place[: len(of_row)] = of_row
+        return replace(build_batch(rows, None, registers, size, shape), pixels=held, pictures=pictures)
 
-    def pixels(self, picture: Picture) -> np.ndarray:
+    def pixels(self, picture: Picture, open: Open = open_picture) -> np.ndarray:
         """uint8 [3, size, size]: what the vision tower sees of it, before it is normalised."""
         if not isinstance(picture, Image.Image):
-            picture = open_picture(picture)
+            picture = open(picture)
         if not all(picture.size):
             raise UserError(f"a picture of {picture.width} x {picture.height} pixels shows nothing")
         return preprocess(picture, self.config.vision.image_size, self.aspect)  # type: ignore[arg-type]
@@ -73,11 +103,19 @@ class Prompter:
         closing = (last,) if last in self.tokenizer.all_special_ids else ()
         return tuple(dict.fromkeys((*self.config.end_tokens, *closing)))
 
-    def text(self, tokens: np.ndarray) -> str:
-        """New tokens of one row -> what was said, up to its end."""
+    def text(self, tokens: np.ndarray, stop: Sequence[str] = ()) -> str:
+        """New tokens of one row -> what was said, up to its end or the first stop string."""
         ends = np.flatnonzero(np.isin(tokens, self.end_tokens))
         said = tokens[: ends[0]] if len(ends) else tokens
-        return self.tokenizer.decode(said.tolist(), skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(said.tolist(), skip_special_tokens=True)
+        return text[: min((text.index(one) for one in stop if one in text), default=None)].strip()
+
+    def stops(self, stop: Any) -> np.ndarray | None:
+        """The table of stop strings, None where there are none."""
+        _check_texts("stop", stop)
+        if "" in stop:
+            raise UserError("stop holds an empty text, which would end every answer")
+        return stop_table(self.tokenizer, tuple(stop), self.config.language.vocabulary) if stop else None
 
     def _records(self, prompts: Sequence[str], images: Sequence[Pictures] | None) -> list[Record]:
         _check_texts("prompts", prompts)
@@ -136,23 +174,6 @@ def _open_tokenizer(folder: Path) -> Any:
             "of the language model's tokenizer there"
         )
     return open_tokenizer(folder)
-
-
-def open_picture(path: str | Path) -> Image.Image:
-    try:
-        return decode(read_file(Path(path)), str(path))
-    except (BadImage, OSError) as error:
-        reason = error.reason if isinstance(error, BadImage) else error.strerror
-        raise UserError(f"the image {path} cannot be used: {reason}") from None
-
-
-def batches_of(encoded: Sequence[EncodedRow], size: int) -> Iterator[Sequence[EncodedRow]]:
-    """Runs of `size`; after a first whole one, the last is filled up with its last row, so that no other program
-    has to be compiled for it."""
-    check_whole("batch_size", size)
-    for start in range(0, len(encoded), size):
-        rows = list(encoded[start : start + size])
-        yield rows + rows[-1:] * (size - len(rows) if start else 0)
 
 
 def _check_texts(name: str, texts: Any) -> None:

@@ -2,13 +2,11 @@
 
 import contextlib
 import functools
-import itertools
-import math
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +18,23 @@ from victor_jax.compression.spec import parse
 from victor_jax.data.batches import build_batch
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError, join_names
-from victor_jax.inference import programs
+from victor_jax.inference import forks, programs
 from victor_jax.inference.ahead import read_ahead
 from victor_jax.inference.arrays import encoded_rows, pixels_of_rows
+from victor_jax.inference.buckets import Bucketed, in_buckets, in_order, room_for
 from victor_jax.inference.devices import check_mesh, mesh_for, place_rows
+from victor_jax.inference.forks import Group
 from victor_jax.inference.platform import abstract_weights, module_for
-from victor_jax.inference.prompts import Pictures, Prompter, batches_of, open_prompter
-from victor_jax.limits import check_kind, check_whole, shown
+from victor_jax.inference.programs import End
+from victor_jax.inference.prompts import Open, Pictures, Prompter, open_picture, open_prompter
+from victor_jax.inference.sampling import GREEDY, MOST_SEED, Draws, Sampling, check_seeds, draws_of
+from victor_jax.limits import check_kind, check_whole
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.sequence import Batch, EncodedRow
 from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import Choice
 from victor_jax.prompt import Prompt
-from victor_jax.sharding.mesh import fetch
+from victor_jax.sharding.mesh import BATCH, fetch
 from victor_jax.weights import fresh
 from victor_jax.weights.checkpoint import Checkpoint
 from victor_jax.weights.names import REGISTERS
@@ -41,10 +43,16 @@ from victor_jax.weights.read import open_checkpoint
 from victor_jax.weights.tensors import Tensor
 from victor_jax.weights.write import write_checkpoint
 
-MOST_SEED = 2**32 - 1
 DTYPES = ("bfloat16", "float32", "float16")
 
-Prepared = tuple[Batch, tuple[Size, ...]]  # and the static lengths that choose the program
+Prepared = tuple[Batch, Shape]  # and what every row of it has room for, which chooses the program
+
+
+class Answered(NamedTuple):
+    """A batch of answers."""
+
+    texts: list[str]
+    compressions: list[str]  # by which each was found; the model's own, but where its method chooses for each row
 
 
 def load(
@@ -64,6 +72,32 @@ def load(
     `vision` and `projector` complete a checkpoint that has none. A compression whose parameters the checkpoint lacks is
     refused, unless a `seed` is given to draw them: answers then mean nothing, but time and memory do.
     """
+    if mesh is not None:
+        check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
+        check_mesh(mesh)
+    device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
+    vlm, checkpoint = outline(
+        path, compression, dtype, device.platform, vision=vision, projector=projector, attention=attention, seed=seed
+    )
+    module, tensors = vlm.module, fresh.with_own(checkpoint, vlm.method, seed)
+    mesh = mesh or mesh_for(module, jax.local_devices())
+    params = place(abstract_weights(module, mesh or device), tensors, module)
+    return replace(vlm, params=params, mesh=mesh, unused_tensors=unused_tensors(tensors, params, module))
+
+
+def outline(
+    path: str | Path,
+    compression: str | None,
+    dtype: str,
+    platform: str,
+    *,
+    vision: str | Path | None = None,
+    projector: str | Path | None = None,
+    attention: Choice = "auto",
+    seed: int | None = None,
+) -> tuple["VLM", Checkpoint]:
+    """The model without its weights, and the checkpoint that has them: its prompts and its plan can be looked at, and
+    what cannot work is refused, before weights are read."""
     check_kind("dtype", dtype, str, "a text such as bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: known are {', '.join(DTYPES)}")
@@ -71,17 +105,10 @@ def load(
         check_kind("compression", compression, str, "a text such as victor:registers=8,layer=3")
     if seed is not None:
         check_whole("seed", seed, least=0, most=MOST_SEED)
-    if mesh is not None:
-        check_kind("mesh", mesh, jax.sharding.Mesh, "a mesh of jax")
-        check_mesh(mesh)
-    device = mesh.devices.flat[0] if mesh is not None else jax.local_devices()[0]
     checkpoint = open_checkpoint(path, vision, projector, seed or 0)
     method = parse(compression or checkpoint.compression, checkpoint.config)
-    tensors = fresh.with_own(checkpoint, method, seed)
-    module = module_for(checkpoint.config, method, dtype, attention, device.platform)
-    mesh = mesh or mesh_for(module, jax.local_devices())
-    params = place(abstract_weights(module, mesh or device), tensors, module)
-    return VLM(module, params, mesh, unused_tensors(tensors, params, module), checkpoint.folder, checkpoint.prompt)
+    module = module_for(checkpoint.config, method, dtype, attention, platform)
+    return VLM(module, {}, None, {}, checkpoint.folder, checkpoint.prompt), checkpoint
 
 
 @dataclass(frozen=True)
@@ -121,21 +148,56 @@ class VLM:
         images: Rows[Pictures] | None = None,
         max_new_tokens: int = 128,
         batch_size: int = 16,
+        *,
+        sampling: Sampling = GREEDY,
+        seeds: Rows[int] | None = None,
+        stop: Rows[str] = (),
     ) -> list[str]:
-        """The greedy answer to each prompt. With each goes a picture (PIL or a path), a list of them, or None.
+        """The answer to each prompt. With each goes a picture (PIL or a path), a list of them, or None.
 
         A prompt is the question alone: the chat template is the checkpoint's. `<image>` marks each picture; a
-        single one may be left out and comes first.
+        single one may be left out and comes first. An answer ends before the first of the texts in `stop`. One that
+        is drawn depends on the seed of its prompt, by default its number, and not on the other prompts.
         """
         rows = self.prompter.ask(prompts, images)
-        answers = self._answers(batches_of(rows, batch_size), max_new_tokens)
-        return list(itertools.chain.from_iterable(answers))[: len(rows)]
+        batches = self.in_buckets(rows, batch_size)
+        answers = self.generate_batches(rows, batches, max_new_tokens, sampling=sampling, seeds=seeds, stop=stop)
+        return in_order(len(rows), batches, (of_batch.texts for of_batch in answers))
+
+    def in_buckets(self, rows: Rows[EncodedRow], batch_size: int) -> list[Bucketed]:
+        """Which of the encoded rows to answer together. Rows that are cut over devices share no pictures."""
+        share = self.mesh is None or all(self.mesh.shape[axis] == 1 for axis in BATCH)
+        return in_buckets(rows, batch_size, self.method.registers, share)
 
     def generate_batches(
-        self, batches: Iterable[tuple[Rows[str], Rows[Pictures] | None]], max_new_tokens: int = 128
-    ) -> Iterator[list[str]]:
-        """As `generate`, for batches that come one by one: while the device answers one, the next is read."""
-        return self._answers((self.prompter.ask(prompts, images) for prompts, images in batches), max_new_tokens)
+        self,
+        rows: Rows[EncodedRow],
+        batches: Iterable[Bucketed],
+        max_new_tokens: int = 128,
+        *,
+        sampling: Sampling = GREEDY,
+        seeds: Rows[int] | None = None,
+        stop: Rows[str] = (),
+        open: Open = open_picture,
+    ) -> Iterator[Answered]:
+        """As `generate`, for rows of `prompter.ask` and batches of `in_buckets`, of which some may be left out: the
+        answers to the rows of each batch. `open` opens what names a picture. While the device answers one batch, the
+        pictures of the next are read, and the caller works on the answers to the last."""
+        check_whole("max_new_tokens", max_new_tokens)
+        check_kind("sampling", sampling, Sampling, "a Sampling")
+        chosen, stops = check_seeds(seeds, len(rows)), self.prompter.stops(stop)
+
+        def read(batch: Bucketed) -> tuple[Prepared, Draws | None, int]:
+            prepared = self.read([rows[row] for row in batch.filled], batch.shape, batch.pictures, open)
+            return prepared, draws_of(sampling, [chosen[row] for row in batch.filled]), len(batch.rows)
+
+        def answer(asked: tuple[Prepared, Draws | None, int]) -> tuple[np.ndarray, list[str]]:
+            prepared, draws, known = asked
+            found = self._new_tokens(*prepared, max_new_tokens, draws, stops, self.prompter.end_tokens)
+            return found[0][:known], found[1][:known]
+
+        for tokens, compressions in read_ahead(answer, read_ahead(read, batches)):
+            yield Answered([self.prompter.text(row, stop) for row in tokens], compressions)
 
     def score(
         self,
@@ -145,14 +207,17 @@ class VLM:
         batch_size: int = 16,
     ) -> np.ndarray:
         """float32 [prompts]: the log-probability of each answer with its end token, summed: minus training's loss."""
-        encoded = self.prompter.answer(prompts, images, answers)
-        scores = [
-            fetch(self.call(programs.log_probabilities, *self.prepare(rows)))[: len(rows)]
-            for rows in batches_of(encoded, batch_size)
-        ]
-        joined = np.concatenate([np.zeros(0, np.float32), *scores])[: len(encoded)]
-        self._check(np.isfinite(joined).all())
-        return joined
+        rows = self.prompter.answer(prompts, images, answers)
+        batches = self.in_buckets(rows, batch_size)
+
+        def read(batch: Bucketed) -> Prepared:
+            return self.read([rows[row] for row in batch.filled], batch.shape, batch.pictures)
+
+        scores = (self._ends(*prepared, programs.log_probability) for prepared in read_ahead(read, batches))
+        known = (of_batch[: len(batch.rows)] for of_batch, batch in zip(scores, batches, strict=True))
+        found = np.array(in_order(len(rows), batches, known), np.float32)
+        self._check(np.isfinite(found).all())
+        return found
 
     def logits(
         self,
@@ -164,12 +229,12 @@ class VLM:
 
         Entry [b, i] is the logits after the i-th text position of row b; rows with fewer are filled with zeros.
         """
-        batch, sizes = self._from_arrays(input_ids, pixel_values, attention_mask)
+        batch, shape = self._from_arrays(input_ids, pixel_values, attention_mask)
         longest = int((batch.sequence.kinds == Kind.TEXT).sum(axis=1).max())
-        text_length = min(round_up(longest, LENGTH_MULTIPLE), sizes[-1].stream)
-        logits = self.call(programs.text_logits, batch, sizes, text_length=text_length)
-        self._check(jnp.isfinite(logits).all())
-        return fetch(logits)[: len(input_ids), :longest]
+        text_length = min(round_up(longest, LENGTH_MULTIPLE), self.sizes(shape)[-1].stream)
+        logits = self._ends(batch, shape, programs.TextLogits(text_length))[:, :longest]
+        self._check(np.isfinite(logits).all())
+        return logits
 
     def generate_ids(
         self,
@@ -177,12 +242,15 @@ class VLM:
         pixel_values: np.ndarray | None = None,
         attention_mask: np.ndarray | None = None,
         max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        seed: int = 0,
+        *,
+        sampling: Sampling = GREEDY,
+        seeds: Rows[int] | None = None,  # of each row; by default its number
     ) -> np.ndarray:
-        """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end. Greedy at temperature 0."""
+        """int32 [B, max_new_tokens]: the new tokens alone, padded after each row's end."""
+        check_whole("max_new_tokens", max_new_tokens)
         prepared = self._from_arrays(input_ids, pixel_values, attention_mask)
-        return self._new_tokens(*prepared, max_new_tokens, temperature, seed, self.config.end_tokens)
+        draws = draws_of(sampling, check_seeds(seeds, len(input_ids)))
+        return self._new_tokens(*prepared, max_new_tokens, draws, None, self.config.end_tokens)[0]
 
     def save(self, path: str | Path, format: str = "hf") -> None:
         """A folder in the format `hf`, `llava` or `orbax`, which appears when it is whole."""
@@ -200,59 +268,95 @@ class VLM:
         tensors = self.unused_tensors | layers_of(self.params, self.module)
         return Checkpoint("memory", self.folder, self.config, tensors, self.compression, prompt=self.prompt)
 
-    def prepare(self, rows: Rows[EncodedRow]) -> Prepared:
-        """Opens the pictures of encoded rows."""
-        shape = room_for(rows)
-        return self.prompter.batch(rows, self.method.registers, shape), self._sizes(shape)
+    def prepare(self, rows: Rows[EncodedRow]) -> tuple[Batch, tuple[Size, ...]]:
+        """Opens the pictures of encoded rows -> a batch, and its static lengths in the model's own plan."""
+        batch, shape = self.read(rows)
+        return batch, self.sizes(shape)
+
+    def sizes(self, shape: Shape) -> tuple[Size, ...]:
+        return self.method.plan.sizes(shape.counts(self.method.registers))
 
     def call(self, program: Any, batch: Batch, sizes: tuple[Size, ...], **static: Any) -> Any:
         """program(params, batch, module=…, sizes=…, **static). On a mesh its rows are cut over the batch axes, and more
         rows may come out than went in (`place_rows`)."""
-        with contextlib.ExitStack() as stack:
-            if (mesh := self.mesh) is not None:
-                stack.enter_context(jax.set_mesh(mesh))
-                batch = place_rows(batch, mesh)
-            return program(self._tree, batch, module=self.module, sizes=sizes, **static)
+        with self._on_mesh():
+            return program(self._tree, self._placed(batch), module=self.module, sizes=sizes, **static)
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _placed(self, rows: Any) -> Any:
+        return rows if self.mesh is None else place_rows(rows, self.mesh)
+
+    def read(
+        self,
+        rows: Rows[EncodedRow],
+        shape: Shape | None = None,
+        pictures: int | None = None,
+        open: Open = open_picture,
+    ) -> Prepared:
+        """Opens the pictures of encoded rows. `shape` and `pictures`: see Bucketed."""
+        shape = shape or room_for(rows)
+        return self.prompter.batch(rows, self.method.registers, shape, pictures, open), shape
 
     @property
     def _tree(self) -> dict[str, Any]:
         return unflatten_dict(self.params, sep="/")
 
-    def _answers(self, batches: Iterable[Rows[EncodedRow]], max_new_tokens: int) -> Iterator[list[str]]:
-        for batch, sizes in read_ahead(self.prepare, batches):
-            tokens = self._new_tokens(batch, sizes, max_new_tokens, 0.0, 0, self.prompter.end_tokens)
-            yield [self.prompter.text(row) for row in tokens]
-
     def _new_tokens(
         self,
         batch: Batch,
-        sizes: tuple[Size, ...],
+        shape: Shape,
         max_new_tokens: int,
-        temperature: float,
-        seed: int,
+        draws: Draws | None,
+        stops: np.ndarray | None,
         end_tokens: tuple[int, ...],
-    ) -> np.ndarray:
-        check_whole("max_new_tokens", max_new_tokens)
-        check_whole("seed", seed, least=0, most=MOST_SEED)
-        if not isinstance(temperature, (int, float)) or not 0 <= temperature < math.inf:
-            raise UserError(f"temperature={shown(temperature)} must be a number from 0")
-        logits, caches = self.call(programs.prefill, batch, sizes, room=max_new_tokens)
-        is_finite = jnp.isfinite(logits).all()  # looked at when the answer is there
-        tokens, _ = programs.decode(
-            self._tree,
-            caches,
-            logits,
-            jnp.float32(temperature),
-            jax.random.key(seed),
-            module=self.module,
-            max_new_tokens=max_new_tokens,
-            end_tokens=end_tokens,
-            pad_token=self.config.pad_token,
-            greedy=temperature == 0,
-        )
-        tokens = fetch(tokens)
-        self._check(is_finite)
-        return tokens[: len(batch.targets)]
+    ) -> tuple[np.ndarray, list[str]]:
+        """int32 [B, max_new_tokens], and the compression that each row was answered by."""
+        answered = []
+        for group in self._groups(batch, shape, None, max_new_tokens):
+            logits, caches = group.found
+            whose = functools.partial(np.take, indices=np.resize(group.rows, len(logits)), axis=0)
+            tokens, _ = programs.decode(
+                self._tree,
+                caches,
+                logits,
+                self._placed(jax.tree.map(whose, draws)),
+                stops,
+                module=group.module,
+                max_new_tokens=max_new_tokens,
+                end_tokens=end_tokens,
+                pad_token=self.config.pad_token,
+            )
+            answered.append((group, tokens, jnp.isfinite(logits).all()))
+        found = np.empty((len(batch.targets), max_new_tokens), np.int32)
+        compressions = [""] * len(found)
+        for group, tokens, is_finite in answered:  # dispatched before the first is waited for
+            found[group.rows] = fetch(tokens)[: len(group.rows)]
+            for row in group.rows:
+                compressions[row] = group.compression
+            self._check(is_finite)
+        return found, compressions
+
+    def _ends(self, batch: Batch, shape: Shape, end: End) -> np.ndarray:
+        """[B, …]: what `end` makes of each row's top."""
+        found = [(group.rows, fetch(group.found)[: len(group.rows)]) for group in self._groups(batch, shape, end)]
+        rows, arrays = zip(*found, strict=True)
+        return np.concatenate(arrays)[np.argsort(np.concatenate(rows))]
+
+    def _groups(self, batch: Batch, shape: Shape, end: End | None, room: int | None = None) -> list[Group]:
+        """One of all rows, or one for each plan that rows choose. With no `end`: the logits of the first new token, and
+        caches with room for as many."""
+        if self.method.fork:
+            counts, multiple = shape.counts(self.method.registers), 1
+            if self.mesh is not None:
+                multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+            with self._on_mesh():
+                return list(forks.groups(self._tree, batch, counts, self.module, end, room, self._placed, multiple))
+        program = programs.prefill if end is None else programs.full_pass
+        static = {"room": room} if end is None else {"end": end}
+        found = self.call(program, batch, self.sizes(shape), **static)
+        return [Group(np.arange(len(batch.targets)), self.compression, self.module, found)]
 
     def _check(self, is_finite: Any) -> None:
         """Of what the model computed. To look through all weights when they are read would take a sixth longer."""
@@ -271,15 +375,4 @@ class VLM:
         rows = encoded_rows(input_ids, attention_mask, self.config, self.method.tokens_per_image(self.config))
         pixels = pixels_of_rows(pixel_values, rows, size)
         shape = room_for(rows)
-        return build_batch(rows, pixels, self.method.registers, size, shape), self._sizes(shape)
-
-    def _sizes(self, shape: Shape) -> tuple[Size, ...]:
-        return self.method.plan.sizes(shape.counts(self.method.registers))
-
-
-def room_for(rows: Rows[EncodedRow]) -> Shape:
-    """What holds every row. Text is rounded up to one of four lengths per doubling, a tenth more on average, so that
-    prompts of all lengths share a handful of programs."""
-    longest = max(row.text_length for row in rows)
-    text = round_up(longest, max(LENGTH_MULTIPLE, 1 << max(longest.bit_length() - 3, 0)))
-    return Shape(text, max(len(row.image_tokens) for row in rows), max(sum(row.image_tokens) for row in rows))
+        return build_batch(rows, pixels, self.method.registers, size, shape), shape

@@ -197,22 +197,31 @@ class LanguageTower(nn.Module):
         return self.embedding.at[ids].get(mode="fill", fill_value=0).astype(self.dtype)
 
     def __call__(
-        self, flow: Flow, sizes: tuple[Size, ...], own: nn.Module | None, room: int | None = None
+        self,
+        flow: Flow,
+        sizes: tuple[Size, ...],
+        own: nn.Module | None,
+        room: int | None = None,
+        steps: tuple[int, int | None] = (0, None),
     ) -> tuple[Flow, Caches]:
         """A full pass through the plan -> what is at the top, and what each step keeps for new tokens.
 
         `own` is what the method's steps learn; `room` is how many new tokens the caches shall hold, None keeps none.
+        With `steps` only those from the first of the two to before the second are taken.
         """
         caches: Caches = []
-        stages, span = itertools.count(), flow.stream.kinds.shape[1]  # no two RoPE positions are further apart
-        for step, size in zip(self.plan.steps, sizes, strict=True):
+        part, span = slice(*steps), flow.notes["index"].shape[1]  # no two RoPE positions are further apart
+        stages = itertools.count(len(Plan(self.plan.steps[: part.start]).stages))
+        for step, size in zip(self.plan.steps[part], sizes[part], strict=True):
             if isinstance(step, Layers):
                 cache = None if room is None else self._empty_cache(step, flow, room)
                 flow, cache = self._layers(next(stages), step, flow, cache, span)
             else:
                 flow, cache = step.apply(flow, size, own)
             caches.append(cache)
-        return replace(flow, stream=replace(flow.stream, x=self.norm(flow.stream.x))), caches
+        if part.stop is None:
+            flow = replace(flow, stream=replace(flow.stream, x=self.norm(flow.stream.x)))
+        return flow, caches
 
     def _layers(
         self, stage: int, step: Layers, flow: Flow, cache: StageCache | None, span: int

@@ -1,7 +1,7 @@
 """The parameters that both towers are made of. Weights are cast to the compute dtype where they are used."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -41,16 +41,17 @@ class Dense(nn.Module):
     dtype: Any
     lora: Lora | None = None
     axes: tuple[Axis, Axis] = ("fsdp", "tensor")  # mesh axes that shard the kernel
-    as_torch: bool = False  # starts as PyTorch's linear layers do
+    start: Literal["normal", "torch", "zeros"] = "normal"  # torch: as PyTorch's linear layers start
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-1]
-        start: Start = Uniform(inputs**-0.5) if self.as_torch else Normal(0.02)
-        kernel = self.param("kernel", declare(start, *self.axes), (inputs, self.features))
+        as_torch = Uniform(inputs**-0.5)
+        starts: dict[str, Start] = {"normal": Normal(0.02), "torch": as_torch, "zeros": Constant(0.0)}
+        kernel = self.param("kernel", declare(starts[self.start], *self.axes), (inputs, self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.bias:
-            start = start if self.as_torch else Constant(0.0)
+            start = as_torch if self.start == "torch" else Constant(0.0)
             of_output = "tensor" if self.axes[1] == "tensor" else None  # small: copied where it is not split by width
             bias = self.param("bias", declare(start, of_output), (self.features,)).astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)

@@ -16,9 +16,9 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:  # [I, P, features] -> [I, P, D]
-        x = Dense(self.width, self.config.bias, self.dtype, as_torch=True, name="linear_1")(features)
+        x = Dense(self.width, self.config.bias, self.dtype, start="torch", name="linear_1")(features)
         if self.config.kind == "linear":
             return x
         x = jax.nn.gelu(x, approximate=False)
         axes = ("tensor", "fsdp")
-        return Dense(self.width, self.config.bias, self.dtype, axes=axes, as_torch=True, name="linear_2")(x)
+        return Dense(self.width, self.config.bias, self.dtype, axes=axes, start="torch", name="linear_2")(x)

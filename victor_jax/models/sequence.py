@@ -50,6 +50,8 @@ class Batch:
     # [B, images per row, 3, size, size]: uint8, normalised inside the program, or float32 that is normalised already;
     # rows with fewer images are filled up. None: text only.
     pixels: Any
+    # int32 [B, images per row]: which of pixels [pictures, 3, size, size] each one is, where rows share pictures.
+    pictures: Any = None
 
 
 def kind_counts(rows: Rows[EncodedRow | None], registers: int | np.ndarray) -> Counts:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from victor_jax.compression.plan import Kind, Method, Size
+from victor_jax.compression.choice import question_features
+from victor_jax.compression.plan import Fork, Kind, Method, Size
 from victor_jax.compression.stream import Flow, Seen, Stream, close_up, survivors, take
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.language import Caches, LanguageTower, Remat
@@ -58,7 +59,7 @@ class OwnParameters(nn.Module):
         if self.method.compressor:
             self.compressor = self.method.compressor.module(self.config, self.dtype)
         own = self.method.own
-        self.steps = own(self.config, self.dtype, self.implementation) if own else None
+        self.steps: Any = own(self.config, self.dtype, self.implementation) if own else None
 
     def compress(self, seen: Seen) -> tuple[jax.Array, jax.Array | None]:
         """[I, P, E] -> [I, R, E], and which of them are used, bool [I, R], where that is not all."""
@@ -85,12 +86,12 @@ class VLMModule(nn.Module):
         )
         self.compression = OwnParameters(c, self.method, *kernels)
 
-    def visual_tokens(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """pixels [B, images per row, 3, size, size], of bytes or normalised -> [B, V, D], and which of them are used,
+    def visual_tokens(self, pixels: jax.Array, pictures: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
+        """The pixels of a batch and which picture each image is (see Batch) -> [B, V, D], and which of them are used,
         bool [B, V], where that is not all."""
         compressor, used = self.method.compressor, None
         with jax.named_scope("vision"):
-            images = pixels.reshape(-1, *pixels.shape[2:])
+            images = pixels.reshape(-1, *pixels.shape[-3:])
             images = normalise(images) if images.dtype == jnp.uint8 else images
             seen = self.vision(images.astype(self.dtype))
             if compressor and not compressor.after_projector:
@@ -100,6 +101,8 @@ class VLMModule(nn.Module):
             if compressor and compressor.after_projector:
                 tokens, used = self.compression.compress(replace(seen, features=tokens))
         rows = len(pixels)
+        if pictures is not None:
+            rows, tokens, used = len(pictures), tokens[pictures], None if used is None else used[pictures]
         return over_rows(tokens.reshape(rows, -1, tokens.shape[-1])), None if used is None else used.reshape(rows, -1)
 
     def embed(self, sequence: Sequence, visual: jax.Array | None) -> jax.Array:
@@ -125,7 +128,7 @@ class VLMModule(nn.Module):
     def bottom(self, batch: Batch) -> Flow:
         """What flows into the language tower."""
         sequence = batch.sequence
-        visual, used = (None, None) if batch.pixels is None else self.visual_tokens(batch.pixels)
+        visual, used = (None, None) if batch.pixels is None else self.visual_tokens(batch.pixels, batch.pictures)
         x = self.embed(sequence, visual)
         origin = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None], sequence.kinds.shape)
         stream = Stream(x, sequence.kinds, sequence.positions, origin)
@@ -134,37 +137,66 @@ class VLMModule(nn.Module):
             stream = close_up(stream, ~is_visual | take(used, jnp.where(is_visual, sequence.index, 0)))
         answers = jnp.pad(batch.targets[:, :-1] != IGNORE, ((0, 0), (1, 0)))
         new = (stream.kinds != Kind.PADDING).sum(axis=1)
-        return Flow(stream, sequence.prompt_end, new, notes={"index": sequence.index, "answer": answers})
+        notes = {"index": sequence.index, "kind": sequence.kinds, "answer": answers}
+        return Flow(stream, sequence.prompt_end, new, notes=notes)
 
     @exact_where_asked
     def run(self, batch: Batch, sizes: tuple[Size, ...], room: int | None = None) -> tuple[Flow, Caches]:
         """A full pass -> what is at the top, and the caches (see LanguageTower)."""
-        return self.language(self.bottom(batch), sizes, self.compression.steps, room)
+        flow = self.bottom(batch)
+        if self.is_initializing():  # what chooses plans declares its parameters too
+            for fork in self.method.fork.forks if self.method.fork else ():
+                self.compression.steps.choose(question_features(flow), fork.layers)
+        return self.part(flow, sizes, room)
 
     @exact_where_asked
+    def part(
+        self, flow: Flow, sizes: tuple[Size, ...], room: int | None = None, steps: tuple[int, int | None] = (0, None)
+    ) -> tuple[Flow, Caches]:
+        """These steps of the plan."""
+        return self.language(flow, sizes, self.compression.steps, room, steps)
+
+    @exact_where_asked
+    def choose(self, flow: Flow, fork: Fork) -> jax.Array:
+        """int32 [B]: the branch by which each row goes on."""
+        return self.compression.steps.choose(question_features(flow), fork.layers).argmax(axis=1)
+
     def __call__(self, batch: Batch, sizes: tuple[Size, ...], text_length: int) -> jax.Array:
         """float32 [B, text_length, W]: logits of each row's text positions in their order, then zeros."""
-        top = self.run(batch, sizes)[0].stream
+        return self.text_logits(self.run(batch, sizes)[0], text_length)
+
+    @exact_where_asked
+    def text_logits(self, flow: Flow, text_length: int) -> jax.Array:
+        """Of what is at the top, as __call__ gives them."""
+        top = flow.stream
         order = survivors(top.kinds == Kind.TEXT, text_length)
         is_text = take(top.kinds, order) == Kind.TEXT
         return jnp.where(is_text[..., None], self.language.logits(take(top.x, order)), 0.0)
 
-    @exact_where_asked
     def loss(self, batch: Batch, sizes: tuple[Size, ...], chunk: int) -> tuple[jax.Array, jax.Array]:
         """float32 [B] summed negative log-likelihood of each row, int32 [B] supervised positions of it.
 
         A position that leaves takes its target with it: without registers, the token right after the image.
         """
-        top = self.run(batch, sizes)[0].stream
-        targets = jnp.where(top.kinds == Kind.PADDING, IGNORE, take(batch.targets, top.origin))
-        return cross_entropy(top.x, self.language.head_kernel(), targets, chunk)
+        return self.loss_of(self.run(batch, sizes)[0], batch.targets, chunk)
 
     @exact_where_asked
+    def loss_of(self, flow: Flow, targets: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+        """Of what is at the top. targets int32 [B, T of the input]."""
+        top = flow.stream
+        targets = jnp.where(top.kinds == Kind.PADDING, IGNORE, take(targets, top.origin))
+        return cross_entropy(top.x, self.language.head_kernel(), targets, chunk)
+
     def prefill(self, batch: Batch, sizes: tuple[Size, ...], room: int) -> tuple[jax.Array, Caches]:
         """float32 [B, W]: logits after each row's last position, and the caches with room for new tokens."""
         flow, caches = self.run(batch, sizes, room)
+        return self.next_logits(flow), caches
+
+    @exact_where_asked
+    def next_logits(self, flow: Flow) -> jax.Array:
+        """float32 [B, W]: of what is at the top, those after each row's last position."""
         last = (flow.stream.kinds != Kind.PADDING).sum(axis=1, keepdims=True) - 1
-        return self.language.logits(take(flow.stream.x, last))[:, 0], caches
+        return self.language.logits(take(flow.stream.x, last))[:, 0]
 
     @exact_where_asked
     def decode(self, token: jax.Array, caches: Caches, step: jax.Array) -> tuple[jax.Array, Caches]:

@@ -172,14 +172,14 @@ class StepMonitor:
         # Row i of a part, as the devices hold it, is row order[i] of the schedule.
         self._order = np.argsort(np.concatenate([places for _, places in shares]))
 
-    def work_of(self, batch: Step) -> dict[str, Any]:
-        """What the host knows of a step: positions that are no padding, FLOPs of the model, records of the rows."""
+    def work_of(self, batch: Step, number: int) -> dict[str, Any]:
+        """What the host knows of the step: positions that are no padding, FLOPs of the model, records of the rows."""
         rows, index, registers = batch.rows[batch.rows != FILLER], self._index, self._run.module.method.registers
         tokens = (index.text_lengths[rows] + index.visual_lengths[rows] + index.image_counts[rows] * registers).sum()
         of_loss = batch.rows[:, self._order].reshape(-1)
         return {
             "tokens": int(tokens),
-            "flops": sum(self._cost(shape).model_flops for shape in batch.shapes),
+            "flops": sum(self._cost(shape, self._run.sampled(number)).model_flops for shape in batch.shapes),
             "rows": of_loss,
         }
 

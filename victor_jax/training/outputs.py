@@ -42,6 +42,9 @@ FREE = (
     "wandb",
     "bad_step.",
     "evaluation.every",
+    "evaluation.benchmarks",
+    "evaluation.data",
+    "evaluation.questions",
     "profile.",
 )
 SHOWN = 16  # rows of the first batch

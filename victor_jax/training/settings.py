@@ -50,6 +50,9 @@ class CheckpointSettings:
 class EvaluationSettings:
     every: Count  # steps; 0: never
     rows: Count  # held out of the data, drawn by the seed
+    benchmarks: tuple[str, ...]  # as eval.py names them
+    data: str  # the folder of their folders
+    questions: Count  # so many of each benchmark, the first; 0: all
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,15 @@ TYPES = {str: "text", int: "a whole number", float: "a number", bool: "True or F
 def read(config: Mapping[str, Any]) -> Settings:
     """A ConfigDict (or any nested mapping) -> settings, or one error about the first thing that is wrong."""
     settings: Settings = _section(Settings, config, "")
-    if settings.evaluation.every and not settings.evaluation.rows:
-        raise UserError(f"config.evaluation.every={settings.evaluation.every} needs config.evaluation.rows to hold out")
+    evaluation = settings.evaluation
+    if evaluation.every and not (evaluation.rows or evaluation.benchmarks):
+        raise UserError(
+            f"config.evaluation.every={evaluation.every} needs config.evaluation.rows to hold out, or benchmarks to ask"
+        )
+    if evaluation.benchmarks and not (evaluation.every and evaluation.data):
+        raise UserError(
+            "config.evaluation.benchmarks needs config.evaluation.every and config.evaluation.data, a folder"
+        )
     if settings.micro_batches and settings.batch_size % settings.micro_batches:
         raise UserError(
             f"config.batch_size={settings.batch_size} does not divide into {settings.micro_batches} micro_batches"

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from victor_jax.analysis import flops
-from victor_jax.compression.plan import Size, length_of
+from victor_jax.compression.plan import Plan, Size, length_of
 from victor_jax.compression.spec import parse
 from victor_jax.data.shapes import Shape
 from victor_jax.errors import UserError
@@ -73,6 +73,11 @@ class Run:
     def part_rows(self) -> int:
         return self.settings.batch_size // self.parts
 
+    def sampled(self, number: int) -> Plan | None:
+        """The plan of the step of this number, where the method samples them."""
+        plans = self.module.method.sampled
+        return plans[np.random.default_rng((self.settings.seed, number)).integers(len(plans))] if plans else None
+
     def step(
         self,
         state: State,
@@ -86,10 +91,11 @@ class Run:
         Everything is dispatched and nothing is awaited: the next part is on its way while one is computed.
         """
         step, sums, row_loss = number_on_mesh(np.int32(number), self.mesh), self.zeros(), []
+        plan = self.sampled(number)
         for which, (part, shape) in enumerate(parts):
             place = number_on_mesh(np.int32(which), self.mesh)
-            rows, sizes = rows_on_mesh(part, self.mesh), sizes_of(self, shape)
-            sums, of_rows = self.accumulate(state.train, frozen, sums, rows, step, place, sizes=sizes)
+            rows, sizes = rows_on_mesh(part, self.mesh), sizes_of(self, shape, plan)
+            sums, of_rows = self.accumulate(state.train, frozen, sums, rows, step, place, sizes=sizes, plan=plan)
             row_loss.append(of_rows)
         state, metrics = self.update(state, sums, number_on_mesh(np.float32(rate), self.mesh))
         return state, metrics | {"row_loss": row_loss}
@@ -111,7 +117,7 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
     zeros = jax.jit(lambda: zero_sums(train), out_shardings=of_sums)  # type: ignore[arg-type]
     accumulate = jax.jit(
         make_accumulate(module, settings.loss_chunk, settings.seed),
-        static_argnames="sizes",
+        static_argnames=("sizes", "plan"),
         donate_argnames="sums",
         out_shardings=(of_sums, everywhere),
     )
@@ -253,14 +259,14 @@ def abstract_part(run: Run, shape: Shape) -> Batch:
     return Batch(Positions(line, line, line, of((), jnp.int32)), line, pixels)
 
 
-def sizes_of(run: Run, shape: Shape) -> tuple[Size, ...]:
+def sizes_of(run: Run, shape: Shape, plan: Plan | None = None) -> tuple[Size, ...]:
     method = run.module.method
-    return method.plan.sizes(shape.counts(method.registers))
+    return (plan or method.plan).sizes(shape.counts(method.registers))
 
 
-def part_cost(run: Run, shape: Shape) -> flops.StepCost:
+def part_cost(run: Run, shape: Shape, plan: Plan | None = None) -> flops.StepCost:
     """FLOPs of one part of a batch, all devices together."""
     settings, rows = run.settings, run.part_rows
-    lengths = run.module.method.plan.stage_lengths(sizes_of(run, shape))
+    lengths = (plan or run.module.method.plan).stage_lengths(sizes_of(run, shape, plan))
     work = flops.Work.of_loss(rows, lengths, rows * shape.images, settings.loss_chunk)
     return flops.training_step(run.module, work, settings.trainable)

@@ -2,6 +2,7 @@
 is AdamW on the sums. Parts run one after the other, so the memory of a step is that of one part."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax.struct
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import unflatten_dict
 
-from victor_jax.compression.plan import Size
+from victor_jax.compression.plan import Plan, Size
 from victor_jax.models.sequence import Batch
 from victor_jax.models.vlm import VLMModule
 from victor_jax.training.optimizer import Params, update
@@ -46,11 +47,11 @@ def zero_sums(train: Params) -> Sums:
 
 
 def make_accumulate(module: VLMModule, loss_chunk: int, seed: int = 0) -> Accumulate:
-    """accumulate(train, frozen, sums, part, number, which, sizes=…) -> the sums with this part, float32 [rows] mean
-    loss of each row; to be compiled, with `sums` donated.
+    """accumulate(train, frozen, sums, part, number, which, sizes=…, plan=…) -> the sums with this part, float32 [rows]
+    mean loss of each row; to be compiled, with `sums` donated.
 
-    `number` is that of the step and `which` that of the part, for dropout; `sizes` are the static lengths of the plan;
-    at most `loss_chunk` positions of a row have logits at a time.
+    `number` is that of the step and `which` that of the part, for dropout; `plan` is one of those that the method
+    samples, or None, and `sizes` are its static lengths; at most `loss_chunk` positions of a row have logits at a time.
     """
 
     def accumulate(
@@ -62,11 +63,13 @@ def make_accumulate(module: VLMModule, loss_chunk: int, seed: int = 0) -> Accumu
         which: jax.Array,
         *,
         sizes: tuple[Size, ...],
+        plan: Plan | None = None,
     ) -> tuple[Sums, jax.Array]:
+        run = module if plan is None else module.clone(method=replace(module.method, plan=plan))
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), which)
 
         def summed(train: Params) -> tuple[jax.Array, Any]:
-            loss, count = row_losses(module, frozen | train, part, key, sizes, loss_chunk)
+            loss, count = row_losses(run, frozen | train, part, key, sizes, loss_chunk)
             return loss.sum(), (loss, count)
 
         total, backward, (loss, count) = jax.vjp(summed, train, has_aux=True)

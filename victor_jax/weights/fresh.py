@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,21 +43,39 @@ def with_own(checkpoint: Checkpoint, method: Method, seed: int | None) -> dict[s
     held = checkpoint.own
     if not needed:
         return tensors
+    before, serving = parse(checkpoint.compression, checkpoint.config), set[str]()
+    # What was trained as several plans, or chooses among them, serves each of them alone.
+    is_several = bool(before.sampled or before.fork) and held.keys() >= needed.keys()
+    chooser = chooser_of(checkpoint.config, method)
     # What brings no parameters may be added to what it was trained with: a cut above a compressor, say.
-    serving = set[str]()
-    if _names(checkpoint.compression) <= _names(method.spec) and held.keys() == needed.keys():
-        trained = own_parameters(checkpoint.config, parse(checkpoint.compression, checkpoint.config))
-        serving = {name for name in needed if _serves(held[name], needed[name], trained[name].nested)}
-    if serving == needed.keys():
-        return tensors | {name: first_rows(held[name], leaf.shape) for name, leaf in needed.items()}
-    if held or seed is None:
+    if _names(checkpoint.compression) <= _names(method.spec) and (
+        is_several or held.keys() | chooser == needed.keys() | chooser
+    ):
+        trained = own_parameters(checkpoint.config, before)
+        serving = {
+            name for name in needed.keys() & held.keys() if _serves(held[name], needed[name], trained[name].nested)
+        }
+    lacking = needed.keys() - serving
+    if lacking and (seed is None or (held and not lacking <= chooser)):
         raise UserError(_lacking(checkpoint, method, needed, serving))
-    return tensors | {name: _started(name, leaf, tensors, seed) for name, leaf in needed.items()}
+    kept = {name: first_rows(held[name], needed[name].shape) for name in serving}
+    return tensors | kept | {name: _started(name, needed[name], tensors, seed or 0) for name in lacking}
+
+
+def chooser_of(config: VLMConfig, method: Method) -> set[str]:
+    """The names of what chooses a plan for each row."""
+    return own_parameters(config, method).keys() - own_parameters(config, replace(method, fork=None)).keys()
 
 
 def _lacking(checkpoint: Checkpoint, method: Method, needed: dict[str, Declared], serving: set[str]) -> str:
     """What the method needs and the checkpoint does not have, and the command that trains it."""
     own, command = checkpoint.own, f"python train.py --config=configs/finetune.py:{method.spec}"
+    if needed.keys() - serving <= chooser_of(checkpoint.config, method):
+        return (
+            f"{checkpoint.folder} has nothing that chooses a plan for each row, which {method.spec} asks for: train it "
+            f"first, `victor-jax train-policy --model={checkpoint.folder} --compression={method.spec} --data=FILE "
+            "--images=DIR --out=DIR`"
+        )
     if not own:
         return (
             f"{checkpoint.folder} lacks {described(needed)}, which {method.spec} learns: train first, `{command} "

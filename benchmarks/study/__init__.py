@@ -1,0 +1,1 @@
+"""Which method keeps what of an image, how surely, and at what cost: docs/study.md."""

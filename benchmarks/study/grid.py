@@ -1,0 +1,137 @@
+"""What is measured: sizes of the task, and at each size points, which are a training and how its model is asked.
+
+A point is measured once for each seed. Points that share a training share its two stages, and differ in how eval.py
+asks the model.
+"""
+
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from examples.quickstart.digits import Task
+from examples.quickstart.jobs import Recipe
+from victor_jax.errors import UserError
+
+REGISTERS = (1, 4, 8, 16, 64)
+LAYERS = (1, 2, 3, 5)  # k: after so many layers the visual tokens leave
+K = 3  # the paper's, and that of the controls
+LENGTHS = {"half": 0.5, "three-quarters": 0.75}  # of stage 2, to see what a result costs
+
+
+@dataclass(frozen=True)
+class Size:
+    """A task and the model that learns it, the same for all points."""
+
+    task: Task
+    depth: int  # layers of the language tower
+    recipe: Recipe = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of an image."""
+        return (self.task.grid * self.task.patches) ** 2
+
+
+@dataclass(frozen=True)
+class Training:
+    compression: str
+    stage1: float = 1.0  # times the steps of stage 1
+    stage2: float = 1.0
+
+
+@dataclass(frozen=True)
+class Point:
+    training: str
+    asked: str = ""  # a compression other than the one that was trained
+    policy: str = ""  # a compression whose choice is trained before it is asked
+    cut: int = 0  # so many of the registers that were trained, the first ones
+    blind: bool = False  # without the image
+
+
+ASKED = ("place", "where", "largest", "right_of", "below", "above_largest", "right_of_below")
+RECIPE = {"pretrain": {"total_steps": 40}, "finetune": {"total_steps": 3200, "batch_size": 8}}
+
+
+def task(patches: int, cell: int) -> Task:
+    """The same questions, on ever more visual tokens."""
+    return Task(patches=patches, cell=cell, kinds=ASKED, deep=65, turns=8, train=12_000, asked=len(ASKED), test=150)
+
+
+SIZES = {
+    "small": Size(task(patches=2, cell=16), depth=6, recipe=RECIPE),
+    "144": Size(task(patches=3, cell=18), depth=6, recipe=RECIPE),
+    "576": Size(task(patches=6, cell=18), depth=6, recipe=RECIPE),
+}
+
+
+def trainings(size: Size) -> dict[str, Training]:
+    """By name."""
+    # As many as a layer of victor-8 sees on average: an early resampler of the same compute.
+    equal = -(-size.tokens * K // size.depth) + 8
+    compressions = {
+        "full": "full",
+        **{f"victor-{m}-k{k}": f"victor:registers={m},layer={k}" for k in LAYERS for m in REGISTERS},
+        **{f"vtw-k{k}": f"vtw:layer={k}" for k in LAYERS},
+        # Eight tokens of the image itself instead of registers.
+        "last-8": f"last:tokens=8,layer={K}",
+        "random-8": f"random:tokens=8,layer={K}",
+        "windows-8": f"windows:tokens=8,layer={K}",
+        # Fewer tokens from the first layer on.
+        "perceiver": f"perceiver:tokens={equal},depth=1",  # its six blocks would be most of such a small model
+        "mqt": f"mqt:tokens={min(equal, 256)},draw=no",  # it has no more queries
+        # Registers of another kind: any number of them later, nothing dropped, the only way to the image, other starts.
+        "elastic-16": f"elastic:registers=16,layer={K}",
+        "undropped-8": f"victor:registers=8,layer={size.depth}",
+        **{f"barred-{m}": f"victor:registers={m},layer={K},route=registers" for m in (1, 8, 16)},
+        # All tokens stay, few layers see them; networks of its own, and all of them in one.
+        "visor-0-2": "visor:self=0,cross=2",
+        "visor-2-2": "visor:self=2,cross=2",
+        "visor": "visor:self=2,cross=2,sampled",
+        "zeros-8": f"victor:registers=8,layer={K},start=zeros",
+        "pooled-8": f"victor-pooled:registers=8,layer={K}",
+    }
+    victor = f"victor-8-k{K}"
+    return {
+        **{name: Training(compression) for name, compression in compressions.items()},
+        f"{victor}-long-stage1": Training(compressions[victor], stage1=5),
+        **{
+            f"{name}-{length}": Training(compressions[name], stage2=share)
+            for name in ("full", victor)
+            for length, share in LENGTHS.items()
+        },
+    }
+
+
+def points(size: Size) -> dict[str, Point]:
+    """By name: each training asked as it was trained, and what else is asked."""
+    return {
+        **{name: Point(name) for name in trainings(size)},
+        "no-image": Point("full", blind=True),
+        **{f"untrained-vtw-k{k}": Point("full", asked=f"vtw:layer={k}") for k in LAYERS},
+        **{f"visor-as-{s}-{c}": Point("visor", asked=f"visor:self={s},cross={c}") for s, c in ((0, 1), (0, 2), (1, 2))},
+        "visor-policy": Point("visor", policy="visor:self=2,cross=2,policy"),
+        "dyvte": Point("full", policy=f"dyvte:exits={'-'.join(map(str, LAYERS))}"),
+        **{f"elastic-16-as-{m}": Point("elastic-16", asked=f"elastic:registers={m},layer={K}") for m in (1, 4, 8)},
+        **{f"victor-16-cut-to-{m}": Point(f"victor-16-k{K}", cut=m) for m in (1, 4, 8)},
+    }
+
+
+def model_setting(size: str) -> dict[str, Any]:
+    """What decides all results of a size."""
+    of = SIZES[size]
+    return {"task": asdict(of.task) | {"kinds": list(of.task.kinds)}, "depth": of.depth, "recipe": of.recipe}
+
+
+def setting(size: str, point: str) -> dict[str, Any]:
+    """What decides a result, but for the seed. One that was measured under another setting is not of this grid."""
+    of = points(SIZES[size])[point]
+    return model_setting(size) | {"training": asdict(trainings(SIZES[size])[of.training]), "point": asdict(of)}
+
+
+def chosen(patterns: str, names: list[str], what: str) -> list[str]:
+    """Those that match one of the patterns, which are joined by commas."""
+    wanted = patterns.split(",")
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"no {what} is named {pattern!r}: known are {', '.join(names)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]

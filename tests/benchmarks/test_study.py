@@ -1,0 +1,342 @@
+"""The study: its grid fits its models, verdicts follow from results, and the page says what was not measured."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.study import __main__ as study
+from benchmarks.study import grid
+from benchmarks.study.__main__ import DOCUMENT
+from benchmarks.study.claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, STEPS, Claim
+from benchmarks.study.cut import cut
+from benchmarks.study.effects import cost_to_reach, gain, kept, loss, saved, trained_shorter
+from benchmarks.study.grid import SIZES, chosen, points, setting, trainings
+from benchmarks.study.measure import Workplace, accuracies, lengthened, trained_stage
+from benchmarks.study.records import RESULTS, Estimate, Results, write
+from benchmarks.study.report import filled, measured, page, report, verdicts
+from examples.quickstart.questions import KINDS
+from examples.quickstart.report import positions
+from examples.quickstart.sight import tiny
+from victor_jax.compression.spec import parse
+from victor_jax.errors import UserError
+from victor_jax.weights import fresh
+from victor_jax.weights.names import REGISTERS
+from victor_jax.weights.read import open_checkpoint
+from victor_jax.weights.tensors import from_array
+from victor_jax.weights.write import write_checkpoint
+
+
+def record(point, seed, accuracy, steps=None, flops=100, per_step=10, at_once=1, device="cpu", size="small"):
+    stage = {"steps": 10, "flops_per_step": per_step, "seconds_per_step": per_step / 2, "loss": [2.0, 1.0]}
+    return {
+        "size": size,
+        "point": point,
+        "seed": seed,
+        "asked": "full",
+        "accuracy": {"all": accuracy, "steps": {str(n): accuracy for n in (1, 2, 3)} | (steps or {})},
+        "flops": flops,
+        "at_once": at_once,
+        "training": {"pretrain": stage, "finetune": stage},
+        "where": {"date": "2026-01-01", "revision": "abc", "device": device, "python": "3.11", "jax": "0.10"},
+        "setting": setting(size, point),
+    }
+
+
+def results(*records):
+    return Results({(one["point"], one["seed"]): one for one in records})
+
+
+def of_seeds(point, *accuracies, **more):
+    return [record(point, seed, accuracy, **more) for seed, accuracy in enumerate(accuracies)]
+
+
+class Words:
+    """What a model's architecture takes from its tokenizer."""
+
+    pad_token_id, eos_token_id = 0, 2
+
+    def __len__(self):
+        return 300
+
+
+def model(size):
+    return tiny(size.task, Words(), depth=size.depth)
+
+
+# --- the grid -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_compression_fits_the_model_of_its_size(size):
+    of = SIZES[size]
+    config = model(of)
+    every = points(of)
+    assert config.features_per_image == of.tokens
+    for name, training in trainings(of).items():
+        assert parse(training.compression, config).spec, name
+    for name, point in every.items():
+        assert point.training in trainings(of), name
+        if point.asked:
+            parse(point.asked, config)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_every_size_asks_questions_of_every_number_of_steps(size):
+    assert {KINDS[kind].steps for kind in size.task.kinds} == set(STEPS)
+
+
+def test_claims_ask_for_points_of_the_grid():
+    every = points(SIZES["small"])
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert set(claim.effect.points) <= every.keys(), claim.name
+
+
+def test_a_resampler_gets_the_compute_of_eight_registers():
+    of = SIZES["small"]
+    config = model(of)
+    victor, perceiver = (
+        sum(positions(parse(trainings(of)[name].compression, config), config)) for name in ("victor-8-k3", "perceiver")
+    )
+    assert victor <= perceiver < victor * 1.05
+
+
+def test_names_are_chosen_by_pattern():
+    assert chosen("a-*,c", ["a-1", "b", "a-2", "c"], "point") == ["a-1", "a-2", "c"]
+    with pytest.raises(UserError, match="no point is named 'd': known are a, b"):
+        chosen("a,d", ["a", "b"], "point")
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_is_that_of_student():
+    found = Estimate.over([1.0, 2.0, 3.0])
+    assert (found.seeds, found.mean) == (3, 2.0)
+    assert found.half == pytest.approx(4.302652729696 * 1 / 3**0.5)  # t of two degrees of freedom, deviation 1
+    assert Estimate.over([]) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "side", "verdict"),
+    [
+        ((0.90, 0.91, 0.92), (0.80, 0.81, 0.82), ">", HOLDS),
+        ((0.90, 0.91, 0.92), (0.80, 0.81, 0.82), "<", FAILS),
+        ((0.80, 0.81, 0.82), (0.80, 0.81, 0.82), ">", FAILS),  # no difference is no gain
+        ((0.80, 0.81, 0.82), (0.80, 0.81, 0.82), "<", HOLDS),
+        ((0.90, 0.80, 0.95), (0.80, 0.85, 0.80), ">", OPEN),
+        ((0.90,), (0.80,), ">", OPEN),  # one seed
+        ((0.90, 0.91), (), ">", MISSING),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(one, other, side, verdict):
+    claim = Claim("name", "says", "", gain("victor-8-k1", "vtw-k1"), side, 0.01)
+    assert claim.verdict(results(*of_seeds("victor-8-k1", *one), *of_seeds("vtw-k1", *other)))[0] == verdict
+
+
+def test_seeds_are_compared_with_themselves():
+    scattered = [0.5, 0.7, 0.9]
+    better = [accuracy + 0.05 for accuracy in scattered]
+    found = gain("victor-8-k1", "vtw-k1").estimate(
+        results(*of_seeds("victor-8-k1", *better, 0.1), *of_seeds("vtw-k1", *scattered))
+    )
+    assert found.seeds == 3  # the fourth has no other
+    assert (found.mean, found.half) == (pytest.approx(0.05), pytest.approx(0))
+
+
+def test_effects_are_what_they_say():
+    known = results(
+        record("full", 0, 0.8, {"2": 0.9, "3": 0.7}),
+        record("no-image", 0, 0.2),
+        record("vtw-k1", 0, 0.5, {"2": 0.45, "3": 0.35}),
+    )
+    assert loss("vtw-k1").estimate(known).mean == pytest.approx(0.375)
+    assert loss("vtw-k1", 2, 3).estimate(known).mean == pytest.approx(0.5)
+    assert kept("vtw-k1").estimate(known).mean == pytest.approx(0.5)
+
+
+def test_the_cost_of_an_accuracy_lies_between_trainings():
+    shorter = [record("full-half", 0, 0.4, per_step=1), record("full", 0, 0.8, per_step=2)]
+    assert cost_to_reach(0.4, shorter, "flops") == 20  # two stages of ten steps
+    assert cost_to_reach(0.6, shorter, "flops") == pytest.approx(30)
+    assert cost_to_reach(0.8, shorter, "flops") == 40
+
+
+@pytest.mark.parametrize(("at_once", "device", "seconds"), [(1, "cpu", 0.5), (2, "cpu", None), (1, "gpu", None)])
+def test_training_saves_what_the_same_accuracy_costs_less(at_once, device, seconds):
+    known = results(
+        *(record(name, 0, 0.8, per_step=4) for name in trained_shorter("full")),
+        *(record(name, 0, 0.8, per_step=2, at_once=at_once, device=device) for name in trained_shorter("victor-8-k3")),
+    )
+    assert saved("victor-8-k3", "flops").estimate(known).mean == pytest.approx(0.5)
+    found = saved("victor-8-k3", "seconds").estimate(known)
+    assert (found and found.mean) == seconds  # neither time that was shared nor that of two devices
+
+
+# --- results and the page -------------------------------------------------------------------------------------------
+
+PAGE = """# Study
+
+<!-- begin verdicts -->
+what was here
+<!-- end verdicts -->
+kept
+<!-- begin results -->
+<!-- end results -->
+"""
+
+
+def test_the_page_has_a_verdict_for_every_claim(tmp_path):
+    document = tmp_path / "study.md"
+    document.write_text(PAGE)
+    for point, less in [("full", 0), ("victor-8-k3", 0.01), ("no-image", 0.7)]:
+        for seed, accuracy in enumerate([0.95, 0.96, 0.97]):
+            write(record(point, seed, accuracy - less), tmp_path / "results")
+    chosen = {"1": {"visor:self=0,cross=1": 1.0}, "2": {"visor:self=0,cross=1": 0.4, "visor:self=2,cross=2": 0.6}}
+    write(record("visor-policy", 0, 0.9) | {"chosen": chosen}, tmp_path / "results")
+    report(tmp_path / "results", document)
+    text = document.read_text()
+    assert "what was here" not in text
+    assert "\nkept\n" in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "--claims=" in line]
+    by_command = {row[-1].strip("`"): row for row in rows}
+    assert len(by_command) == len(CLAIMS)
+    row = by_command["python -m benchmarks.study --claims=victor-8"]
+    assert row[3].endswith("3 seeds")
+    assert row[4] == "**holds**"
+    assert by_command["python -m benchmarks.study --claims=none-k3"][3:5] == ["", "not measured"]
+    assert "| victor-8-k3 | 3 |" in text
+    for figure in ("accuracy", "layers", "training", "choices", "loss"):
+        assert f"(images/study-small-{figure}.png)" in text
+        assert (tmp_path / "images" / f"study-small-{figure}.png").stat().st_size > 5_000
+
+
+def test_another_size_is_named_in_the_command():
+    assert "`python -m benchmarks.study --claims=victor-8 --sizes=144`" in verdicts("144", results())
+
+
+def test_without_results_nothing_is_claimed(tmp_path):
+    document = tmp_path / "study.md"
+    document.write_text(PAGE)
+    assert report(tmp_path, document).count("| not measured |") == len(CLAIMS)
+
+
+def test_the_page_in_the_repository_says_what_its_results_say():
+    text = DOCUMENT.read_text()
+    assert page(text, measured(RESULTS)) == text
+
+
+def test_a_page_without_its_marks_is_refused():
+    with pytest.raises(UserError, match="has no part <!-- begin verdicts -->"):
+        filled("# Study\n", "verdicts", "")
+
+
+def test_results_of_another_setting_do_not_count(tmp_path, monkeypatch):
+    write(record("full", 0, 0.9), tmp_path)
+    assert len(Results.read(tmp_path, "small").records) == 1
+    changed = {"small": replace(SIZES["small"], depth=9)}
+    monkeypatch.setattr(grid, "SIZES", changed)
+    monkeypatch.setattr("benchmarks.study.records.SIZES", changed)
+    assert not Results.read(tmp_path, "small").records
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    write(record("full", 0, 0.9), tmp_path)
+    file = tmp_path / "small" / "full-seed0.json"
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(UserError, match=r"full-seed0.json is no result of the study"):
+        Results.read(tmp_path, "small")
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def test_what_has_a_result_is_not_measured_again(tmp_path, capsys):
+    for seed in (0, 1):
+        write(record("full", seed, 0.9), tmp_path)
+    write(record("untrained-vtw-k1", 0, 0.9), tmp_path)
+    given = study.parsed(["--claims=vtw-untrained-k1,none-k1", "--seeds=2", f"--results={tmp_path}"])
+    assert study.missing(given, "small") == {
+        ("victor-8-k1", 0): ["victor-8-k1"],
+        ("vtw-k1", 0): ["vtw-k1"],
+        ("full", 0): ["no-image"],
+        ("victor-8-k1", 1): ["victor-8-k1"],
+        ("vtw-k1", 1): ["vtw-k1"],
+        ("full", 1): ["no-image", "untrained-vtw-k1"],
+    }
+    assert study.main(["list", "--points=full", f"--results={tmp_path}"]) == 0
+    assert "| full | full |  | 0, 1 |" in capsys.readouterr().out
+
+
+def test_a_mistake_in_a_name_is_told_before_anything_runs(tmp_path, capsys):
+    assert study.main(["--points=victor-9-k1", f"--out={tmp_path / 'study'}"]) == 2
+    assert "no point is named 'victor-9-k1'" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
+def test_points_of_a_training_share_it_and_are_asked_in_their_own_way(tmp_path):
+    place = Workplace("small", tmp_path, tmp_path / "results", None, batch_size=7)
+    (place.data / "digits").mkdir(parents=True)
+    (place.data / "digits" / "questions.jsonl").write_text("{}\n{}\n")
+    jobs = [*place.training("victor-16-k3", 1), *place.asking("victor-16-cut-to-4", 1)]
+    pretrain, finetune, cut, asked = (job.command for job in jobs)
+    assert pretrain[1] == "--config=configs/quickstart.py:pretrain,victor:registers=16,layer=3"
+    assert f"--config.init_from={tmp_path / 'start-seed1'}" in pretrain
+    assert f"--config.init_from={jobs[0].done}" in finetune
+    assert "--config.seed=1" in finetune
+    assert cut[2:] == (str(jobs[1].done), str(jobs[2].done), "--registers=4")
+    assert f"--model={jobs[2].done}" in asked
+    (blind,) = place.asking("no-image", 0)
+    assert "--blind" in blind.command
+    (untrained,) = place.asking("untrained-vtw-k2", 0)
+    assert {"--compression=vtw:layer=2", f"--model={tmp_path / 'full-seed0' / 'finetune' / 'model'}"} <= {
+        *untrained.command
+    }
+
+
+def test_a_longer_stage_has_more_steps_and_nothing_else_changes():
+    recipe = {"pretrain": {"total_steps": 40, "batch_size": 8}, "finetune": {"total_steps": 1001}}
+    assert lengthened(recipe, {"pretrain": 5, "finetune": 0.5}) == {
+        "pretrain": {"total_steps": 200, "batch_size": 8},
+        "finetune": {"total_steps": 500},
+    }
+
+
+def test_answers_are_counted_by_kind_and_by_steps(tmp_path):
+    answers = [("place", True), ("place", False), ("where", True), ("below", True), ("right_of_below", False)]
+    lines = [
+        json.dumps({"category": kind, "answer": "7", "text": "7." if correct else "8"}) for kind, correct in answers
+    ]
+    (tmp_path / "answers.jsonl").write_text("\n".join(lines) + "\n")
+    found = accuracies(tmp_path / "answers.jsonl")
+    assert found["all"] == 0.6
+    assert found["steps"] == {"1": 0.66667, "2": 1.0, "3": 0.0}
+    assert found["kinds"] == {"place": 0.5, "where": 1.0, "below": 1.0, "right_of_below": 0.0}
+
+
+def test_a_stage_keeps_its_cost_and_a_short_curve(tmp_path):
+    steps = [{"loss": 4.0 - step / 100, "flops": 10, "step_time": 0.5} for step in range(200)]
+    steps[0]["step_time"] = 60.0  # compiled
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    found = trained_stage(tmp_path / "metrics.jsonl")
+    assert (found["steps"], found["flops_per_step"], found["seconds_per_step"]) == (200, 10, 0.5)
+    assert len(found["loss"]) == 50
+    assert found["loss"][0] == pytest.approx(4.0 - 0.015)
+
+
+def test_the_first_registers_are_cut_out_of_a_checkpoint(tmp_path):
+    of = SIZES["small"]
+    whole = fresh.checkpoint(model(replace(of, depth=1)), seed=0)
+    registers = np.random.default_rng(0).normal(size=(16, 96)).astype(np.float32)
+    spec = "victor:registers=16,layer=1"
+    write_checkpoint(
+        replace(whole, tensors=whole.tensors | {REGISTERS: from_array(registers)}, compression=spec),
+        tmp_path / "whole",
+        "hf",
+    )
+    cut(tmp_path / "whole", tmp_path / "fewer", 4)
+    found = open_checkpoint(tmp_path / "fewer")
+    assert found.compression == "victor:registers=4,layer=1"
+    assert np.array_equal(found.tensors[REGISTERS].load(), registers[:4])

@@ -1,0 +1,53 @@
+"""Methods that choose a plan for each row answer in groups: nothing but speed may come of it."""
+
+import jax
+import numpy as np
+import pytest
+import talking
+
+from victor_jax.inference.forks import group_size
+from victor_jax.inference.vlm import load
+from victor_jax.sharding.mesh import make_mesh
+
+PROMPTS = [f"What is {word}?" for word in ("it", "there", "to be seen in this picture of a cat")] * 2
+PICTURES = [*(talking.picture(seed) for seed in range(len(PROMPTS) - 1)), None]
+SEEDS = {"visor:policy": 0, "dyvte:exits=1-2": 5}  # of weights under which the rows part
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def vlm(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "saved"
+    return load(talking.saved(folder, request.param, seed=SEEDS[request.param]), dtype="float32")
+
+
+def test_a_batch_equals_its_rows_alone(vlm):
+    """Token for token; and more than one plan is chosen."""
+    rows = vlm.prompter.ask(PROMPTS, PICTURES)
+    (batch,) = vlm.in_buckets(rows[:-1], len(rows))
+    (answered,) = vlm.generate_batches(rows, [batch], max_new_tokens=8)
+    assert len(set(answered.compressions)) > 1
+    together = vlm.generate(PROMPTS, PICTURES, max_new_tokens=8)
+    assert [together[row] for row in batch.rows] == answered.texts
+    for prompt, picture, text in zip(PROMPTS, PICTURES, together, strict=True):
+        assert vlm.generate([prompt], [picture], max_new_tokens=8) == [text]
+
+
+def test_scores_and_logits_are_in_the_order_asked(vlm):
+    answers = [f"number {n}" for n in range(len(PROMPTS))]
+    together = vlm.score(PROMPTS, PICTURES, answers)
+    alone = [vlm.score(*([one] for one in row))[0] for row in zip(PROMPTS, PICTURES, answers, strict=True)]
+    np.testing.assert_allclose(together, alone, atol=1e-4, rtol=0)
+
+
+def test_rows_cut_over_devices_answer_the_same(vlm, tmp_path):
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    vlm.save(tmp_path / "again", "orbax")
+    cut = load(tmp_path / "again", dtype="float32", mesh=mesh)
+    assert cut.compression == vlm.compression
+    asked = PROMPTS[:3], PICTURES[:3]
+    assert cut.generate(*asked, max_new_tokens=4) == vlm.generate(*asked, max_new_tokens=4)
+
+
+def test_groups_have_few_sizes():
+    assert [group_size(n) for n in (1, 3, 5, 7, 8, 9, 11, 13, 16, 17)] == [1, 3, 5, 7, 8, 10, 12, 14, 16, 20]
+    assert [group_size(n, 4) for n in (1, 5, 9)] == [4, 8, 12]

@@ -1,0 +1,1 @@
+"""Our models inside lmms-eval, which finds them by an entry point of the installed package."""
