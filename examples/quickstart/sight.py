@@ -49,7 +49,7 @@ PATCH_GAIN = 3.0  # a projected patch weighs about as much as a word
 def tiny(task: Task, tokenizer: Any, depth: int = DEPTH) -> VLMConfig:
     """LLaVA's architecture in small; depth: of the language tower."""
     vision = VisionConfig(
-        width=64,
+        width=48,
         mlp_width=128,
         depth=2,
         heads=4,

@@ -205,11 +205,15 @@ def test_the_benchmark_reads_right_answers_of_every_kind_equally_often(folder):
     assert counts == [SMALL.test] * len(SMALL.kinds)
 
 
-def test_half_of_the_questions_take_more_than_one_step():
-    task = Task(train=100)
-    rows = [conversation(canvas, task, at) for at, canvas in enumerate(compose(task, "train").digits)]
-    share = np.mean([KINDS[question.kind].steps > 1 for row in rows for question in row])
-    assert abs(share - 0.5) < 0.1
+def test_deep_says_how_many_questions_take_more_than_one_step():
+    shares = []
+    for deep in (0, Task().deep, 100):
+        task = Task(train=50, deep=deep)
+        rows = [conversation(canvas, task, at) for at, canvas in enumerate(compose(task, "train").digits)]
+        shares.append(np.mean([KINDS[question.kind].steps > 1 for row in rows for question in row]))
+    assert shares[0] == 0
+    assert 0.33 < shares[1] < 0.67
+    assert shares[2] == 1
 
 
 def test_the_words_alone_say_little():
