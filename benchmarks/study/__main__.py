@@ -63,8 +63,9 @@ def run(given: argparse.Namespace) -> None:
             continue
         place = Workplace(size, given.out / size, given.results, runner, batch_size=50 if on_cpu else 400)
         place.prepare(sorted({seed for _, seed in todo}), at_once)
-        timed = {training: asked for training, asked in todo.items() if training[0] in TIMED}
-        others = {training: asked for training, asked in todo.items() if training[0] not in TIMED}
+        # Where a number is asked for, it holds for these too, and no time is claimed.
+        timed = {} if given.at_once else {one: asked for one, asked in todo.items() if one[0] in TIMED}
+        others = {one: asked for one, asked in todo.items() if one not in timed}
         failed += measure(place, timed, 1) + measure(place, others, at_once)
     if failed:
         raise UserError(f"{len(failed)} trainings failed ({', '.join(failed)}): the same command tries them again")

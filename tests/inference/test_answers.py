@@ -74,7 +74,7 @@ def test_a_picture_of_several_rows_is_opened_and_seen_once(vlm, asked, together)
     rows = vlm.prompter.ask(*asked)
     batch = vlm.in_buckets(rows, 16)[0]  # of rows with two pictures each
     opened = []
-    given, _ = vlm._read(
+    given, _ = vlm.read(
         [rows[row] for row in batch.filled],
         batch.shape,
         batch.pictures,
@@ -133,7 +133,7 @@ def test_an_answer_ends_before_its_stop_string(vlm):
 
 def test_decoding_ends_when_all_rows_said_a_stop_string(vlm):
     said = vlm.prompter.tokenizer.decode
-    prepared = vlm._read(vlm.prompter.ask(QUESTIONS[:3], None))
+    prepared = vlm.read(vlm.prompter.ask(QUESTIONS[:3], None))
     free, _ = vlm._new_tokens(*prepared, 12, None, None, ())
     stop = [next(letter for letter in said(row)[3:] if letter.isalpha()) for row in free.tolist()]
     tokens, _ = vlm._new_tokens(*prepared, 12, None, vlm.prompter.stops(stop), ())
