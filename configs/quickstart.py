@@ -18,8 +18,8 @@ def get_config(argument: str = "") -> ConfigDict:
         raise ValueError(f"{stage!r} is no stage: write configs/quickstart.py:pretrain,… or :finetune,…")
     config = STAGES[stage].get_config(rest)
     config.size = "small"
-    config.batch_size = 16
-    config.total_steps = 40 if stage == "pretrain" else 1050
+    config.batch_size = 16 if stage == "pretrain" else 8
+    config.total_steps = 40 if stage == "pretrain" else 2400
     config.seed = 0
     config.dtype = "float32"
     config.remat = "none"
@@ -28,6 +28,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 1e-3 if stage == "pretrain" else 1.5e-3
     config.optimizer.warmup_ratio = 0.05
     config.optimizer.b2 = 0.98
-    config.checkpoint.every = 350
+    config.checkpoint.every = 800
     config.checkpoint.keep_last = 1
     return config

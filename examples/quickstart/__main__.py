@@ -19,8 +19,8 @@ from victor_jax.errors import exit_status
 # All but `full` drop the 64 visual tokens after the same layer; the slowest comes first.
 METHODS = {
     "full": "full",
-    "victor-16": "registers=16,layer=2",
-    "victor-4": "registers=4,layer=2",
+    "victor-8": "registers=8,layer=2",
+    "victor-2": "registers=2,layer=2",
     "vtw": "vtw,layer=2",
 }
 TRAININGS = 2  # at a time
@@ -55,7 +55,7 @@ def asked(out: Path, method: str, blind: bool = False) -> Job:
 
 def leftovers(out: Path) -> list[Job]:
     """The model in Hugging Face's layout, and what its registers read."""
-    model = out / "victor-4" / "finetune" / "model"
+    model = out / "victor-2" / "finetune" / "model"
     image, picture = out / "data" / "digits" / "images" / "000000.png", out / "registers.png"
     look = (f"--model={model}", f"--image={image}", f"--out={picture}", "--prompt=Which digit is the largest?")
     return [

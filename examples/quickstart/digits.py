@@ -45,10 +45,10 @@ class Task:
     fewest: int = 7  # digits on a canvas
     most: int = 9
     kinds: tuple[str, ...] = ("place", "where", "largest", "right_of", "below", "above_largest")
-    deep: int = 50  # percent of the training questions that have more than one step
-    turns: int = 6  # questions about each training canvas
+    deep: int = 60  # percent of draws of a training question that want more than one step: a canvas has only so many
+    turns: int = 8  # at most, questions about each training canvas
     asked: int = 6  # about each test canvas
-    train: int = 8000  # canvases
+    train: int = 12000  # canvases
     described: int = 1000  # of them, in words, for stage 1
     test: int = 200
     seed: int = 0

@@ -152,14 +152,19 @@ def draw(rows: list[Row], floor: Floor, file: Path) -> None:
         fontsize=8,
     )
     full = rows[0]
-    for number, row in enumerate(sorted(rows, key=lambda row: row.flops)):
+    label_at = min(100 * row.by_steps[steps] for row in rows)
+    for row in sorted(rows, key=lambda row: -row.flops):
         x, y = row.flops / 1e6, 100 * row.by_steps[steps]
         colour = COLOURS[row.method.split(":")[0]]
         axes.plot(x, y, "o", color=colour, markersize=9)
+        if row is full:
+            axes.annotate(f"full: {y:.0f} %", (x, y + 4), ha="center", color=colour, fontsize=9)
+            continue
+        label_at -= 11  # points are neighbours: each has its label on a line of its own, below all of them
+        axes.plot([x, x], [y, label_at], color=colour, linewidth=0.8)
         faster = row.images_per_second / full.images_per_second
-        label = f"{row.label}: {y:.0f} %" + (f"\n{faster:.1f} times as fast" if row is not full else "")
-        below = -30 if number % 2 == 0 else 10  # neighbours would write over each other
-        axes.annotate(label, (x, y), (0, below), textcoords="offset points", ha="center", color=colour, fontsize=8)
+        label = f" {row.label}: {y:.0f} %, {faster:.1f} times as fast"
+        axes.annotate(label, (x, label_at), va="center", color=colour, fontsize=9)
     axes.set_xlim(0, full.flops / 1e6 * 1.15)
     axes.set_ylim(0, 115)
     axes.set_yticks(range(0, 101, 20))

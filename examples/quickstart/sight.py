@@ -37,11 +37,11 @@ from victor_jax.weights.write import write_checkpoint
 
 BATCH, RATE, WARMUP = 512, 3e-3, 0.1  # cells, on however many canvases
 STEPS = 1000
-DEPTH = 4  # of the language tower
+DEPTH = 6  # of the language tower
 CELLS, UNSEEN = 256_000, 16_000  # on all canvases together, to learn from and to be tested on
 FILLED = 0.6  # of the cells, at random: there are no questions here that a canvas must suit
 CLASSES, NOTHING = 11, 0  # of patches: those without a digit, then a class for each digit
-PLACE = 0.7  # how much of a code is place, how much digit
+PLACE = 0.5  # how much of a code is place, how much digit
 SHARP = 4.0  # of the choice between codes
 PATCH_GAIN = 3.0  # a projected patch weighs about as much as a word
 
@@ -49,8 +49,8 @@ PATCH_GAIN = 3.0  # a projected patch weighs about as much as a word
 def tiny(task: Task, tokenizer: Any, depth: int = DEPTH) -> VLMConfig:
     """LLaVA's architecture in small; depth: of the language tower."""
     vision = VisionConfig(
-        width=64,
-        mlp_width=256,
+        width=48,
+        mlp_width=128,
         depth=2,
         heads=4,
         image_size=task.size,
