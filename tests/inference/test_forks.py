@@ -54,7 +54,7 @@ def test_float32_is_exact_below_a_fork_too(vlm):
     """As in one pass; GPUs and TPUs would round the factors of its products."""
     batch, shape = vlm.read(vlm.prompter.ask(PROMPTS[:1], PICTURES[:1]))
     static = {"module": vlm.module, "sizes": vlm.sizes(shape), "room": 2, "fork": vlm.method.fork}
-    lines = forks.begin.lower(vlm._tree, batch, **static).as_text().splitlines()
+    lines = forks.to_fork.lower(vlm._tree, batch, **static).as_text().splitlines()
     products = [line for line in lines if "dot_general" in line]
     assert len(products) > 20
     assert all("HIGHEST" in line for line in products)

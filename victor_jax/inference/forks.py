@@ -26,11 +26,11 @@ from victor_jax.sharding.mesh import fetch
 
 
 @flax.struct.dataclass
-class Way:
-    """How far some rows have come."""
+class Prefix:
+    """What the steps before a fork made of some rows."""
 
     flow: Flow
-    caches: Caches  # of the steps so far
+    caches: Caches  # of these steps
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def groups(
     fork = module.method.fork
     assert fork is not None, f"{module.method.spec} chooses nothing"
 
-    def of(branch: Branch) -> dict[str, Any]:
+    def static(branch: Branch) -> dict[str, Any]:
         method = replace(module.method, plan=branch.plan, fork=None)
         return {"module": module.clone(method=method), "sizes": branch.plan.sizes(counts), "room": room}
 
-    def parted(fork: Fork, way: Way, choice: jax.Array, rows: np.ndarray) -> Iterator[Group]:
+    def parted(fork: Fork, prefix: Prefix, choice: jax.Array, rows: np.ndarray) -> Iterator[Group]:
         chosen = fetch(choice)[: len(rows)]
         for number, branch in enumerate(fork.branches):
             (mine,) = np.nonzero(chosen == number)
@@ -69,17 +69,18 @@ def groups(
                 continue
             kept = np.pad(mine, (0, group_size(len(mine), multiple) - len(mine)), mode="edge").astype(np.int32)
             if isinstance(branch, Fork):
-                own = of(branch.ends[-1])
-                onward, choice_there = go_on(params, way, kept, start=fork.at, fork=branch, **own)
-                yield from parted(branch, onward, choice_there, rows[mine])
+                above, choice_there = between_forks(
+                    params, prefix, kept, start=fork.at, fork=branch, **static(branch.ends[-1])
+                )
+                yield from parted(branch, above, choice_there, rows[mine])
             else:
-                own, whose = of(branch), rows[kept[: len(mine)]]
-                targets = place(batch.targets[np.pad(whose, (0, len(kept) - len(mine)), mode="edge")])
-                found = finish(params, way, kept, targets, start=fork.at, end=end, **own)
-                yield Group(whose, branch.spec, own["module"], found)
+                given, whose = static(branch), rows[mine]
+                targets = place(batch.targets[rows[kept]])
+                found = to_top(params, prefix, kept, targets, start=fork.at, end=end, **given)
+                yield Group(whose, branch.spec, given["module"], found)
 
-    way, choice = begin(params, place(batch), fork=fork, **of(fork.ends[-1]))
-    yield from parted(fork, way, choice, np.arange(len(batch.targets)))
+    prefix, choice = to_fork(params, place(batch), fork=fork, **static(fork.ends[-1]))
+    yield from parted(fork, prefix, choice, np.arange(len(batch.targets)))
 
 
 def group_size(rows: int, multiple: int = 1) -> int:
@@ -92,21 +93,21 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @compiled("fork")
-def begin(
+def to_fork(
     params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], room: int | None, fork: Fork
-) -> tuple[Way, jax.Array]:
+) -> tuple[Prefix, jax.Array]:
     """From the input to the first fork, and the branch of each row, int32 [B]."""
 
-    def run(model: VLMModule) -> tuple[Way, jax.Array]:
-        return _until(model, Way(model.bottom(batch), []), sizes, room, 0, fork)
+    def run(model: VLMModule) -> tuple[Prefix, jax.Array]:
+        return _until(model, Prefix(model.bottom(batch), []), sizes, room, 0, fork)
 
     return module.apply({"params": params}, method=run)  # type: ignore[return-value]
 
 
 @compiled("start", "fork")
-def go_on(
+def between_forks(
     params: dict,
-    way: Way,
+    prefix: Prefix,
     rows: jax.Array,
     *,
     module: VLMModule,
@@ -114,19 +115,19 @@ def go_on(
     room: int | None,
     start: int,
     fork: Fork,
-) -> tuple[Way, jax.Array]:
+) -> tuple[Prefix, jax.Array]:
     """These rows, int32 [rows], from one fork to the next."""
 
-    def run(model: VLMModule) -> tuple[Way, jax.Array]:
-        return _until(model, _select(way, rows, module.cache_axes), sizes, room, start, fork)
+    def run(model: VLMModule) -> tuple[Prefix, jax.Array]:
+        return _until(model, _select(prefix, rows, module.cache_axes), sizes, room, start, fork)
 
     return module.apply({"params": params}, method=run)  # type: ignore[return-value]
 
 
 @compiled("start", "end")
-def finish(
+def to_top(
     params: dict,
-    way: Way,
+    prefix: Prefix,
     rows: jax.Array,
     targets: jax.Array,
     *,
@@ -139,7 +140,7 @@ def finish(
     """These rows from a fork to the top."""
 
     def run(model: VLMModule) -> Any:
-        mine = _select(way, rows, module.cache_axes)
+        mine = _select(prefix, rows, module.cache_axes)
         flow, caches = model.part(mine.flow, sizes, room, (start, None))
         return (model.next_logits(flow), [*mine.caches, *caches]) if end is None else end(model, flow, targets)
 
@@ -147,13 +148,13 @@ def finish(
 
 
 def _until(
-    model: VLMModule, way: Way, sizes: tuple[Size, ...], room: int | None, start: int, fork: Fork
-) -> tuple[Way, jax.Array]:
-    flow, caches = model.part(way.flow, sizes, room, (start, fork.at))
-    return Way(flow, [*way.caches, *caches]), model.choose(flow, fork)
+    model: VLMModule, prefix: Prefix, sizes: tuple[Size, ...], room: int | None, start: int, fork: Fork
+) -> tuple[Prefix, jax.Array]:
+    flow, caches = model.part(prefix.flow, sizes, room, (start, fork.at))
+    return Prefix(flow, [*prefix.caches, *caches]), model.choose(flow, fork)
 
 
-def _select(way: Way, rows: jax.Array, axes: CacheAxes) -> Way:
+def _select(prefix: Prefix, rows: jax.Array, axes: CacheAxes) -> Prefix:
     def of_caches(caches: Any) -> Any:
         if not isinstance(caches, StageCache):
             return jax.tree.map(lambda array: array[rows], caches)
@@ -163,5 +164,5 @@ def _select(way: Way, rows: jax.Array, axes: CacheAxes) -> Way:
         )
         return replace(caches, keys=keys, values=values, positions=caches.positions[rows], new=caches.new[rows])
 
-    flow = replace(way.flow, scores=None)  # of the layers, not of the rows
-    return Way(jax.tree.map(lambda array: array[rows], flow), [of_caches(caches) for caches in way.caches])
+    flow = replace(prefix.flow, scores=None)  # of the layers, not of the rows
+    return Prefix(jax.tree.map(lambda array: array[rows], flow), [of_caches(caches) for caches in prefix.caches])
