@@ -19,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = STAGES[stage].get_config(rest)
     config.size = "small"
     config.batch_size = 16 if stage == "pretrain" else 8
-    config.total_steps = 40 if stage == "pretrain" else 2400
+    config.total_steps = 40 if stage == "pretrain" else 3200
     config.seed = 0
     config.dtype = "float32"
     config.remat = "none"

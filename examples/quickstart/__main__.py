@@ -19,9 +19,9 @@ from victor_jax.errors import exit_status
 # All but `full` drop the 64 visual tokens after the same layer; the slowest comes first.
 METHODS = {
     "full": "full",
-    "victor-8": "registers=8,layer=2",
-    "victor-2": "registers=2,layer=2",
-    "vtw": "vtw,layer=2",
+    "victor-8": "registers=8,layer=3",
+    "victor-2": "registers=2,layer=3",
+    "vtw": "vtw,layer=3",
 }
 TRAININGS = 2  # at a time
 TIMED = 30  # steps, for how long one takes
