@@ -118,11 +118,11 @@ def of_vision_on_request() -> Iterator[Claim]:
     """Tokens that stay beside the text or leave when a gate says so (2603.23495, 2411.19628)."""
     for rival in (VICTOR, f"vtw-k{K}"):
         says = f"VISOR without self-attention beats {rival}"
-        yield Claim(f"visor-{rival}", says, OURS, gain("visor-0-2", rival), ">", POINT)
+        yield Claim(f"visor-{rival}", says, OURS, gain("visor-0-2-of-full", rival), ">", POINT)
     says = "self-attention layers help VISOR on questions of more steps"
-    yield Claim("visor-self", says, "+ 6.6 points on hard tasks", gain("visor-2-2", "visor-0-2", 2, 3), ">", POINT)
+    yield Claim("visor-self", says, "+ 6.6 points on hard tasks", gain("visor", "visor-as-0-2", 2, 3), ">", POINT)
     says = "one network for all budgets loses little against one for each"
-    yield Claim("visor-one", says, "none given", loss("visor-as-0-2", of="visor-0-2"), "<", 0.04)
+    yield Claim("visor-one", says, "none given", loss("visor-as-0-2", of="visor-0-2-of-full"), "<", 0.04)
     for name, largest, paper in (("visor-policy", "visor", "within 1 %"), ("dyvte", "full", "nothing lost")):
         says = f"{name} loses little against {largest}"
         yield Claim(f"{name}-keeps", says, paper, loss(name, of=largest), "<", 0.04)

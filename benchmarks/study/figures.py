@@ -25,8 +25,8 @@ OTHERS = {  # besides the sweep, with their markers
     "mqt": "X",
     "barred-8": "<",
     "elastic-16-as-8": "d",
-    "visor-0-2": "1",
-    "visor-2-2": "2",
+    "visor-0-2-of-full": "1",
+    "visor": "2",
     "visor-policy": "*",
     "dyvte": "p",
 }

@@ -37,6 +37,7 @@ class Training:
     compression: str
     stage1: float = 1.0  # times the steps of stage 1
     stage2: float = 1.0
+    start: str = ""  # the training whose model it starts from, as a LLaVA checkpoint; none: the start of its seed
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,9 @@ def trainings(size: Size) -> dict[str, Training]:
         "elastic-16": f"elastic:registers=16,layer={K}",
         "undropped-8": f"victor:registers=8,layer={size.depth}",
         **{f"barred-{m}": f"victor:registers={m},layer={K},route=registers" for m in (1, 8, 16)},
-        # All tokens stay, few layers see them; networks of its own, and all of them in one.
+        # All tokens stay, few layers see them.
         "visor-0-2": "visor:self=0,cross=2",
         "visor-2-2": "visor:self=2,cross=2",
-        "visor": "visor:self=2,cross=2,sampled",
         "zeros-8": f"victor:registers=8,layer={K},start=zeros",
         "pooled-8": f"victor-pooled:registers=8,layer={K}",
     }
@@ -94,6 +94,9 @@ def trainings(size: Size) -> dict[str, Training]:
     return {
         **{name: Training(compression) for name, compression in compressions.items()},
         f"{victor}-long-stage1": Training(compressions[victor], stage1=5),
+        # As in its paper: stage 1 teaches the new blocks of a trained model. One network of its own, or all in one.
+        "visor-0-2-of-full": Training(compressions["visor-0-2"], stage1=10, stage2=0.5, start="full"),
+        "visor": Training("visor:self=2,cross=2,sampled", stage1=10, stage2=0.5, start="full"),
         **{
             f"{name}-{length}": Training(compressions[name], stage2=share)
             for name in ("full", victor)
@@ -125,7 +128,12 @@ def model_setting(size: str) -> dict[str, Any]:
 def setting(size: str, point: str) -> dict[str, Any]:
     """What decides a result, but for the seed. One that was measured under another setting is not of this grid."""
     of = points(SIZES[size])[point]
-    return model_setting(size) | {"training": asdict(trainings(SIZES[size])[of.training]), "point": asdict(of)}
+    return model_setting(size) | {"training": written(trainings(SIZES[size])[of.training]), "point": asdict(of)}
+
+
+def written(training: Training) -> dict[str, Any]:
+    """What decides its model, with that of the training that it starts from."""
+    return {key: value for key, value in asdict(training).items() if value}
 
 
 def chosen(patterns: str, names: list[str], what: str) -> list[str]:

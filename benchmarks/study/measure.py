@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.methods import prefill_flops
-from benchmarks.study.grid import SIZES, Size, model_setting, points, setting, trainings
+from benchmarks.study.grid import SIZES, Size, model_setting, points, setting, trainings, written
 from benchmarks.study.records import ALL, Record, write
 from examples.quickstart.digits import write_digits
 from examples.quickstart.jobs import ROWS, Job, Recipe, Runner, evaluation, training
@@ -68,7 +68,7 @@ class Workplace:
     def measure(self, name: str, seed: int, wanted: list[str], at_once: int) -> None:
         """Trains, asks what the points `wanted` of that training ask, and writes their results."""
         folder = self.trained(name, seed)
-        keep_settings(asdict(trainings(self.size)[name]), folder, folder / "stages")
+        keep_settings(written(trainings(self.size)[name]), folder, folder / "stages")
         chain = [*self.training(name, seed), *(job for point in wanted for job in self.asking(point, seed))]
         self.runner.chain(chain)
         if all(job.done.exists() for job in chain):  # else it was stopped
@@ -83,7 +83,8 @@ class Workplace:
         of, own = trainings(self.size)[name], self.size.recipe
         recipe = lengthened(own, {"pretrain": of.stage1, "finetune": of.stage2})
         label = f"{self.name} {name} seed{seed}"
-        return training(label, of.compression, self.data, self.start(seed), self.trained(name, seed), seed, recipe)
+        start = self.trained(of.start, seed) / "finetune" / "model" if of.start else self.start(seed)
+        return training(label, of.compression, self.data, start, self.trained(name, seed), seed, recipe)
 
     def asking(self, name: str, seed: int) -> list[Job]:
         point = points(self.size)[name]
