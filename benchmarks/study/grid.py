@@ -94,6 +94,8 @@ def trainings(size: Size) -> dict[str, Training]:
     return {
         **{name: Training(compression) for name, compression in compressions.items()},
         f"{victor}-long-stage1": Training(compressions[victor], stage1=5),
+        # What it learns late.
+        "visor-2-2-double": Training(compressions["visor-2-2"], stage2=2),
         # As in its paper: stage 1 teaches the new blocks of a trained model. One network of its own, or all in one.
         "visor-0-2-of-full": Training(compressions["visor-0-2"], stage1=10, stage2=0.5, start="full"),
         "visor": Training("visor:self=2,cross=2,sampled", stage1=10, stage2=0.5, start="full"),

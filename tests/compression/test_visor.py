@@ -58,7 +58,6 @@ def reference(model, row, images, selves, crosses):
     ("spec", "selves", "crosses"),
     [
         (SPEC, (2, 5), (1, 4)),
-        ("visor:self=1,cross=2", (2,), (1, 4)),
         ("visor:self=0,cross=1", (), (1,)),
         ("visor:self=3,cross=0", (1, 3, 5), ()),
         ("visor:self=0,cross=0", (), ()),  # text alone

@@ -22,6 +22,12 @@ def vlm(request, tmp_path_factory):
     return load(talking.saved(folder, request.param, seed=SEEDS[request.param]), dtype="float32")
 
 
+@pytest.fixture(scope="module")
+def router(tmp_path_factory):
+    """The first of them, for what does not depend on how many choices there are."""
+    return load(talking.saved(tmp_path_factory.mktemp("model") / "saved", "visor:policy"), dtype="float32")
+
+
 def test_a_batch_equals_its_rows_alone(vlm):
     """Token for token; and more than one plan is chosen."""
     rows = vlm.prompter.ask(PROMPTS, PICTURES)
@@ -34,10 +40,10 @@ def test_a_batch_equals_its_rows_alone(vlm):
         assert vlm.generate([prompt], [picture], max_new_tokens=8) == [text]
 
 
-def test_fillers_are_drawn_as_the_row_that_they_copy(vlm, monkeypatch):
+def test_fillers_are_drawn_as_the_row_that_they_copy(router, monkeypatch):
     """With draws of their own they could go on when all rows have ended."""
-    rows, seen = vlm.prompter.ask(PROMPTS, PICTURES), []
-    group = Group(np.array([1, 2, 4]), vlm.compression, vlm.module, (np.zeros((6, talking.VOCABULARY)), []))
+    rows, seen = router.prompter.ask(PROMPTS, PICTURES), []
+    group = Group(np.array([1, 2, 4]), router.compression, router.module, (np.zeros((6, talking.VOCABULARY)), []))
 
     def decode(params, caches, logits, draws, stops, **static):
         seen.append(draws.seed)
@@ -46,34 +52,34 @@ def test_fillers_are_drawn_as_the_row_that_they_copy(vlm, monkeypatch):
     monkeypatch.setattr(VLM, "_groups", lambda *_: [group])
     monkeypatch.setattr(programs, "decode", decode)
     draws = draws_of(Sampling(temperature=1.0), range(10, 10 + len(rows)))
-    vlm._new_tokens(*vlm.read(rows), 2, draws, None, ())
+    router._new_tokens(*router.read(rows), 2, draws, None, ())
     np.testing.assert_array_equal(seen, [[11, 12, 14, 14, 14, 14]])
 
 
-def test_float32_is_exact_below_a_fork_too(vlm):
+def test_float32_is_exact_below_a_fork_too(router):
     """As in one pass; GPUs and TPUs would round the factors of its products."""
-    batch, shape = vlm.read(vlm.prompter.ask(PROMPTS[:1], PICTURES[:1]))
-    static = {"module": vlm.module, "sizes": vlm.sizes(shape), "room": 2, "fork": vlm.method.fork}
-    lines = forks.to_fork.lower(vlm._tree, batch, **static).as_text().splitlines()
+    batch, shape = router.read(router.prompter.ask(PROMPTS[:1], PICTURES[:1]))
+    static = {"module": router.module, "sizes": router.sizes(shape), "room": 2, "fork": router.method.fork}
+    lines = forks.to_fork.lower(router._tree, batch, **static).as_text().splitlines()
     products = [line for line in lines if "dot_general" in line]
     assert len(products) > 20
     assert all("HIGHEST" in line for line in products)
 
 
-def test_scores_and_logits_are_in_the_order_asked(vlm):
+def test_scores_and_logits_are_in_the_order_asked(router):
     answers = [f"number {n}" for n in range(len(PROMPTS))]
-    together = vlm.score(PROMPTS, PICTURES, answers)
-    alone = [vlm.score(*([one] for one in row))[0] for row in zip(PROMPTS, PICTURES, answers, strict=True)]
+    together = router.score(PROMPTS, PICTURES, answers)
+    alone = [router.score(*([one] for one in row))[0] for row in zip(PROMPTS, PICTURES, answers, strict=True)]
     np.testing.assert_allclose(together, alone, atol=1e-4, rtol=0)
 
 
-def test_rows_cut_over_devices_answer_the_same(vlm, tmp_path):
+def test_rows_cut_over_devices_answer_the_same(router, tmp_path):
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
-    vlm.save(tmp_path / "again", "orbax")
+    router.save(tmp_path / "again", "orbax")
     cut = load(tmp_path / "again", dtype="float32", mesh=mesh)
-    assert cut.compression == vlm.compression
+    assert cut.compression == router.compression
     asked = PROMPTS[:3], PICTURES[:3]
-    assert cut.generate(*asked, max_new_tokens=4) == vlm.generate(*asked, max_new_tokens=4)
+    assert cut.generate(*asked, max_new_tokens=4) == router.generate(*asked, max_new_tokens=4)
 
 
 def test_groups_have_few_sizes():

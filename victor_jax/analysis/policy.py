@@ -26,7 +26,7 @@ from victor_jax.models.vlm import VLMModule, exact_where_asked
 from victor_jax.ops.losses import IGNORE
 from victor_jax.sharding.mesh import fetch
 
-BATCH = 128  # rows of a step, DyVTE's
+BATCH = 128  # rows of a step
 
 
 class Tried(NamedTuple):

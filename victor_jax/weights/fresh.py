@@ -76,7 +76,7 @@ def _choices(method: Method) -> set[str]:
 
 def _lacking(checkpoint: Checkpoint, method: Method, needed: dict[str, Declared], serving: set[str]) -> str:
     """What the method needs and the checkpoint does not have, and the command that trains it."""
-    trained = method.spec.replace("policy", "sampled")  # what chooses among VISOR's networks is trained after them
+    trained = method.spec.replace("policy", "sampled")  # networks are trained before what chooses among them
     own, command = checkpoint.own, f"python train.py --config=configs/finetune.py:{trained}"
     if needed.keys() - serving <= chooser_of(checkpoint.config, method):
         return (
