@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,13 +23,8 @@ from victor_jax.models.vlm import VLMModule
 from victor_jax.ops.attention import CacheAxes
 from victor_jax.sharding.mesh import fetch
 
-
-@flax.struct.dataclass
-class Prefix:
-    """What the steps before a fork made of some rows."""
-
-    flow: Flow
-    caches: Caches  # of these steps
+# The caches of the steps between two forks, and which of their rows are meant: int [rows].
+Held = tuple[Caches, Any]
 
 
 @dataclass(frozen=True)
@@ -61,26 +55,27 @@ def groups(
         method = replace(module.method, plan=branch.plan, fork=None)
         return {"module": module.clone(method=method), "sizes": branch.plan.sizes(counts), "room": room}
 
-    def parted(fork: Fork, prefix: Prefix, choice: jax.Array, rows: np.ndarray) -> Iterator[Group]:
+    def parted(fork: Fork, flow: Flow, held: list[Held], choice: jax.Array, rows: np.ndarray) -> Iterator[Group]:
         chosen = fetch(choice)[: len(rows)]
         for number, branch in enumerate(fork.branches):
             (mine,) = np.nonzero(chosen == number)
             if not len(mine):
                 continue
             kept = np.pad(mine, (0, group_size(len(mine), multiple) - len(mine)), mode="edge").astype(np.int32)
+            below = [(caches, of_rows[kept]) for caches, of_rows in held]
             if isinstance(branch, Fork):
-                above, choice_there = between_forks(
-                    params, prefix, kept, start=fork.at, fork=branch, **static(branch.ends[-1])
-                )
-                yield from parted(branch, above, choice_there, rows[mine])
+                found = between_forks(params, flow, kept, start=fork.at, fork=branch, **static(branch.ends[-1]))
+                above, caches, choice_there = found
+                below.append((caches, np.arange(len(kept), dtype=np.int32)))
+                yield from parted(branch, above, below, choice_there, rows[mine])
             else:
-                given, whose = static(branch), rows[mine]
-                targets = place(batch.targets[rows[kept]])
-                found = to_top(params, prefix, kept, targets, start=fork.at, end=end, **given)
-                yield Group(whose, branch.spec, given["module"], found)
+                given, targets = static(branch), place(batch.targets[rows[kept]])
+                found = to_top(params, flow, kept, below, targets, start=fork.at, end=end, **given)
+                yield Group(rows[mine], branch.spec, given["module"], found)
 
-    prefix, choice = to_fork(params, place(batch), fork=fork, **static(fork.ends[-1]))
-    yield from parted(fork, prefix, choice, np.arange(len(batch.targets)))
+    flow, caches, choice = to_fork(params, place(batch), fork=fork, **static(fork.ends[-1]))
+    everyone = np.arange(len(choice), dtype=np.int32)
+    yield from parted(fork, flow, [(caches, everyone)], choice, everyone[: len(batch.targets)])
 
 
 def group_size(rows: int, multiple: int = 1) -> int:
@@ -95,11 +90,11 @@ def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 @compiled("fork")
 def to_fork(
     params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size, ...], room: int | None, fork: Fork
-) -> tuple[Prefix, jax.Array]:
-    """From the input to the first fork, and the branch of each row, int32 [B]."""
+) -> tuple[Flow, Caches, jax.Array]:
+    """From the input to the first fork -> also the branch of each row, int32 [B]."""
 
-    def run(model: VLMModule) -> tuple[Prefix, jax.Array]:
-        return _until(model, Prefix(model.bottom(batch), []), sizes, room, 0, fork)
+    def run(model: VLMModule) -> tuple[Flow, Caches, jax.Array]:
+        return _until(model, model.bottom(batch), sizes, room, 0, fork)
 
     return module.apply({"params": params}, method=run)  # type: ignore[return-value]
 
@@ -107,7 +102,7 @@ def to_fork(
 @compiled("start", "fork")
 def between_forks(
     params: dict,
-    prefix: Prefix,
+    flow: Flow,
     rows: jax.Array,
     *,
     module: VLMModule,
@@ -115,11 +110,11 @@ def between_forks(
     room: int | None,
     start: int,
     fork: Fork,
-) -> tuple[Prefix, jax.Array]:
-    """These rows, int32 [rows], from one fork to the next."""
+) -> tuple[Flow, Caches, jax.Array]:
+    """These rows of the flow, int32 [rows], from one fork to the next; the caches are those of the steps between."""
 
-    def run(model: VLMModule) -> tuple[Prefix, jax.Array]:
-        return _until(model, _select(prefix, rows, module.cache_axes), sizes, room, start, fork)
+    def run(model: VLMModule) -> tuple[Flow, Caches, jax.Array]:
+        return _until(model, _rows_of_flow(flow, rows), sizes, room, start, fork)
 
     return module.apply({"params": params}, method=run)  # type: ignore[return-value]
 
@@ -127,8 +122,9 @@ def between_forks(
 @compiled("start", "end")
 def to_top(
     params: dict,
-    prefix: Prefix,
+    flow: Flow,
     rows: jax.Array,
+    held: list[Held],
     targets: jax.Array,
     *,
     module: VLMModule,
@@ -137,32 +133,35 @@ def to_top(
     start: int,
     end: End | None,
 ) -> Any:
-    """These rows from a fork to the top."""
+    """These rows of the flow from a fork to the top. Caches are large: each row's are copied once, here."""
 
     def run(model: VLMModule) -> Any:
-        mine = _select(prefix, rows, module.cache_axes)
-        flow, caches = model.part(mine.flow, sizes, room, (start, None))
-        return (model.next_logits(flow), [*mine.caches, *caches]) if end is None else end(model, flow, targets)
+        top, caches = model.part(_rows_of_flow(flow, rows), sizes, room, (start, None))
+        if end is not None:
+            return end(model, top, targets)
+        below = [_rows_of_caches(one, of_rows, module.cache_axes) for some, of_rows in held for one in some]
+        return model.next_logits(top), [*below, *caches]
 
     return module.apply({"params": params}, method=run)
 
 
 def _until(
-    model: VLMModule, prefix: Prefix, sizes: tuple[Size, ...], room: int | None, start: int, fork: Fork
-) -> tuple[Prefix, jax.Array]:
-    flow, caches = model.part(prefix.flow, sizes, room, (start, fork.at))
-    return Prefix(flow, [*prefix.caches, *caches]), model.choose(flow, fork)
+    model: VLMModule, flow: Flow, sizes: tuple[Size, ...], room: int | None, start: int, fork: Fork
+) -> tuple[Flow, Caches, jax.Array]:
+    flow, caches = model.part(flow, sizes, room, (start, fork.at))
+    return flow, caches, model.choose(flow, fork)
 
 
-def _select(prefix: Prefix, rows: jax.Array, axes: CacheAxes) -> Prefix:
-    def of_caches(caches: Any) -> Any:
-        if not isinstance(caches, StageCache):
-            return jax.tree.map(lambda array: array[rows], caches)
-        keys, values = (
-            tuple(jnp.take(array, rows, axis=1 + order.index("B")) for array in held)
-            for held, order in zip((caches.keys, caches.values), axes, strict=True)
-        )
-        return replace(caches, keys=keys, values=values, positions=caches.positions[rows], new=caches.new[rows])
+def _rows_of_flow(flow: Flow, rows: jax.Array) -> Flow:
+    return jax.tree.map(lambda array: array[rows], replace(flow, scores=None))  # scores are of layers, not of rows
 
-    flow = replace(prefix.flow, scores=None)  # of the layers, not of the rows
-    return Prefix(jax.tree.map(lambda array: array[rows], flow), [of_caches(caches) for caches in prefix.caches])
+
+def _rows_of_caches(caches: Any, rows: jax.Array, axes: CacheAxes) -> Any:
+    """`caches`: what one step keeps."""
+    if not isinstance(caches, StageCache):
+        return jax.tree.map(lambda array: array[rows], caches)
+    keys, values = (
+        tuple(jnp.take(array, rows, axis=1 + order.index("B")) for array in held)
+        for held, order in zip((caches.keys, caches.values), axes, strict=True)
+    )
+    return replace(caches, keys=keys, values=values, positions=caches.positions[rows], new=caches.new[rows])
