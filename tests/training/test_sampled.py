@@ -23,9 +23,12 @@ def run():
 
 def test_plans_are_drawn_by_the_seed_and_the_step(run):
     """All as often, about; the same again after a stop, on every host."""
-    drawn = [run.sampled(number) for number in range(200)]
-    assert drawn == [small_run.small_run({"compression": "visor:sampled"}).sampled(number) for number in range(200)]
-    assert drawn != [small_run.small_run({"compression": "visor:sampled", "seed": 1}).sampled(n) for n in range(200)]
+    same, other = (
+        small_run.small_run({"compression": "visor:sampled", "seed": seed}) for seed in (run.settings.seed, 1)
+    )
+    drawn, again, elsewhere = ([one.sampled(number) for number in range(200)] for one in (run, same, other))
+    assert drawn == again
+    assert drawn != elsewhere
     counts = Counter(drawn)
     assert counts.keys() == set(run.module.method.sampled)
     assert min(counts.values()) > 70
