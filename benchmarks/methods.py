@@ -23,8 +23,7 @@ from flax.traverse_util import unflatten_dict
 from benchmarks import machine
 from benchmarks.inference import lower_answer
 from benchmarks.shapes import PRESETS, Params, Preset, batch_of, random_params
-from victor_jax.analysis import flops
-from victor_jax.analysis.traced import matrix_flops
+from victor_jax.analysis import flops, traced
 from victor_jax.compression.plan import Kind, Layers, Method, Plan
 from victor_jax.compression.spec import parse
 from victor_jax.inference.platform import module_for, weight_format
@@ -118,14 +117,8 @@ def prepare(
 
 def prefill_flops(module: VLMModule, rows: int, text: int) -> int:
     """Of reading so many prompts, each with one image and `text` tokens."""
-    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, module.dtype) for path, leaf in parameters(module).items()}
     batch, sizes = batch_of(module, rows, text, supervised=False)
-    counted = module.clone(implementation="xla")  # kernels hide their products
-    return matrix_flops(
-        lambda tree, batch: counted.apply({"params": tree}, batch, sizes, 1, method=VLMModule.prefill),
-        unflatten_dict(shapes, sep="/"),
-        batch,
-    )
+    return traced.prefill_flops(module, parameters(module), batch, sizes)
 
 
 def weights(module: VLMModule, have: Params) -> Params:

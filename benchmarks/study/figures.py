@@ -26,6 +26,8 @@ OTHERS = {  # besides the sweep, with their markers
     "barred-8": "<",
     "elastic-16-as-8": "d",
     "visor-0-2-of-full": "1",
+    "visor-2-2": "H",
+    "visor-2-2-double": "D",
     "visor": "2",
     "visor-policy": "*",
     "dyvte": "p",

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
 
-from victor_jax.analysis.traced import matrix_flops
+from victor_jax.analysis.traced import prefill_flops
 from victor_jax.compression.choice import Outcome, question_features
-from victor_jax.compression.plan import Branch, Fork, Kind, Method, Plan, Size
+from victor_jax.compression.plan import Branch, Fork, Kind, Method, Size
 from victor_jax.compression.stream import survivors, take
 from victor_jax.data.batches import build_batch
 from victor_jax.data.shapes import Shape
@@ -40,13 +40,12 @@ class Tried(NamedTuple):
 
 def try_plans(vlm: VLM, batch: Batch, shape: Shape) -> Tried:
     """Every plan that the method may choose, on a batch whose answers are supervised."""
-    rows, fork = len(batch.targets), vlm.method.fork
-    assert fork is not None, f"{vlm.compression} chooses nothing"
+    rows = len(batch.targets)
     most = int((batch.targets != IGNORE).sum(axis=1).max())
     most = 1 << (most - 1).bit_length()  # so that answers of all lengths share a handful of programs
     found = []
-    for end in fork.ends:
-        one = replace(vlm, module=vlm.module.clone(method=replace(vlm.method, plan=end.plan, fork=None)))
+    for end in fork_of(vlm.method).ends:
+        one = replace(vlm, module=vlm.module.under(end.plan))
         arrays = one.call(_outcome, batch, one.sizes(shape), most=most)
         found.append([fetch(array)[:rows] for array in arrays])
     scores, words = zip(*found, strict=True)
@@ -89,7 +88,7 @@ def features(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size
     @exact_where_asked
     def run(model: VLMModule) -> jax.Array:
         flow, start, found = model.bottom(batch), 0, []
-        for fork in forks_of(module.method):
+        for fork in fork_of(module.method).forks:
             flow, _ = model.part(flow, sizes, None, (start, fork.at))
             found.append(question_features(flow))
             start = fork.at
@@ -98,40 +97,35 @@ def features(params: dict, batch: Batch, *, module: VLMModule, sizes: tuple[Size
     return module.apply({"params": params}, method=run)  # type: ignore[return-value]
 
 
-def forks_of(method: Method) -> tuple[Fork, ...]:
-    assert method.fork is not None
-    return method.fork.forks
+def fork_of(method: Method) -> Fork:
+    """The first one."""
+    assert method.fork is not None, f"{method.spec} chooses nothing"
+    return method.fork
 
 
 def kept(method: Method, tried: Tried) -> np.ndarray:
     """bool [rows, plans]: which plans do as well as the method's own; that one always does."""
     assert method.keeps is not None
-    outcomes = [Outcome(tried.log_probability[:, i], tried.length, tried.agreeing[:, i]) for i in range(plans(method))]
+    of_plans = zip(tried.log_probability.T, tried.agreeing.T, strict=True)
+    outcomes = [Outcome(score, tried.length, agreeing) for score, agreeing in of_plans]
     return np.stack([method.keeps(one, outcomes[-1]) for one in outcomes[:-1]] + [tried.length > 0], axis=1)
-
-
-def plans(method: Method) -> int:
-    assert method.fork is not None
-    return len(method.fork.ends)
 
 
 def right_branches(method: Method, does: np.ndarray) -> np.ndarray:
     """does bool [rows, plans] -> int32 [rows, forks]: the first branch with a plan that does as well."""
-    assert method.fork is not None
-    ends = method.fork.ends
+    fork = fork_of(method)
 
     def of(branch: Fork | Branch) -> np.ndarray:
-        columns = [ends.index(end) for end in (branch.ends if isinstance(branch, Fork) else (branch,))]
+        columns = [fork.ends.index(end) for end in (branch.ends if isinstance(branch, Fork) else (branch,))]
         return np.asarray(does[:, columns].any(axis=1))
 
-    right = [np.stack([of(b) for b in fork.branches], axis=1).argmax(axis=1) for fork in method.fork.forks]
+    right = [np.stack([of(branch) for branch in one.branches], axis=1).argmax(axis=1) for one in fork.forks]
     return np.stack(right, axis=1).astype(np.int32)
 
 
 def chosen_plans(method: Method, choices: np.ndarray) -> np.ndarray:
     """choices int [rows, forks], the branch at every fork -> int [rows]: the plan that each row ends with."""
-    assert method.fork is not None
-    forks, ends = method.fork.forks, method.fork.ends
+    forks, ends = fork_of(method).forks, fork_of(method).ends
 
     def follow(row: np.ndarray, fork: Fork) -> int:
         branch = fork.branches[row[forks.index(fork)]]
@@ -181,7 +175,7 @@ def _choices(module: VLMModule, params: dict[str, Any], features: jax.Array) -> 
 
     @exact_where_asked
     def run(model: VLMModule) -> list[jax.Array]:
-        forks = forks_of(module.method)
+        forks = fork_of(module.method).forks
         return [model.compression.steps.choose(features[:, i], fork.layers) for i, fork in enumerate(forks)]
 
     return module.apply({"params": unflatten_dict(params, sep="/")}, method=run)  # type: ignore[return-value]
@@ -190,20 +184,11 @@ def _choices(module: VLMModule, params: dict[str, Any], features: jax.Array) -> 
 def relative_flops(vlm: VLM, row: EncodedRow) -> dict[str, float]:
     """What every plan computes to the first token after this prompt, by the written compression of the plan, as a share
     of the dearest. All matrix products, those of the method's own steps among them; what chooses is left out."""
-    assert vlm.method.fork is not None, f"{vlm.compression} chooses nothing"
     shape, size = room_for([row]), vlm.config.vision.image_size
     pixels = np.zeros((shape.images, 3, size, size), np.uint8) if shape.images else None
-    batch = build_batch([row], [pixels], vlm.method.registers, size, shape)
-    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in vlm.params.items()}
-
-    def flops(plan: Plan) -> int:
-        method, sizes = replace(vlm.method, plan=plan, fork=None), plan.sizes(shape.counts(vlm.method.registers))
-        module = vlm.module.clone(method=method, implementation="xla")  # kernels hide their products
-        return matrix_flops(
-            lambda tree, batch: module.apply({"params": tree}, batch, sizes, 1, method=VLMModule.prefill),
-            unflatten_dict(shapes, sep="/"),
-            batch,
-        )
-
-    found = {end.spec: flops(end.plan) for end in vlm.method.fork.ends}
+    batch, counts = build_batch([row], [pixels], vlm.method.registers, size, shape), shape.counts(vlm.method.registers)
+    found = {
+        end.spec: prefill_flops(vlm.module.under(end.plan), vlm.params, batch, end.plan.sizes(counts))
+        for end in fork_of(vlm.method).ends
+    }
     return {spec: count / max(found.values()) for spec, count in found.items()}

@@ -1,12 +1,17 @@
 """FLOPs of any program as it is traced, before a compiler has seen it: what methods add counts like everything else."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import unflatten_dict
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
+
+from victor_jax.compression.plan import Size
+from victor_jax.models.sequence import Batch
+from victor_jax.models.vlm import VLMModule
 
 
 def matrix_flops(program: Callable[..., Any], *arguments: Any) -> int:
@@ -14,6 +19,19 @@ def matrix_flops(program: Callable[..., Any], *arguments: Any) -> int:
     shapes. A loop without a known length is an error; of the branches of a condition the dearest counts."""
     traced = jax.make_jaxpr(program)(*arguments).jaxpr
     return _flops(dce_jaxpr(traced, [True] * len(traced.outvars))[0])
+
+
+def prefill_flops(
+    module: VLMModule, params: Mapping[str, Any], batch: Batch, sizes: tuple[Size, ...], room: int = 1
+) -> int:
+    """Of reading prompts, to the first token of their answers. `params`: by path, whatever has a shape."""
+    counted = module.clone(implementation="xla")  # kernels hide their products
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, module.dtype) for path, leaf in params.items()}
+    return matrix_flops(
+        lambda tree, batch: counted.apply({"params": tree}, batch, sizes, room, method=VLMModule.prefill),
+        unflatten_dict(shapes, sep="/"),
+        batch,
+    )
 
 
 def _flops(jaxpr: Jaxpr) -> int:

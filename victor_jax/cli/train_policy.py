@@ -107,10 +107,10 @@ def read_rows(data: str, images: str | None, limit: int, prompter: Prompter) -> 
 def _tried(vlm: VLM, rows: Rows, given: Any) -> tuple[list[int], policy.Tried]:
     """Which rows, and what every plan made of them: read where it was found before, batch by batch."""
     lines, file = given.out / LINES, given.out / FEATURES
-    width = (len(policy.forks_of(vlm.method)), 2 * vlm.config.language.width)
+    width = (len(policy.fork_of(vlm.method).forks), 2 * vlm.config.language.width)
     batches = vlm.in_buckets(rows.encoded, given.batch_size)
     order = [row for batch in batches for row in batch.rows]
-    found = list(_lines(lines, [rows.numbers[row] for row in order], policy.plans(vlm.method)))
+    found = list(_lines(lines, [rows.numbers[row] for row in order], len(policy.fork_of(vlm.method).ends)))
     with writing(given.out), open(file, "ab") as kept:
         size = 4 * len(found) * width[0] * width[1]
         if kept.tell() < size:
@@ -187,8 +187,7 @@ def learn(
 
 def report(vlm: VLM, does: np.ndarray, chosen: np.ndarray, flops: dict[str, float]) -> str:
     """Of rows that were not learned from."""
-    fork = vlm.method.fork
-    assert fork is not None
+    fork = policy.fork_of(vlm.method)
     cost = np.array([flops[end.spec] for end in fork.ends])
     right, rows = does.argmax(axis=1), np.arange(len(does))
     width = max(len(end.spec) for end in fork.ends)

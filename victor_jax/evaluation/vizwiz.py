@@ -17,10 +17,7 @@ UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'U
 
 def read_truth(annotations: Path, questions: Path | None) -> dict[Hashable, vqa.References]:
     rows = vqa.read_rows(annotations, "", "image", "answers")
-    return {
-        row["image"]: vqa.References([one["answer"] for one in row["answers"]], row.get("answer_type", ""))
-        for row in rows
-    }
+    return {row["image"]: vqa.references_of(row) for row in rows}
 
 
 def key(answer: Answer, truth: Mapping[Hashable, vqa.References]) -> Hashable:

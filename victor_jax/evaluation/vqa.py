@@ -80,6 +80,11 @@ class References:
     kind: str = ""
 
 
+def references_of(row: dict[str, Any]) -> References:
+    """Of a row as VQAv2 and VizWiz publish it."""
+    return References([one["answer"] for one in row["answers"]], row.get("answer_type", ""))
+
+
 def rate(truth: Mapping[Hashable, References], texts: Mapping[Hashable, str | None]) -> tuple[float, dict[str, float]]:
     credits = {key: _credit(texts[key], references) for key, references in truth.items()}
     return mean(credits.values()), means_by_kind(credits, {key: (one.kind,) for key, one in truth.items()})

@@ -16,10 +16,7 @@ ALL_IDS = "llava_vqav2_mscoco_test2015.jsonl"
 
 def read_truth(annotations: Path, questions: Path | None) -> dict[Hashable, vqa.References]:
     rows = vqa.read_rows(annotations, "annotations", "question_id", "answers")
-    return {
-        row["question_id"]: vqa.References([one["answer"] for one in row["answers"]], row.get("answer_type", ""))
-        for row in rows
-    }
+    return {row["question_id"]: vqa.references_of(row) for row in rows}
 
 
 def read_val(file: Path) -> list[Question]:

@@ -52,8 +52,7 @@ def groups(
     assert fork is not None, f"{module.method.spec} chooses nothing"
 
     def static(branch: Branch) -> dict[str, Any]:
-        method = replace(module.method, plan=branch.plan, fork=None)
-        return {"module": module.clone(method=method), "sizes": branch.plan.sizes(counts), "room": room}
+        return {"module": module.under(branch.plan), "sizes": branch.plan.sizes(counts), "room": room}
 
     def parted(fork: Fork, flow: Flow, held: list[Held], choice: jax.Array, rows: np.ndarray) -> Iterator[Group]:
         chosen = fetch(choice)[: len(rows)]

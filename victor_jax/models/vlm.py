@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from victor_jax.compression.choice import question_features
-from victor_jax.compression.plan import Fork, Kind, Method, Size
+from victor_jax.compression.plan import Fork, Kind, Method, Plan, Size
 from victor_jax.compression.stream import Flow, Seen, Stream, close_up, survivors, take
 from victor_jax.models.config import VLMConfig
 from victor_jax.models.language import Caches, LanguageTower, Remat
@@ -85,6 +85,10 @@ class VLMModule(nn.Module):
             c.language, self.method.plan, *kernels, self.remat, self.lora, self.layers_per_loop, self.cache_axes
         )
         self.compression = OwnParameters(c, self.method, *kernels)
+
+    def under(self, plan: Plan) -> "VLMModule":
+        """That runs this plan for all rows."""
+        return self.clone(method=replace(self.method, plan=plan, fork=None))
 
     def visual_tokens(self, pixels: jax.Array, pictures: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
         """The pixels of a batch and which picture each image is (see Batch) -> [B, V, D], and which of them are used,

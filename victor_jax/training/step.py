@@ -2,7 +2,6 @@
 is AdamW on the sums. Parts run one after the other, so the memory of a step is that of one part."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import flax.struct
@@ -65,7 +64,7 @@ def make_accumulate(module: VLMModule, loss_chunk: int, seed: int = 0) -> Accumu
         sizes: tuple[Size, ...],
         plan: Plan | None = None,
     ) -> tuple[Sums, jax.Array]:
-        run = module if plan is None else module.clone(method=replace(module.method, plan=plan))
+        run = module if plan is None else module.under(plan)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), which)
 
         def summed(train: Params) -> tuple[jax.Array, Any]:
