@@ -43,12 +43,16 @@ def wanted(given: argparse.Namespace, size: str) -> list[str]:
 
 
 def missing(given: argparse.Namespace, size: str) -> Todo:
-    """All of one seed before the next, so that there is something to see early."""
+    """All of one seed before the next, so that there is something to see early. A training that others start from is
+    among them though nothing is asked of it: its model may not be there."""
     done, found = Results.read(given.results, size).records, defaultdict[tuple[str, int], list[str]](list)
     for seed in range(given.seeds):
         for point in wanted(given, size):
             if (point, seed) not in done:
-                found[points(SIZES[size])[point].training, seed].append(point)
+                training = points(SIZES[size])[point].training
+                found[training, seed].append(point)
+                if start := trainings(SIZES[size])[training].start:
+                    found.setdefault((start, seed), [])
     return found
 
 

@@ -1,12 +1,11 @@
 """What a claim is about: a number for each seed, read off the results of some points."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.study.grid import LENGTHS
-from benchmarks.study.records import Estimate, Record, Results, accuracy, training_cost
+from benchmarks.study.records import Estimate, Record, Results, accuracy
 
 
 @dataclass(frozen=True)
@@ -59,41 +58,33 @@ def spent(point: str, of: str) -> Effect:
     return Effect(f"share of `{of}`'s FLOPs that `{point}` spends", (point, of), value)
 
 
-def saved(point: str, what: str) -> Effect:
-    """`what`: "flops" or "seconds" of training, both to the accuracy that both reach; trainings of several lengths give
-    each a curve."""
-    mine, full = trained_shorter(point), trained_shorter("full")
+def saved(point: str, of: str, what: str) -> Effect:
+    """`what`: "flops" or "seconds" of training, to the loss that both reach, read off their logs."""
 
-    def value(*records: Record) -> float | None:
-        if what == "seconds" and not comparable(records):
+    def value(one: Record, other: Record) -> float | None:
+        if what == "seconds" and not comparable(one, other):
             return None
-        one, other = records[: len(mine)], records[len(mine) :]
-        target = min(accuracy(one[-1]), accuracy(other[-1]))
+        target = max(min(losses(one)), min(losses(other)))
         return 1 - cost_to_reach(target, one, what) / cost_to_reach(target, other, what)
 
-    says = f"share of `full`'s {what} of training that `{point}` saves at equal accuracy"
-    return Effect(says, (*mine, *full), value)
+    return Effect(f"share of `{of}`'s {what} of training that `{point}` saves at equal loss", (point, of), value)
 
 
-def comparable(records: Sequence[Record]) -> bool:
+def comparable(*records: Record) -> bool:
     """Whether their times are: of one device, which each training had for itself."""
     return len({record["where"]["device"] for record in records}) == 1 and {r["at_once"] for r in records} == {1}
 
 
-def trained_shorter(point: str) -> list[str]:
-    """The point after trainings of several lengths, the shortest first and its own last."""
-    return [*(f"{point}-{length}" for length in LENGTHS), point]
+def losses(record: Record) -> list[float]:
+    """Of stage 2, means of equal shares of its steps."""
+    return record["training"]["finetune"]["loss"]
 
 
-def cost_to_reach(target: float, records: Sequence[Record], what: str) -> float:
-    """Between trainings, the shortest first and the last of which reaches it, on straight lines."""
-    costs = [training_cost(record, what) for record in records]
-    best = np.maximum.accumulate([accuracy(record) for record in records])
-    at = int(np.argmax(best >= target))
-    if at == 0:
-        return costs[0]
-    share = (target - best[at - 1]) / (best[at] - best[at - 1])
-    return float(costs[at - 1] + share * (costs[at] - costs[at - 1]))
+def cost_to_reach(target: float, record: Record, what: str) -> float:
+    """Of stage 1 and as much of stage 2, which reaches that loss."""
+    first, second = (stage["steps"] * stage[f"{what}_per_step"] for stage in record["training"].values())
+    reached = int(np.argmax(np.array(losses(record)) <= target))
+    return float(first + second * (reached + 1) / len(losses(record)))
 
 
 def _on(steps: tuple[int, ...]) -> str:

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.study.claims import STEPS, VICTOR
-from benchmarks.study.effects import right, trained_shorter
-from benchmarks.study.grid import LAYERS, REGISTERS
-from benchmarks.study.records import Record, Results, training_cost
+from benchmarks.study.effects import right
+from benchmarks.study.grid import LAYERS, LLAVA, REGISTERS, K, from_scratch
+from benchmarks.study.records import Record, Results
 
 # Okabe and Ito, for every kind of eye
 BLUE, SKY, ORANGE, GREEN, RED, PINK = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#d55e00", "#cc79a7"
@@ -25,9 +25,7 @@ OTHERS = {  # besides the sweep, with their markers
     "mqt": "X",
     "barred-8": "<",
     "elastic-16-as-8": "d",
-    "visor-0-2-of-full": "1",
-    "visor-2-2": "H",
-    "visor-2-2-double": "D",
+    "visor-0-2": "1",
     "visor": "2",
     "visor-policy": "*",
     "dyvte": "p",
@@ -80,37 +78,35 @@ def accuracy_over_layer(results: Results) -> Figure:
     return _finished(figure, panels, results)
 
 
-def accuracy_over_training(results: Results) -> Figure:
-    """A line for each method: trainings of several lengths."""
-
-    def x(_: str, record: Record) -> float:
-        return training_cost(record, "flops") / 1e12
-
-    figure, panels = _panels("TFLOP of training")
-    for steps, axes in panels:
-        for name, colour in (("full", "black"), (VICTOR, RED)):
-            _curve(axes, results, steps, trained_shorter(name), x, color=colour, marker="o", label=name)
-        axes.set_xlim(left=0)
-    return _finished(figure, panels, results)
-
-
-def loss_over_steps(results: Results) -> Figure:
-    """Of stage 2, as it went: when a method finds what questions of more steps ask."""
+def loss_of_training(results: Results) -> Figure:
+    """As stage 2 went: from random weights over its compute, and from the trained model over its steps."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axes = figure.subplots()
-    lines = [("full", "black", "-")]
-    lines += [(swept(m, k), colour, style) for k, colour in OF_LAYER.items() for m, style in ((8, "-"), (0, "--"))]
+    scratch, start = figure.subplots(1, 2)
+    vtw = swept(0, K)
+    lines = ((LLAVA, "black", "-"), (from_scratch(VICTOR), OF_LAYER[K], "-"), (from_scratch(vtw), OF_LAYER[K], "--"))
     for name, colour, style in lines:
-        if stages := [records[0]["training"]["finetune"] for records in results.of(name).values()]:
-            curve = np.mean([stage["loss"] for stage in stages], axis=0)
-            steps = (np.arange(len(curve)) + 0.5) * stages[0]["steps"] / len(curve)
-            axes.plot(steps, curve, style, color=colour, linewidth=1.1, label=name)
-    axes.set_xlabel("steps of stage 2", fontsize=9)
-    axes.set_ylabel("loss, mean over seeds", fontsize=9)
-    axes.set_ylim(bottom=0)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    _plain(axes)
+        _loss(scratch, results, name, "flops_per_step", color=colour, linestyle=style)
+    scratch.set_xlabel("TFLOP of stage 2, from random weights", fontsize=9)
+    _loss(start, results, "full", "", color="black")
+    for k, colour in OF_LAYER.items():
+        for m, style in ((8, "-"), (0, "--")):
+            _loss(start, results, swept(m, k), "", color=colour, linestyle=style)
+    start.set_xlabel(f"steps of stage 2, from `{LLAVA}`", fontsize=9)
+    scratch.set_ylabel("loss, mean over seeds", fontsize=9)
+    for axes in (scratch, start):
+        axes.set_ylim(0, 2)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=7, ncols=2)
+        _plain(axes)
     return figure
+
+
+def _loss(axes: Axes, results: Results, name: str, cost: str, **style: Any) -> None:
+    """Of stage 2; `cost`: what a step is counted in, none: in steps."""
+    if stages := [records[0]["training"]["finetune"] for records in results.of(name).values()]:
+        curve = np.mean([stage["loss"] for stage in stages], axis=0)
+        length = stages[0]["steps"] * (stages[0][cost] / 1e12 if cost else 1)
+        axes.plot((np.arange(len(curve)) + 0.5) * length / len(curve), curve, linewidth=1.1, label=name, **style)
 
 
 def choices_by_steps(results: Results) -> Figure:

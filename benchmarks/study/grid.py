@@ -15,7 +15,8 @@ from victor_jax.errors import UserError
 REGISTERS = (1, 4, 8, 16, 64)
 LAYERS = (1, 2, 3, 5)  # k: after so many layers the visual tokens leave
 K = 3  # the paper's, and that of the controls
-LENGTHS = {"half": 0.5, "three-quarters": 0.75}  # of stage 2, to see what a result costs
+LLAVA = "llava"  # the trained model that methods start from, as users do from a checkpoint
+SHORT = 0.2  # of its steps of stage 2, those of every method
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Point:
 
 
 ASKED = ("place", "where", "largest", "right_of", "below", "above_largest", "right_of_below")
-RECIPE = {"pretrain": {"total_steps": 40}, "finetune": {"total_steps": 3200, "batch_size": 8}}
+RECIPE = {"pretrain": {"total_steps": 40}, "finetune": {"total_steps": 4800, "batch_size": 8}}
 
 
 def task(patches: int, cell: int) -> Task:
@@ -70,41 +71,42 @@ def trainings(size: Size) -> dict[str, Training]:
     # As many as a layer of victor-8 sees on average: an early resampler of the same compute.
     equal = -(-size.tokens * K // size.depth) + 8
     compressions = {
-        "full": "full",
+        "full": "full",  # trained on for as long as the others
         **{f"victor-{m}-k{k}": f"victor:registers={m},layer={k}" for k in LAYERS for m in REGISTERS},
         **{f"vtw-k{k}": f"vtw:layer={k}" for k in LAYERS},
         # Eight tokens of the image itself instead of registers.
         "last-8": f"last:tokens=8,layer={K}",
         "random-8": f"random:tokens=8,layer={K}",
         "windows-8": f"windows:tokens=8,layer={K}",
-        # Fewer tokens from the first layer on.
-        "perceiver": f"perceiver:tokens={equal},depth=1",  # its six blocks would be most of such a small model
-        "mqt": f"mqt:tokens={min(equal, 256)},draw=no",  # it has no more queries
         # Registers of another kind: any number of them later, nothing dropped, the only way to the image, other starts.
         "elastic-16": f"elastic:registers=16,layer={K}",
         "undropped-8": f"victor:registers=8,layer={size.depth}",
         **{f"barred-{m}": f"victor:registers={m},layer={K},route=registers" for m in (1, 8, 16)},
-        # All tokens stay, few layers see them.
-        "visor-0-2": "visor:self=0,cross=2",
-        "visor-2-2": "visor:self=2,cross=2",
         "zeros-8": f"victor:registers=8,layer={K},start=zeros",
         "pooled-8": f"victor-pooled:registers=8,layer={K}",
     }
-    victor = f"victor-8-k{K}"
-    return {
-        **{name: Training(compression) for name, compression in compressions.items()},
-        f"{victor}-long-stage1": Training(compressions[victor], stage1=5),
-        # What it learns late.
-        "visor-2-2-double": Training(compressions["visor-2-2"], stage2=2),
-        # As in its paper: stage 1 teaches the new blocks of a trained model. One network of its own, or all in one.
-        "visor-0-2-of-full": Training(compressions["visor-0-2"], stage1=10, stage2=0.5, start="full"),
-        "visor": Training("visor:self=2,cross=2,sampled", stage1=10, stage2=0.5, start="full"),
-        **{
-            f"{name}-{length}": Training(compressions[name], stage2=share)
-            for name in ("full", victor)
-            for length, share in LENGTHS.items()
-        },
+    victor, vtw = f"victor-8-k{K}", f"vtw-k{K}"
+    # New blocks that all that is seen goes through: a stage 1 of ten times the length.
+    blocks = {
+        # Fewer tokens from the first layer on.
+        "perceiver": f"perceiver:tokens={equal},depth=1",  # its six blocks would be most of such a small model
+        "mqt": f"mqt:tokens={min(equal, 256)},draw=no",  # it has no more queries
     }
+    # All tokens stay, few layers see them, and what these read is learnt late.
+    visor = {"visor-0-2": "visor:self=0,cross=2", "visor": "visor:self=2,cross=2,sampled"}
+    return {
+        LLAVA: Training("full"),
+        **{name: Training(compression, 1, SHORT, LLAVA) for name, compression in compressions.items()},
+        **{name: Training(compression, 10, SHORT, LLAVA) for name, compression in blocks.items()},
+        f"{victor}-long-stage1": Training(compressions[victor], 10, SHORT, LLAVA),
+        **{name: Training(compression, 10, 0.5, LLAVA) for name, compression in visor.items()},
+        # From random weights, as the model that the others start from.
+        **{from_scratch(name): Training(compressions[name]) for name in (victor, vtw)},
+    }
+
+
+def from_scratch(name: str) -> str:
+    return f"{name}-from-scratch"
 
 
 def points(size: Size) -> dict[str, Point]:
@@ -134,7 +136,7 @@ def setting(size: str, point: str) -> dict[str, Any]:
 
 
 def written(training: Training) -> dict[str, Any]:
-    """What decides its model, with that of the training that it starts from."""
+    """What decides its model, but for its size and seed."""
     return {key: value for key, value in asdict(training).items() if value}
 
 

@@ -16,9 +16,11 @@ DEFAULT = next(iter(SIZES))
 FIGURES = {
     "accuracy": (figures.accuracy_over_compute, "right answers over the compute of a question"),
     "layers": (figures.accuracy_over_layer, "right answers over the layer at which the visual tokens leave"),
-    "training": (figures.accuracy_over_training, "right answers over the compute of training"),
     "choices": (figures.choices_by_steps, "which plan answered questions of how many steps"),
-    "loss": (figures.loss_over_steps, "loss over the steps of stage 2"),
+    "loss": (
+        figures.loss_of_training,
+        "loss of stage 2 from random weights and from the trained model",
+    ),
 }
 
 

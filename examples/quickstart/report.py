@@ -17,10 +17,8 @@ from victor_jax.models.vlm import VLMModule
 from victor_jax.weights.read import open_checkpoint
 
 PROMPT = 8  # text positions of a question, for counting its FLOPs
-WARM = 10  # steps of a timed training before the first that counts
 READING = """Visual positions are counted layer by layer, registers among them. MFLOP: to read an image and a question.
-A training step and images per second are measured alone, one command after the other. Without the image, the full model
-guesses."""
+Images per second are measured alone, one command after the other. Without the image, the full model guesses."""
 COLOURS = {"full": "#0072B2", "victor": "#D55E00", "vtw": "#009E73"}
 INK, FAINT = "#1f2430", "#6b7280"
 LOOKS = {1: "one step", 2: "two steps", 3: "three steps"}
@@ -34,13 +32,12 @@ class Row:
     flops: int  # of reading one image and its question
     score: float
     by_steps: dict[int, float]
-    step_seconds: float  # of training
     images_per_second: float
 
     @property
     def label(self) -> str:
         name = self.method.split(":")[0]
-        return f"{name}, {self.registers} registers" if self.registers else name
+        return f"{name}, {self.registers} register{'s' * (self.registers > 1)}" if self.registers else name
 
 
 @dataclass(frozen=True)
@@ -67,17 +64,12 @@ def _row(folder: Path) -> Row:
         flops=question_flops(config, parsed),
         score=result["score"] / 100,
         by_steps=by_steps(result["parts"]),
-        step_seconds=_step_seconds(folder / "timing" / "metrics.jsonl"),
         images_per_second=result["settings"]["images_per_second"],
     )
 
 
 def _result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "digits" / "result.json").read_text())
-
-
-def _step_seconds(metrics: Path) -> float:
-    return statistics.median(json.loads(line)["step_time"] for line in metrics.read_text().splitlines()[WARM:])
 
 
 def by_steps(percents: dict[str, float]) -> dict[int, float]:
@@ -116,16 +108,15 @@ def as_table(rows: list[Row], floor: Floor) -> str:
     """Markdown; `rows` begin with full."""
     full = rows[0]
     steps = list(floor.by_steps)
-    head = ["method", "visual positions", *(LOOKS[n] for n in steps), "all", "MFLOP", "training step", "images/s"]
+    head = ["method", "visual positions", *(LOOKS[n] for n in steps), "all", "MFLOP", "images/s"]
     lines = [head]
     for row in rows:
         cells = [row.label, " ".join(map(str, row.positions))]
         cells += [f"{row.by_steps[n]:.1%}" for n in steps]
         cells += [f"{row.score:.1%}", f"{row.flops / 1e6:.1f} ({row.flops / full.flops:.0%})"]
-        cells += [f"{1000 * row.step_seconds:.0f} ms ({full.step_seconds / row.step_seconds:.1f} x)"]
         cells += [f"{row.images_per_second:.0f} ({row.images_per_second / full.images_per_second:.1f} x)"]
         lines.append(cells)
-    lines.append(["no image", "", *(f"{floor.by_steps[n]:.1%}" for n in steps), f"{floor.score:.1%}", "", "", ""])
+    lines.append(["no image", "", *(f"{floor.by_steps[n]:.1%}" for n in steps), f"{floor.score:.1%}", "", ""])
     widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
     rule = ["-" * width for width in widths]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]

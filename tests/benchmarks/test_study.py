@@ -11,7 +11,7 @@ from benchmarks.study import grid
 from benchmarks.study.__main__ import DOCUMENT
 from benchmarks.study.claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, STEPS, Claim
 from benchmarks.study.cut import cut
-from benchmarks.study.effects import cost_to_reach, gain, kept, loss, saved, trained_shorter
+from benchmarks.study.effects import cost_to_reach, gain, kept, loss, saved
 from benchmarks.study.grid import SIZES, chosen, points, setting, trainings
 from benchmarks.study.measure import Workplace, accuracies, lengthened, trained_stage
 from benchmarks.study.records import RESULTS, Estimate, Results, write
@@ -157,22 +157,30 @@ def test_effects_are_what_they_say():
     assert kept("vtw-k1").estimate(known).mean == pytest.approx(0.5)
 
 
-def test_the_cost_of_an_accuracy_lies_between_trainings():
-    shorter = [record("full-half", 0, 0.4, per_step=1), record("full", 0, 0.8, per_step=2)]
-    assert cost_to_reach(0.4, shorter, "flops") == 20  # two stages of ten steps
-    assert cost_to_reach(0.6, shorter, "flops") == pytest.approx(30)
-    assert cost_to_reach(0.8, shorter, "flops") == 40
+def with_losses(point, losses, **more):
+    found = record(point, 0, 0.8, **more)
+    stages = {"pretrain": found["training"]["pretrain"], "finetune": found["training"]["finetune"] | {"loss": losses}}
+    return found | {"training": stages}
 
 
-@pytest.mark.parametrize(("at_once", "device", "seconds"), [(1, "cpu", 0.5), (2, "cpu", None), (1, "gpu", None)])
-def test_training_saves_what_the_same_accuracy_costs_less(at_once, device, seconds):
+def test_the_cost_of_a_loss_is_read_off_the_log():
+    one = with_losses("llava", [2.0, 1.0, 0.6, 0.7, 0.5], per_step=2)
+    assert cost_to_reach(2.0, one, "flops") == 20 + 4  # all of stage 1, a fifth of stage 2
+    assert cost_to_reach(0.6, one, "flops") == 20 + 12
+    assert cost_to_reach(0.5, one, "flops") == 40
+
+
+@pytest.mark.parametrize(("at_once", "device", "known_time"), [(1, "cpu", True), (2, "cpu", False), (1, "gpu", False)])
+def test_training_saves_what_the_same_loss_costs_less(at_once, device, known_time):
+    point = "victor-8-k3-from-scratch"
     known = results(
-        *(record(name, 0, 0.8, per_step=4) for name in trained_shorter("full")),
-        *(record(name, 0, 0.8, per_step=2, at_once=at_once, device=device) for name in trained_shorter("victor-8-k3")),
+        with_losses("llava", [2.0, 1.0, 0.5, 0.4], per_step=4),
+        with_losses(point, [2.0, 1.5, 1.0, 0.5], per_step=2, at_once=at_once, device=device),
     )
-    assert saved("victor-8-k3", "flops").estimate(known).mean == pytest.approx(0.5)
-    found = saved("victor-8-k3", "seconds").estimate(known)
-    assert (found and found.mean) == seconds  # neither time that was shared nor that of two devices
+    # full reaches 0.5 after three of four windows: 4 * (10 + 7.5) against 2 * (10 + 10)
+    assert saved(point, "llava", "flops").estimate(known).mean == pytest.approx(1 - 40 / 70)
+    # neither a time that was shared nor times of two devices
+    assert (saved(point, "llava", "seconds").estimate(known) is not None) == known_time
 
 
 # --- results and the page -------------------------------------------------------------------------------------------
@@ -208,7 +216,7 @@ def test_the_page_has_a_verdict_for_every_claim(tmp_path):
     assert row[4] == "**holds**"
     assert by_command["python -m benchmarks.study --claims=none-k3"][3:5] == ["", "not measured"]
     assert "| victor-8-k3 | 3 |" in text
-    for figure in ("accuracy", "layers", "training", "choices", "loss"):
+    for figure in ("accuracy", "layers", "choices", "loss"):
         assert f"(images/study-small-{figure}.png)" in text
         assert (tmp_path / "images" / f"study-small-{figure}.png").stat().st_size > 5_000
 
@@ -260,9 +268,11 @@ def test_what_has_a_result_is_not_measured_again(tmp_path, capsys):
     given = study.parsed(["--claims=vtw-untrained-k1,none-k1", "--seeds=2", f"--results={tmp_path}"])
     assert study.missing(given, "small") == {
         ("victor-8-k1", 0): ["victor-8-k1"],
+        ("llava", 0): [],  # the others start from it
         ("vtw-k1", 0): ["vtw-k1"],
         ("full", 0): ["no-image"],
         ("victor-8-k1", 1): ["victor-8-k1"],
+        ("llava", 1): [],
         ("vtw-k1", 1): ["vtw-k1"],
         ("full", 1): ["no-image", "untrained-vtw-k1"],
     }
@@ -283,7 +293,8 @@ def test_points_of_a_training_share_it_and_are_asked_in_their_own_way(tmp_path):
     jobs = [*place.training("victor-16-k3", 1), *place.asking("victor-16-cut-to-4", 1)]
     pretrain, finetune, cut, asked = (job.command for job in jobs)
     assert pretrain[1] == "--config=configs/quickstart.py:pretrain,victor:registers=16,layer=3"
-    assert f"--config.init_from={tmp_path / 'start-seed1'}" in pretrain
+    assert f"--config.init_from={tmp_path / 'llava-seed1' / 'finetune' / 'model'}" in pretrain
+    assert f"--config.init_from={tmp_path / 'start-seed1'}" in place.training("llava", 1)[0].command
     assert f"--config.init_from={jobs[0].done}" in finetune
     assert "--config.seed=1" in finetune
     assert cut[2:] == (str(jobs[1].done), str(jobs[2].done), "--registers=4")

@@ -100,7 +100,7 @@ def test_visual_positions_are_counted_by_layer(spec, wanted):
 
 def test_the_table_and_the_figure_compare_with_full_and_with_guessing(tmp_path):
     def row(method, score, flops, registers=0):
-        return Row(method, registers, (4, 4), flops, score, {1: 0.9, 2: score}, 0.02, 1e-4 / flops)
+        return Row(method, registers, (4, 4), flops, score, {1: 0.9, 2: score}, 1e-4 / flops)
 
     rows = [row("full", 0.8, 3e6), row("victor:registers=4,layer=2", 0.5, 1.5e6, registers=4)]
     floor = Floor(0.2, {1: 0.25, 2: 0.15})
