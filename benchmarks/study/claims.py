@@ -127,6 +127,10 @@ def of_vision_on_request() -> Iterator[Claim]:
         yield Claim(f"{name}-keeps", says, paper, loss(name, of=largest), "<", 0.04)
         says = f"{name} spends less than 0.8 of the FLOPs of {largest}"
         yield Claim(f"{name}-spends", says, paper, spent(name, largest), "<", 0.8)
+    says = "four exits lose little against DyVTE's rule at every layer"
+    yield Claim("dyvte-exits-keep", says, OURS, loss("dyvte", of="dyvte-exact"), "<", 0.04)
+    says = "four exits spend less than 1.1 of the FLOPs of the rule at every layer"
+    yield Claim("dyvte-exits-spend", says, OURS, spent("dyvte", "dyvte-exact"), "<", 1.1)
 
 
 CLAIMS = (*of_registers(), *of_layers(), *of_training(), *of_vision_on_request())

@@ -118,6 +118,7 @@ def points(size: Size) -> dict[str, Point]:
         **{f"visor-as-{s}-{c}": Point("visor", asked=f"visor:self={s},cross={c}") for s, c in ((0, 1), (0, 2), (1, 2))},
         "visor-policy": Point("visor", policy="visor:self=2,cross=2,policy"),
         "dyvte": Point("full", policy=f"dyvte:exits={'-'.join(map(str, LAYERS))}"),
+        "dyvte-exact": Point("full", policy="dyvte:exact"),  # a gate after every layer
         **{f"elastic-16-as-{m}": Point("elastic-16", asked=f"elastic:registers={m},layer={K}") for m in (1, 4, 8)},
         **{f"victor-16-cut-to-{m}": Point(f"victor-16-k{K}", cut=m) for m in (1, 4, 8)},
     }
