@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.quickstart.digits import Task, read_task, write_digits
-from examples.quickstart.jobs import Job, Runner, evaluation, training
+from examples.quickstart.jobs import Job, Runner, evaluation, train, training
 from examples.quickstart.report import READING, as_table, draw, read_rows
 from victor_jax.errors import exit_status
 
@@ -39,9 +39,11 @@ def llava(out: Path) -> list[Job]:
     return training("llava", "full", out / "data", out / "start", out / "llava", seed_of(out), recipe)
 
 
-def training_of(out: Path, method: str) -> list[Job]:
-    start, recipe = out / "llava" / "finetune" / "model", {"finetune": {"total_steps": GO_ON}}
-    return training(method, METHODS[method], out / "data", start, out / method, seed_of(out), recipe)
+def going_on(out: Path, method: str) -> list[Job]:
+    """Stage 2 from that model."""
+    start, own = out / "llava" / "finetune" / "model", {"total_steps": GO_ON}
+    folder = out / method / "finetune"
+    return [train(method, "finetune", METHODS[method], out / "data", start, folder, seed_of(out), own)]
 
 
 def seed_of(out: Path) -> int:
@@ -81,8 +83,8 @@ def tell(out: Path, seed: int) -> None:
     runner.run([sight(out)])
     print("3. A LLaVA: stage 1 and stage 2 of the real recipe, with all visual tokens.", flush=True)
     runner.run(llava(out))
-    print("4. Both stages again from that checkpoint, for each method; `full` goes on with all tokens.", flush=True)
-    runner.run(*(training_of(out, method) for method in METHODS), at_once=TRAININGS)
+    print("4. Stage 2 from that checkpoint, for each method; `full` goes on with all tokens.", flush=True)
+    runner.run(*(going_on(out, method) for method in METHODS), at_once=TRAININGS)
     print("5. Questions about digits that no part of the model ever saw, and once without the images.", flush=True)
     print("   One after the other, so that their speed is that of a quiet machine.", flush=True)
     runner.run([*(asked(out, method) for method in METHODS), asked(out, "full", blind=True)])

@@ -21,12 +21,12 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from victor_jax.analysis.layer_search import cut_of, divergences
+from victor_jax.cli.rows import with_image
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.compression.plan import Method
 from victor_jax.compression.spec import parse, with_cut
-from victor_jax.data.images import BadImage
-from victor_jax.data.records import BadRow, parse_record
-from victor_jax.data.sources import needs_image_folder, open_source, stamps
+from victor_jax.data.records import Record
+from victor_jax.data.sources import stamps
 from victor_jax.errors import UserError
 from victor_jax.files import writing
 from victor_jax.inference.buckets import room_for
@@ -83,23 +83,15 @@ def main(arguments: list[str]) -> int:
 
 def read_samples(questions: str, images: str | None, limit: int, prompter: Prompter) -> list[Sample]:
     """The first turns of the first rows with an image, asked as `generate` asks; their pictures are opened."""
-    if needs_image_folder(questions) and not images:
-        raise UserError(f"the images that {questions} names are files of their own: give their folder (--images=DIR)")
-    records, samples = open_source(questions, images), list[Sample]()
-    for row in range(len(records)):
-        try:
-            record = parse_record(records[row], row)
-            if not record.images:
-                continue
-            pictures, question = [records.open(name) for name in record.images], record.turns[0].text
-            samples.append(Sample(row, question, *prompter.ask([question], [pictures])))
-        except (BadRow, BadImage, UserError) as error:
-            raise UserError(f"{records.describe(row)}: {getattr(error, 'reason', error)}") from None
-        if len(samples) == limit:
-            break
-    if not samples:
+
+    def read(record: Record, records: Any) -> tuple[str, EncodedRow]:
+        pictures, question = [records.open(name) for name in record.images], record.turns[0].text
+        return question, prompter.ask([question], [pictures])[0]
+
+    found, _ = with_image(questions, images, limit, read)
+    if not found:
         raise UserError(f"{questions} asks about no image: a search needs questions with one")
-    return samples
+    return [Sample(row, *of_row) for row, of_row in found.items()]
 
 
 def read_lines(file: Path, samples: list[Sample], layers: range) -> list[list[float]]:

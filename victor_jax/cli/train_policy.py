@@ -18,12 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 from victor_jax.analysis import policy
+from victor_jax.cli.rows import with_image
 from victor_jax.compile_cache import use_compile_cache
 from victor_jax.compression.plan import Method
 from victor_jax.compression.spec import parse
 from victor_jax.data.images import BadImage
-from victor_jax.data.records import BadRow, parse_record
-from victor_jax.data.sources import needs_image_folder, open_source, stamps
+from victor_jax.data.records import Record
+from victor_jax.data.sources import stamps
 from victor_jax.errors import UserError
 from victor_jax.files import writing
 from victor_jax.inference.buckets import Bucketed
@@ -76,24 +77,14 @@ def main(arguments: list[str]) -> int:
 
 def read_rows(data: str, images: str | None, limit: int, prompter: Prompter) -> Rows:
     """The first question and answer of the first rows with an image."""
-    if needs_image_folder(data) and not images:
-        raise UserError(f"the images that {data} names are files of their own: give their folder (--images=DIR)")
-    records, numbers, encoded = open_source(data, images), list[int](), list[EncodedRow]()
-    for number in range(len(records)):
-        try:
-            record = parse_record(records[number], number)
-            if not record.images:
-                continue
-            question, answer = (turn.text for turn in record.turns[:2])
-            (row,) = prompter.answer([question], [list(record.images)], [answer])
-        except (BadRow, UserError) as error:
-            raise UserError(f"{records.describe(number)}: {getattr(error, 'reason', error)}") from None
-        numbers.append(number)
-        encoded.append(row)
-        if len(encoded) == limit:
-            break
-    if len(encoded) < 2:
-        raise UserError(f"{data} has {len(encoded)} rows with an image: one to learn from and one to try are the least")
+
+    def read(record: Record, _: Any) -> EncodedRow:
+        question, answer = (turn.text for turn in record.turns[:2])
+        return prompter.answer([question], [list(record.images)], [answer])[0]
+
+    found, records = with_image(data, images, limit, read)
+    if len(found) < 2:
+        raise UserError(f"{data} has {len(found)} rows with an image: one to learn from and one to try are the least")
 
     def open_picture(name: Any) -> Any:
         try:
@@ -101,7 +92,7 @@ def read_rows(data: str, images: str | None, limit: int, prompter: Prompter) -> 
         except BadImage as error:
             raise UserError(f"an image of {data}: {error}") from None
 
-    return Rows(numbers, encoded, open_picture)
+    return Rows(list(found), list(found.values()), open_picture)
 
 
 def _tried(vlm: VLM, rows: Rows, given: Any) -> tuple[list[int], policy.Tried]:
