@@ -32,7 +32,7 @@ PARAM_DTYPE = "float32"  # of what is trained
 REMAT: Remat = "full"
 LOSS_CHUNK = 512
 # The recipes' values; none of them changes how long a step takes.
-OPTIMIZER = OptimizerSettings(2e-5, 0.0, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0, "float32")
+OPTIMIZER = OptimizerSettings(2e-5, 0.0, 0.03, True, 0.0, 0.9, 0.999, 1e-8, 1.0, "float32")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ METHODS = {
     "vtw": "vtw,layer=2",
 }
 TRAININGS = 2  # at a time
-LEARN, GO_ON = 2000, 400  # steps of stage 2: of the LLaVA, and of each method
+LEARN, GO_ON = 1800, 400  # steps of stage 2: of the LLaVA, and of each method
 
 
 def sight(out: Path) -> Job:
@@ -35,7 +35,7 @@ def sight(out: Path) -> Job:
 
 def llava(out: Path) -> list[Job]:
     """Both stages with all visual tokens: what with a real model is already trained."""
-    recipe = {"finetune": {"total_steps": LEARN}}
+    recipe = {"finetune": {"total_steps": LEARN, "optimizer.decay": False}}  # what goes on from it lowers the rate
     return training("llava", "full", out / "data", out / "start", out / "llava", seed_of(out), recipe)
 
 

@@ -50,7 +50,7 @@ class Task:
     asked: int = 6  # about each test canvas
     train: int = 12000  # canvases
     described: int = 1000  # of them, in words, for stage 1
-    test: int = 200
+    test: int = 150
     seed: int = 0
 
     def __post_init__(self) -> None:

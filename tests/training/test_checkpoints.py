@@ -36,7 +36,7 @@ from victor_jax.training.optimizer import make_optimizer, update
 from victor_jax.training.settings import OptimizerSettings
 from victor_jax.training.step import State
 
-SETTINGS = OptimizerSettings(1e-3, 2e-3, 0.03, 0.1, 0.9, 0.999, 1e-8, 1.0, "float32")
+SETTINGS = OptimizerSettings(1e-3, 2e-3, 0.03, True, 0.1, 0.9, 0.999, 1e-8, 1.0, "float32")
 SHAPES = {
     "language/stages_0_0/attention/q/kernel": (2, 16, 8),
     "language/stages_0_0/attention/q/bias": (2, 8),

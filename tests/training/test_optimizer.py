@@ -122,6 +122,11 @@ def test_decay_reaches_what_hugging_faces_trainer_decays():
     assert checked > 30
 
 
+def test_a_rate_that_does_not_decay_stays():
+    chosen = replace(OPTIMIZER, learning_rate=0.5, warmup_ratio=0.2, decay=False)
+    assert [learning_rate(chosen, step, 10) for step in range(10)] == [0, 0.25, *[0.5] * 8]
+
+
 @pytest.mark.parametrize(("total", "ratio"), [(20, 0.17), (7, 0.03), (12, 0.0), (1, 0.5)])
 def test_the_learning_rate_is_hugging_faces_cosine(total, ratio):
     chosen = replace(OPTIMIZER, learning_rate=0.5, warmup_ratio=ratio)

@@ -54,7 +54,7 @@ def test_a_run_of_version_1_goes_on_from_its_checkpoint(tmp_path):
     moments = [f"optimizer.optimizer.1.{moment}.registers" for moment in ("mu", "nu")]
     held = by_todays_names(arrays("run.npz"), ["params.registers", *moments])
     params = {path.removeprefix("params/"): leaf for path, leaf in held.items() if path.startswith("params/")}
-    settings = OptimizerSettings(2e-5, 0.0, 0.03, 0.0, 0.9, 0.999, 1e-8, 1.0, "float32")
+    settings = OptimizerSettings(2e-5, 0.0, 0.03, True, 0.0, 0.9, 0.999, 1e-8, 1.0, "float32")
     train = {path: jnp.zeros_like(leaf) for path, leaf in params.items()}
     blank = State(train, make_optimizer(settings, train).init(train), jnp.zeros((), jnp.float32))
     shutil.copytree(V1 / "run", tmp_path / "run")  # opening a folder of checkpoints writes to it

@@ -13,10 +13,13 @@ Params = dict[str, jax.Array]  # by path
 
 
 def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> float:
-    """A line from 0 over ceil(ratio * total) steps, then half a cosine to 0, as in Hugging Face's Trainer."""
+    """A line from 0 over ceil(ratio * total) steps, then half a cosine to 0, as in Hugging Face's Trainer, or a
+    constant."""
     warmup = math.ceil(settings.warmup_ratio * total_steps)
     if step < warmup:
         return settings.learning_rate * step / warmup
+    if not settings.decay:
+        return settings.learning_rate
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
 
 
