@@ -23,7 +23,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.seed = 0
     config.dtype = "float32"
     config.remat = "none"
-    config.layers_per_loop = 1  # a loop copies what it keeps for the way back: a quarter of a step of so small layers
     config.data.workers = 0  # a worker's start costs more than it gives
     config.data.max_bad_rows = 0  # the data is ours
     config.optimizer.learning_rate = 1e-3 if stage == "pretrain" else 1.5e-3
