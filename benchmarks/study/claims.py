@@ -61,6 +61,12 @@ def of_registers() -> Iterator[Claim]:
                 gain(f"victor-8-k{k}", f"vtw-k{k}", *beyond),
             )
             yield Claim(f"none-beyond-k{k}", says, OURS, effect, ">", POINT)
+    for k in LAYERS[: LAYERS.index(K)]:
+        says, effect = (
+            f"… and none a layer later, for about equal compute, k = {k}",
+            gain(f"victor-8-k{k}", f"vtw-k{k + 1}"),
+        )
+        yield Claim(f"none-later-k{k}", says, OURS, effect, ">", POINT)
     for rival, what, paper in (
         ("last-8", "the last 8 visual tokens", "those lose much"),
         ("random-8", "8 visual tokens at random places", OURS),
