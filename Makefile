@@ -27,7 +27,7 @@ lint: setup
 
 # The checks of the source run beside the installation.
 test: setup
-	$(MAKE) --jobs=2 --output-sync=target lint .transformers4/ready
+	$(MAKE) --jobs=2 lint .transformers4/ready
 	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 # The whole story on real images: set up, train, evaluate, draw. Results are in quickstart/.

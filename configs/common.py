@@ -56,7 +56,7 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
             "learning_rate": 2e-5,
             "projector_learning_rate": 0.0,
             "warmup_ratio": 0.03,  # [llava]
-            "decay": True,  # [llava] a cosine
+            "cosine": True,  # [llava]
             "weight_decay": 0.0,  # [llava] [victor]
             "b1": 0.9,  # [llava] the Trainer's defaults, from here on
             "b2": 0.999,

@@ -48,7 +48,8 @@ def missing(given: argparse.Namespace, size: str) -> Todo:
     done, found = Results.read(given.results, size).records, defaultdict[tuple[str, int], list[str]](list)
     for seed in range(given.seeds):
         for point in wanted(given, size):
-            if (point, seed) not in done:
+            late = not given.at_once and point in TIMED  # to be timed alone, though a result is there
+            if (point, seed) not in done or (late and done[point, seed]["at_once"] != 1):
                 training = points(SIZES[size])[point].training
                 found[training, seed].append(point)
                 if start := trainings(SIZES[size])[training].start:

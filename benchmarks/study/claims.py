@@ -63,7 +63,7 @@ def of_registers() -> Iterator[Claim]:
             yield Claim(f"none-beyond-k{k}", says, OURS, effect, ">", POINT)
     for k in LAYERS[: LAYERS.index(K)]:
         says, effect = (
-            f"… and none a layer later, for about equal compute, k = {k}",
+            f"8 registers beat none a layer later, for about equal compute, k = {k}",
             gain(f"victor-8-k{k}", f"vtw-k{k + 1}"),
         )
         yield Claim(f"none-later-k{k}", says, OURS, effect, ">", POINT)
@@ -122,7 +122,7 @@ def of_training() -> Iterator[Claim]:
 def of_vision_on_request() -> Iterator[Claim]:
     """Tokens that stay beside the text or leave when a gate says so (2603.23495, 2411.19628)."""
     for rival in (VICTOR, f"vtw-k{K}"):
-        says = f"VISOR with two self-attention layers beats {rival}, which takes as much compute or more"
+        says = f"VISOR, trained 2.5 times as long, beats {rival}, which takes as much compute to answer or more"
         yield Claim(f"visor-{rival}", says, OURS, gain("visor", rival), ">", POINT)
     says = "self-attention layers help VISOR on questions of more steps"
     yield Claim("visor-self", says, "+ 6.6 points on hard tasks", gain("visor", "visor-as-0-2", 2, 3), ">", POINT)
@@ -132,7 +132,7 @@ def of_vision_on_request() -> Iterator[Claim]:
         says = f"{name} loses little against {largest}"
         yield Claim(f"{name}-keeps", says, paper, loss(name, of=largest), "<", 0.04)
         says = f"{name} spends less than 0.8 of the FLOPs of {largest}"
-        yield Claim(f"{name}-spends", says, paper, spent(name, largest), "<", 0.8)
+        yield Claim(f"{name}-spends", says, "none given", spent(name, largest), "<", 0.8)
     says = "four exits lose little against DyVTE's rule at every layer"
     yield Claim("dyvte-exits-keep", says, OURS, loss("dyvte", of="dyvte-exact"), "<", 0.04)
     says = "four exits spend less than 1.1 of the FLOPs of the rule at every layer"

@@ -7,6 +7,8 @@ import numpy as np
 
 from benchmarks.study.records import Estimate, Record, Results, accuracy
 
+SMOOTH = 5  # of the shares that a log is kept in: one of them may be lucky
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -64,7 +66,7 @@ def saved(point: str, of: str, what: str) -> Effect:
     def value(one: Record, other: Record) -> float | None:
         if what == "seconds" and not comparable(one, other):
             return None
-        target = max(min(losses(one)), min(losses(other)))
+        target = max(losses(one).min(), losses(other).min())
         return 1 - cost_to_reach(target, one, what) / cost_to_reach(target, other, what)
 
     return Effect(f"share of `{of}`'s {what} of training that `{point}` saves at equal loss", (point, of), value)
@@ -75,16 +77,16 @@ def comparable(*records: Record) -> bool:
     return len({record["where"]["device"] for record in records}) == 1 and {r["at_once"] for r in records} == {1}
 
 
-def losses(record: Record) -> list[float]:
-    """Of stage 2, means of equal shares of its steps."""
-    return record["training"]["finetune"]["loss"]
+def losses(record: Record) -> np.ndarray:
+    """Of stage 2, each the mean of so many equal shares of its steps, up to the end of the last."""
+    return np.convolve(record["training"]["finetune"]["loss"], np.full(SMOOTH, 1 / SMOOTH), "valid")
 
 
 def cost_to_reach(target: float, record: Record, what: str) -> float:
     """Of stage 1 and as much of stage 2, which reaches that loss."""
     first, second = (stage["steps"] * stage[f"{what}_per_step"] for stage in record["training"].values())
-    reached = int(np.argmax(np.array(losses(record)) <= target))
-    return float(first + second * (reached + 1) / len(losses(record)))
+    reached = int(np.argmax(losses(record) <= target))
+    return float(first + second * (reached + SMOOTH) / len(record["training"]["finetune"]["loss"]))
 
 
 def _on(steps: tuple[int, ...]) -> str:

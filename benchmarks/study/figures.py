@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.study.claims import STEPS, VICTOR
 from benchmarks.study.effects import right
 from benchmarks.study.grid import LAYERS, LLAVA, REGISTERS, K, from_scratch
-from benchmarks.study.records import Record, Results
+from benchmarks.study.records import Record, Results, mean_flops
 
 # Okabe and Ito, for every kind of eye
 BLUE, SKY, ORANGE, GREEN, RED, PINK = "#0072b2", "#56b4e9", "#e69f00", "#009e73", "#d55e00", "#cc79a7"
@@ -42,8 +42,8 @@ def swept(registers: int, layer: int) -> str:
 def accuracy_over_compute(results: Results) -> Figure:
     """A line for each layer k: no registers, then ever more of them."""
 
-    def x(_: str, record: Record) -> float:
-        return record["flops"] / 1e6
+    def x(name: str, _: Record) -> float:
+        return mean_flops(results, name) / 1e6
 
     figure, panels = _panels("MFLOP of an image and a question")
     for steps, axes in panels:
@@ -57,7 +57,7 @@ def accuracy_over_compute(results: Results) -> Figure:
                 x,
                 color=colour,
                 marker="o",
-                label=f"k = {k}, 0 to {REGISTERS[-1]} registers",
+                label=f"k = {k}, no registers and more",
             )
         for name, marker in OTHERS.items():
             _curve(axes, results, steps, [name], x, color=GREY, marker=marker, label=name)
@@ -94,7 +94,7 @@ def loss_of_training(results: Results) -> Figure:
     start.set_xlabel(f"steps of stage 2, from `{LLAVA}`", fontsize=9)
     scratch.set_ylabel("loss, mean over seeds", fontsize=9)
     for axes in (scratch, start):
-        axes.set_ylim(0, 2)
+        axes.set_yscale("log")
         if axes.lines:
             axes.legend(frameon=False, fontsize=7, ncols=2)
         _plain(axes)

@@ -137,7 +137,7 @@ def setting(size: str, point: str) -> dict[str, Any]:
 
 
 def written(training: Training) -> dict[str, Any]:
-    """What decides its model, but for its size and seed."""
+    """What its own stages do; the training that it starts from is named."""
     return {key: value for key, value in asdict(training).items() if value}
 
 

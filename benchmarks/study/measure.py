@@ -23,6 +23,7 @@ from examples.quickstart.questions import KINDS
 from examples.quickstart.report import PROMPT
 from victor_jax.compression.spec import parse
 from victor_jax.evaluation.digits import is_right
+from victor_jax.files import write_whole
 from victor_jax.models.vlm import VLMModule
 from victor_jax.results import keep_settings, read_json
 from victor_jax.weights.read import open_checkpoint
@@ -50,7 +51,7 @@ class Workplace:
         return self.folder / "data"
 
     def start(self, seed: int) -> Path:
-        """The model that all trainings of a seed start from."""
+        """The model that trainings from scratch start from, of one seed."""
         return self.folder / f"start-seed{seed}"
 
     def trained(self, name: str, seed: int) -> Path:
@@ -67,13 +68,23 @@ class Workplace:
 
     def measure(self, name: str, seed: int, wanted: list[str], at_once: int) -> None:
         """Trains, asks what the points `wanted` of that training ask, and writes their results."""
-        folder = self.trained(name, seed)
-        keep_settings(written(trainings(self.size)[name]), folder, folder / "stages")
+        folder, of = self.trained(name, seed), trainings(self.size)
+        for one in filter(None, (of[name].start, name)):
+            keep_settings(written(of[one]), self.trained(one, seed), self.trained(one, seed) / "stages")
+        at_once = self.beside(folder, at_once)
         chain = [*self.training(name, seed), *(job for point in wanted for job in self.asking(point, seed))]
         self.runner.chain(chain)
         if all(job.done.exists() for job in chain):  # else it was stopped
             for point in wanted:
                 write(self.record(point, seed, at_once), self.results)
+
+    def beside(self, folder: Path, at_once: int) -> int:
+        """The most trainings at a time of all starts that this one took."""
+        file = folder / "at_once"
+        most = max(at_once, int(file.read_text())) if file.exists() else at_once
+        if not (folder / "finetune" / "model").exists():
+            write_whole(file, f"{most}\n")
+        return most
 
     def sight(self, seed: int) -> Job:
         where = (str(self.data), str(self.start(seed)), f"--depth={self.size.depth}", f"--seed={seed}")

@@ -71,6 +71,11 @@ def accuracy(record: Record, *steps: int) -> float:
     return float(np.mean([of[str(number)] for number in steps])) if steps else record["accuracy"][ALL]
 
 
+def mean_flops(results: "Results", point: str) -> float:
+    """To the first token. Seeds differ where a method chooses."""
+    return float(np.mean([records[0]["flops"] for records in results.of(point).values()]))
+
+
 def training_cost(record: Record, what: str) -> float:
     """FLOPs or seconds of both stages."""
     return sum(stage["steps"] * stage[f"{what}_per_step"] for stage in record["training"].values())

@@ -8,7 +8,7 @@ from benchmarks.study import figures
 from benchmarks.study.claims import CLAIMS, STEPS, Claim
 from benchmarks.study.effects import kept, loss, right
 from benchmarks.study.grid import SIZES, points, trainings
-from benchmarks.study.records import Estimate, Results, training_cost
+from benchmarks.study.records import Estimate, Results, mean_flops, training_cost
 from victor_jax.errors import UserError
 from victor_jax.files import write_whole
 
@@ -133,7 +133,7 @@ def accuracies(size: str, results: Results) -> str:
         row |= {f"{steps} step{'s' * (steps > 1)}": _mean(right(point, steps).estimate(results)) for steps in STEPS}
         row |= {"all": _mean(right(point).estimate(results)), "lost": _mean(loss(point).estimate(results))}
         row |= {"above floor": _mean(kept(point).estimate(results))}
-        row |= {"MFLOP": "" if of.blind else results.one(point)["flops"] / 1e6}
+        row |= {"MFLOP": "" if of.blind else mean_flops(results, point) / 1e6}
         rows.append(row | {"asked as": f"`{results.one(point)['asked']}`"})
     return table(rows)
 

@@ -16,6 +16,7 @@ from examples.quickstart.digits import Task, read_task, write_digits
 from examples.quickstart.jobs import Job, Runner, evaluation, train, training
 from examples.quickstart.report import READING, as_table, draw, read_rows
 from victor_jax.errors import exit_status
+from victor_jax.results import keep_settings
 
 # All but `full` drop the 64 visual tokens after the same layer, of six.
 METHODS = {
@@ -36,7 +37,7 @@ def sight(out: Path) -> Job:
 def llava(out: Path) -> list[Job]:
     """Both stages with all visual tokens: what with a real model is already trained."""
     # What goes on from it lowers the rate. So many steps are worth a longer compilation.
-    recipe = {"finetune": {"total_steps": LEARN, "optimizer.decay": False, "layers_per_loop": 1}}
+    recipe = {"finetune": {"total_steps": LEARN, "optimizer.cosine": False, "layers_per_loop": 1}}
     return training("llava", "full", out / "data", out / "start", out / "llava", seed_of(out), recipe)
 
 
@@ -77,6 +78,7 @@ NEXT = """With a real checkpoint (README.md has the whole recipe):
 
 
 def tell(out: Path, seed: int) -> None:
+    keep_settings({"methods": METHODS, "learn": LEARN, "go_on": GO_ON, "seed": seed}, out, out / "start")
     print("1. The data: scanned digits on canvases, questions about them, a tokenizer of their words.", flush=True)
     write_digits(out / "data", Task(seed=seed))
     print("2. Stage 0: a vision tower learns to see. With a real model, CLIP brings this.", flush=True)

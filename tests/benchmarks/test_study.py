@@ -164,21 +164,21 @@ def with_losses(point, losses, **more):
 
 
 def test_the_cost_of_a_loss_is_read_off_the_log():
-    one = with_losses("llava", [2.0, 1.0, 0.6, 0.7, 0.5], per_step=2)
-    assert cost_to_reach(2.0, one, "flops") == 20 + 4  # all of stage 1, a fifth of stage 2
-    assert cost_to_reach(0.6, one, "flops") == 20 + 12
-    assert cost_to_reach(0.5, one, "flops") == 40
+    one = with_losses("llava", [2.0] * 5 + [1.0] * 5 + [0.1] + [1.0] * 4 + [0.5] * 5, per_step=2)
+    assert cost_to_reach(2.0, one, "flops") == 20 + 5  # all of stage 1, the first five of twenty shares
+    assert cost_to_reach(1.0, one, "flops") == 20 + 10  # as soon as a mean of five is there
+    assert cost_to_reach(0.5, one, "flops") == 40  # and not at the lucky share
 
 
 @pytest.mark.parametrize(("at_once", "device", "known_time"), [(1, "cpu", True), (2, "cpu", False), (1, "gpu", False)])
 def test_training_saves_what_the_same_loss_costs_less(at_once, device, known_time):
     point = "victor-8-k3-from-scratch"
     known = results(
-        with_losses("llava", [2.0, 1.0, 0.5, 0.4], per_step=4),
-        with_losses(point, [2.0, 1.5, 1.0, 0.5], per_step=2, at_once=at_once, device=device),
+        with_losses("llava", [2.0] * 5 + [0.5] * 5 + [0.4] * 5, per_step=4),
+        with_losses(point, [2.0] * 5 + [1.0] * 5 + [0.5] * 5, per_step=2, at_once=at_once, device=device),
     )
-    # full reaches 0.5 after three of four windows: 4 * (10 + 7.5) against 2 * (10 + 10)
-    assert saved(point, "llava", "flops").estimate(known).mean == pytest.approx(1 - 40 / 70)
+    # llava reaches 0.5 after ten of fifteen shares: 4 * (10 + 10 * 10 / 15) against 2 * (10 + 10)
+    assert saved(point, "llava", "flops").estimate(known).mean == pytest.approx(1 - 40 / (40 + 400 / 15))
     # neither a time that was shared nor times of two devices
     assert (saved(point, "llava", "seconds").estimate(known) is not None) == known_time
 
@@ -276,6 +276,10 @@ def test_what_has_a_result_is_not_measured_again(tmp_path, capsys):
         ("vtw-k1", 1): ["vtw-k1"],
         ("full", 1): ["no-image", "untrained-vtw-k1"],
     }
+    write(record("llava", 0, 0.9, at_once=2), tmp_path)
+    timed = ["--points=llava", "--seeds=1", f"--results={tmp_path}"]
+    assert study.missing(study.parsed(timed), "small") == {("llava", 0): ["llava"]}  # for its time
+    assert not study.missing(study.parsed([*timed, "--at-once=2"]), "small")
     assert study.main(["list", "--points=full", f"--results={tmp_path}"]) == 0
     assert "| full | full |  | 0, 1 |" in capsys.readouterr().out
 
@@ -305,6 +309,17 @@ def test_points_of_a_training_share_it_and_are_asked_in_their_own_way(tmp_path):
     assert {"--compression=vtw:layer=2", f"--model={tmp_path / 'full-seed0' / 'finetune' / 'model'}"} <= {
         *untrained.command
     }
+
+
+def test_a_time_is_that_of_all_starts(tmp_path):
+    place = Workplace("small", tmp_path, tmp_path / "results", None, batch_size=7)
+    folder = tmp_path / "llava-seed0"
+    folder.mkdir()
+    assert place.beside(folder, 2) == 2  # stopped in stage 1
+    assert place.beside(folder, 1) == 2
+    (folder / "finetune" / "model").mkdir(parents=True)
+    assert place.beside(folder, 3) == 3
+    assert place.beside(folder, 1) == 2  # what asks a trained model takes none of its time
 
 
 def test_a_longer_stage_has_more_steps_and_nothing_else_changes():

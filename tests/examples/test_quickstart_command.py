@@ -1,11 +1,15 @@
 """The quickstart's driver: what is done is not done again, what fails is told, what it shows is counted right."""
 
+import ast
 import importlib
+import json
 import time
+from dataclasses import asdict
 
 import pytest
 
-from examples.quickstart.__main__ import METHODS
+from examples.quickstart.__main__ import GO_ON, METHODS, going_on, llava
+from examples.quickstart.digits import Task
 from examples.quickstart.jobs import Job, Runner, environment
 from examples.quickstart.report import Floor, Row, as_table, by_steps, draw, positions
 from victor_jax.compression.spec import parse
@@ -69,14 +73,32 @@ def test_a_user_may_choose_the_platform(monkeypatch):
     assert environment()["JAX_PLATFORMS"] == "cuda"
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_the_recipes_hold(method, stage):
-    config = importlib.import_module("configs.quickstart").get_config(f"{stage},{METHODS[method]}")
-    config.init_from, config.data.path = "somewhere", "rows.json"
-    settings = read(config)
-    assert settings.compression.split(":")[0] == method.split("-")[0]
-    assert ("language" in settings.trainable) == (stage == "finetune")
+def settings_of(job):
+    """As train.py reads them off the command."""
+    stated, *flags = (word.removeprefix("--config") for word in job.command[1:] if word.startswith("--config"))
+    config = importlib.import_module("configs.quickstart").get_config(stated.partition(":")[2])
+    for flag in flags:
+        path, value = flag.removeprefix(".").split("=", 1)
+        *sections, name = path.split(".")
+        section = config
+        for one in sections:
+            section = section[one]
+        section[name] = value if isinstance(section[name], str) else ast.literal_eval(value)  # a key that is there
+    return read(config)
+
+
+def test_methods_go_on_from_a_llava_that_kept_its_rate(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "task.json").write_text(json.dumps(asdict(Task(seed=7))))
+    pretrain, finetune = (settings_of(job) for job in llava(tmp_path))
+    assert ("language" in pretrain.trainable, "language" in finetune.trainable) == (False, True)
+    assert (finetune.compression, finetune.optimizer.cosine) == ("full", False)
+    for method in METHODS:
+        (job,) = going_on(tmp_path, method)
+        settings = settings_of(job)
+        assert settings.compression.split(":")[0] == method.split("-")[0]
+        assert settings.init_from == str(llava(tmp_path)[-1].done)
+        assert (settings.total_steps, settings.optimizer.cosine) == (GO_ON, True)
 
 
 def test_an_unknown_stage_is_an_error():

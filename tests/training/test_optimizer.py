@@ -122,8 +122,8 @@ def test_decay_reaches_what_hugging_faces_trainer_decays():
     assert checked > 30
 
 
-def test_a_rate_that_does_not_decay_stays():
-    chosen = replace(OPTIMIZER, learning_rate=0.5, warmup_ratio=0.2, decay=False)
+def test_without_a_cosine_the_rate_stays():
+    chosen = replace(OPTIMIZER, learning_rate=0.5, warmup_ratio=0.2, cosine=False)
     assert [learning_rate(chosen, step, 10) for step in range(10)] == [0, 0.25, *[0.5] * 8]
 
 

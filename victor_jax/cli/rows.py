@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 def with_image(data: str, images: str | None, limit: int, read: Callable[[Record, Any], T]) -> tuple[dict[int, T], Any]:
-    """-> what `read` makes of a record and of all of them, which open its pictures, by the number of the row; and all
-    of them. What is wrong with a row is said with its place."""
+    """-> by the row's number, what `read(record, records)` gives; and the records, which open their pictures. An error
+    names its row."""
     if needs_image_folder(data) and not images:
         raise UserError(f"the images that {data} names are files of their own: give their folder (--images=DIR)")
     records, found = open_source(data, images), dict[int, T]()

@@ -18,7 +18,7 @@ def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> f
     warmup = math.ceil(settings.warmup_ratio * total_steps)
     if step < warmup:
         return settings.learning_rate * step / warmup
-    if not settings.decay:
+    if not settings.cosine:
         return settings.learning_rate
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
 

@@ -47,6 +47,7 @@ FREE = (
     "evaluation.questions",
     "profile.",
 )
+ADDED = {"layers_per_loop": 0, "optimizer.cosine": True}  # keys that earlier runs lack, and what those computed
 SHOWN = 16  # rows of the first batch
 
 
@@ -93,9 +94,10 @@ def keep_config(workdir: Path, config: dict[str, Any]) -> None:
         return
     now = flatten_dict(json.loads(json.dumps(config)), sep=".")
     for key in sorted(before.keys() | now.keys()):
-        if not key.startswith(FREE) and before.get(key) != now.get(key):
+        old = before.get(key, ADDED.get(key))
+        if not key.startswith(FREE) and old != now.get(key, ADDED.get(key)):
             raise UserError(
-                f"{workdir} holds a run with config.{key}={before.get(key)!r}, now it is {now.get(key)!r}: go on "
+                f"{workdir} holds a run with config.{key}={old!r}, now it is {now.get(key)!r}: go on "
                 "with the old value, or give another --workdir"
             )
 

@@ -24,7 +24,7 @@ class OptimizerSettings:
     learning_rate: Annotated[float, POSITIVE]
     projector_learning_rate: Number  # of the projector and of the method's own parameters; 0: the same
     warmup_ratio: Share
-    decay: bool  # half a cosine to 0 after the warmup; False: the rate stays, for a model that is trained on
+    cosine: bool  # after the warmup half a cosine to 0; False: the rate stays, for a model that is trained on
     weight_decay: Number
     b1: Share
     b2: Share
