@@ -100,7 +100,6 @@ def trainings(size: Size) -> dict[str, Training]:
         **{name: Training(compression, 10, SHORT, LLAVA) for name, compression in blocks.items()},
         f"{victor}-long-stage1": Training(compressions[victor], 10, SHORT, LLAVA),
         **{name: Training(compression, 10, 0.5, LLAVA) for name, compression in visor.items()},
-        "visor-long": Training(visor["visor"], 10, 1.5, LLAVA),
         # From random weights, as the model that the others start from.
         **{from_scratch(name): Training(compressions[name]) for name in (victor, vtw)},
     }
@@ -116,12 +115,8 @@ def points(size: Size) -> dict[str, Point]:
         **{name: Point(name) for name in trainings(size)},
         "no-image": Point("full", blind=True),
         **{f"untrained-vtw-k{k}": Point("full", asked=f"vtw:layer={k}") for k in LAYERS},
-        **{
-            f"{name}-as-{s}-{c}": Point(name, asked=f"visor:self={s},cross={c}")
-            for name in ("visor", "visor-long")
-            for s, c in ((0, 1), (0, 2), (1, 2))
-        },
-        **{f"{name}-policy": Point(name, policy="visor:self=2,cross=2,policy") for name in ("visor", "visor-long")},
+        **{f"visor-as-{s}-{c}": Point("visor", asked=f"visor:self={s},cross={c}") for s, c in ((0, 1), (0, 2), (1, 2))},
+        "visor-policy": Point("visor", policy="visor:self=2,cross=2,policy"),
         "dyvte": Point("full", policy=f"dyvte:exits={'-'.join(map(str, LAYERS))}"),
         "dyvte-exact": Point("full", policy="dyvte:exact"),  # a gate after every layer
         **{f"elastic-16-as-{m}": Point("elastic-16", asked=f"elastic:registers={m},layer={K}") for m in (1, 4, 8)},
