@@ -17,9 +17,10 @@ from victor_jax.models.vlm import VLMModule
 from victor_jax.weights.read import open_checkpoint
 
 PROMPT = 8  # text positions of a question, for counting its FLOPs
-READING = """Visual positions are counted layer by layer, registers among them. MFLOP: to read an image and a question, for
-positions as they are; a compiled program rounds each length up to a multiple of 8, so that one register costs what
-eight do. Images per second are measured alone, one command after the other. Without the image, the full model guesses."""
+READING = """Visual positions are counted layer by layer, registers among them. MFLOP: to read an image and a question,
+for positions as they are; a compiled program rounds each length up to a multiple of 8, so that one register costs what
+eight do. Images per second are measured alone, one command after the other. Without the image, the full model
+guesses."""
 COLOURS = {"full": "#0072B2", "victor": "#D55E00", "vtw": "#009E73"}
 INK, FAINT = "#1f2430", "#6b7280"
 LOOKS = {1: "one step", 2: "two steps", 3: "three steps"}
