@@ -33,7 +33,6 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
     config.dtype = "bfloat16"  # [llava]
     config.param_dtype = "float32"  # [ours] AdamW at 2e-5 loses its updates in bfloat16
     config.remat = "full"  # [llava] gradient checkpointing
-    config.layers_per_loop = 0  # [ours] one program for all layers compiles fastest and is small
     config.loss_chunk = 512  # [ours]
     config.attention = "auto"  # [ours] cuDNN on a GPU, splash on a TPU
     config.log_every = 1

@@ -78,7 +78,7 @@ def comparable(*records: Record) -> bool:
 
 
 def losses(record: Record) -> np.ndarray:
-    """Of stage 2, each the mean of so many equal shares of its steps, up to the end of the last."""
+    """Of stage 2: running means over SMOOTH of the equal shares that its log is kept in."""
     return np.convolve(record["training"]["finetune"]["loss"], np.full(SMOOTH, 1 / SMOOTH), "valid")
 
 

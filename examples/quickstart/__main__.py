@@ -36,8 +36,7 @@ def sight(out: Path) -> Job:
 
 def llava(out: Path) -> list[Job]:
     """Both stages with all visual tokens: what with a real model is already trained."""
-    # What goes on from it lowers the rate. So many steps are worth a longer compilation.
-    recipe = {"finetune": {"total_steps": LEARN, "optimizer.cosine": False, "layers_per_loop": 1}}
+    recipe = {"finetune": {"total_steps": LEARN, "optimizer.cosine": False}}  # what goes on from it lowers the rate
     return training("llava", "full", out / "data", out / "start", out / "llava", seed_of(out), recipe)
 
 

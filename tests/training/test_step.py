@@ -124,14 +124,6 @@ def test_what_is_recomputed_and_in_which_chunks_changes_nothing(tensors, whole, 
     np.testing.assert_allclose(row_loss, whole[1], rtol=1e-5)
 
 
-def test_layers_one_by_one_make_the_same_step_as_in_a_loop(tensors, whole):
-    (found, row_loss), (looped, wanted) = summed(small_run.small_run({"layers_per_loop": 1}), tensors, batch()), whole
-    np.testing.assert_allclose(row_loss, wanted, rtol=1e-5)
-    assert len(found.grads) > len(looped.grads)  # each layer has arrays of its own
-    squares = [sum(float((grad**2).sum()) for grad in sums.grads.values()) for sums in (found, looped)]
-    assert squares[0] == pytest.approx(squares[1], rel=1e-5)
-
-
 def test_the_loss_is_the_mean_over_all_supervised_positions(run, tensors, whole):
     """Rows with more to learn weigh more, whatever part they are in."""
     _, metrics = stepped_in(run, tensors, parts=4)

@@ -35,9 +35,9 @@ def test_a_refused_start_leaves_the_config_as_it_was(tmp_path):
 
 def test_a_run_from_before_a_key_goes_on_with_what_it_computed(tmp_path):
     workdir = folder_with_a_step(tmp_path, json.dumps(CONFIG))
-    outputs.keep_config(workdir, CONFIG | {"layers_per_loop": 0, "optimizer": {"cosine": True}})
-    with pytest.raises(UserError, match=r"holds a run with config\.layers_per_loop=0, now it is 1"):
-        outputs.keep_config(workdir, CONFIG | {"layers_per_loop": 1})
+    outputs.keep_config(workdir, CONFIG | {"optimizer": {"cosine": True}})
+    with pytest.raises(UserError, match=r"holds a run with config\.optimizer\.cosine=True, now it is False"):
+        outputs.keep_config(workdir, CONFIG | {"optimizer": {"cosine": False}})
 
 
 def test_a_run_that_goes_on_keeps_its_number_of_parts(tmp_path):

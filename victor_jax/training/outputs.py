@@ -47,7 +47,7 @@ FREE = (
     "evaluation.questions",
     "profile.",
 )
-ADDED = {"layers_per_loop": 0, "optimizer.cosine": True}  # keys that earlier runs lack, and what those computed
+ADDED = {"optimizer.cosine": True}  # keys that earlier runs lack, and what those computed
 SHOWN = 16  # rows of the first batch
 
 

@@ -88,7 +88,6 @@ class Settings:
     dtype: Dtype  # of the computation and of what is frozen
     param_dtype: Dtype  # of what is trained
     remat: Literal["none", "full", "dots"]
-    layers_per_loop: Count  # at most, of both towers; 0: all between two cuts in one compiled loop
     loss_chunk: Positive
     attention: Literal["auto", "xla", "cudnn", "splash"]
     log_every: Positive

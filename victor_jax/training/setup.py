@@ -107,7 +107,7 @@ def make_run(settings: Settings, config: VLMConfig, mesh: Mesh) -> Run:
     attention = choose(settings.attention, platform=platform, dtype=dtype, head_dims=config.head_dims)
     method = parse(settings.compression, config)
     adapters = Lora(**asdict(settings.lora)) if settings.lora.rank else None
-    module = VLMModule(config, method, dtype, attention, settings.remat, adapters, settings.layers_per_loop or None)
+    module = VLMModule(config, method, dtype, attention, settings.remat, adapters)
     train, frozen = abstract_parameters(settings, module, mesh)
     optimizer = make_optimizer(settings.optimizer, train)  # type: ignore[arg-type]  # shapes do as well
     state = abstract_state(optimizer, train, mesh)
