@@ -1,11 +1,13 @@
+import gc
 import os
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if version("jaxlib").startswith("0.10."):  # which still has XLA's older emitters
-    # They compile the small programs of tests in half the time. Children get the flag too.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+    # They compile the small programs of tests in half the time, and in one piece each in less. Children get this too.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
 import jax
 import pytest
@@ -15,6 +17,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile far more than they compute: without XLA's costly passes they take half the time. What the programs
 # mean is the same, and that is what is tested; benchmarks compile as users do.
 jax.config.update("jax_disable_most_optimizations", True)
+
+gc.set_threshold(100_000, 50, 100)  # tracing makes many objects, which the defaults look through again and again
 
 
 @pytest.fixture(autouse=True, scope="module")

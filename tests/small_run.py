@@ -158,7 +158,7 @@ def command(workdir: Path, changes: Overrides, recipe: str = "finetune", argumen
 
 def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "without_torch"))),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
