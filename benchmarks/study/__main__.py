@@ -20,14 +20,14 @@ from benchmarks.machine import table
 from benchmarks.study.claims import CLAIMS
 from benchmarks.study.grid import SIZES, chosen, points, trainings
 from benchmarks.study.measure import Workplace
-from benchmarks.study.records import RESULTS, Results
+from benchmarks.study.records import RESULTS, Results, timed
 from benchmarks.study.report import DEFAULT, report
 from examples.quickstart.jobs import Runner
 from victor_jax.errors import UserError, exit_status
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "study.md"
 CORE = "learnt,victor-8,none-*,k*,vtw-*"  # the claims that are measured where none are named
-# Trainings whose time is part of a claim: each has the machine for itself.
+# Trainings whose time is part of a claim.
 TIMED = {point for claim in CLAIMS if claim.name == "cost-seconds" for point in claim.effect.points}
 Todo = dict[tuple[str, int], list[str]]  # of a training and a seed, the points that are asked
 
@@ -48,8 +48,7 @@ def missing(given: argparse.Namespace, size: str) -> Todo:
     done, found = Results.read(given.results, size).records, defaultdict[tuple[str, int], list[str]](list)
     for seed in range(given.seeds):
         for point in wanted(given, size):
-            late = not given.at_once and point in TIMED  # to be timed alone, though a result is there
-            if (point, seed) not in done or (late and done[point, seed]["at_once"] != 1):
+            if (point, seed) not in done or (point in TIMED and not timed(done[point, seed])):
                 training = points(SIZES[size])[point].training
                 found[training, seed].append(point)
                 if start := trainings(SIZES[size])[training].start:
@@ -68,12 +67,10 @@ def run(given: argparse.Namespace) -> None:
             continue
         place = Workplace(size, given.out / size, given.results, runner, batch_size=50 if on_cpu else 400)
         place.prepare(sorted({seed for _, seed in todo}), at_once)
-        # Where a number is asked for, it holds for these too, and no time is claimed.
-        timed = {} if given.at_once else {one: asked for one, asked in todo.items() if one[0] in TIMED}
-        others = {one: asked for one, asked in todo.items() if one not in timed}
-        failed += measure(place, timed, 1)
-        later = {one: asked for one, asked in others.items() if trainings(SIZES[size])[one[0]].start}
-        for some in ({one: asked for one, asked in others.items() if one not in later}, later):
+        for name, seed in (one for one, asked in todo.items() if one[0] in TIMED and asked):
+            place.time(name, seed)
+        later = {one: asked for one, asked in todo.items() if trainings(SIZES[size])[one[0]].start}
+        for some in ({one: asked for one, asked in todo.items() if one not in later}, later):
             failed += measure(place, some, at_once)
     if failed:
         raise UserError(f"{len(failed)} trainings failed ({', '.join(failed)}): the same command tries them again")
@@ -91,7 +88,7 @@ def measure(place: Workplace, todo: Todo, at_once: int) -> list[str]:
 
     def attempt(name: str, seed: int, asked: list[str]) -> None:
         try:
-            place.measure(name, seed, asked, at_once)
+            place.measure(name, seed, asked)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             failed.append(f"{name} of seed {seed}")

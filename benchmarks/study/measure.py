@@ -23,12 +23,12 @@ from examples.quickstart.questions import KINDS
 from examples.quickstart.report import PROMPT
 from victor_jax.compression.spec import parse
 from victor_jax.evaluation.digits import is_right
-from victor_jax.files import write_whole
 from victor_jax.models.vlm import VLMModule
 from victor_jax.results import keep_settings, read_json
 from victor_jax.weights.read import open_checkpoint
 
 LABELS = 1500  # rows that a choice is learnt from
+TIMED_STEPS = 150  # of stage 2
 CURVE = 50  # losses that a result keeps of each stage
 
 
@@ -66,36 +66,34 @@ class Workplace:
         write_digits(self.data, self.size.task)
         self.runner.together([partial(self.runner.chain, [self.sight(seed)]) for seed in seeds], at_once)
 
-    def measure(self, name: str, seed: int, wanted: list[str], at_once: int) -> None:
+    def measure(self, name: str, seed: int, wanted: list[str]) -> None:
         """Trains, asks what the points `wanted` of that training ask, and writes their results."""
-        folder, of = self.trained(name, seed), trainings(self.size)
+        of = trainings(self.size)
         for one in filter(None, (of[name].start, name)):
             keep_settings(written(of[one]), self.trained(one, seed), self.trained(one, seed) / "stages")
-        at_once = self.beside(folder, at_once)
         chain = [*self.training(name, seed), *(job for point in wanted for job in self.asking(point, seed))]
         self.runner.chain(chain)
         if all(job.done.exists() for job in chain):  # else it was stopped
             for point in wanted:
-                write(self.record(point, seed, at_once), self.results)
+                write(self.record(point, seed), self.results)
 
-    def beside(self, folder: Path, at_once: int) -> int:
-        """The most trainings at a time of all starts that this one took."""
-        file = folder / "at_once"
-        most = max(at_once, int(file.read_text())) if file.exists() else at_once
-        if not (folder / "finetune" / "model").exists():
-            write_whole(file, f"{most}\n")
-        return most
+    def time(self, name: str, seed: int) -> None:
+        """Few steps of both stages, to be run while nothing else runs: they tell how long one takes."""
+        self.runner.chain(self.training(name, seed, "timed"))
 
     def sight(self, seed: int) -> Job:
         where = (str(self.data), str(self.start(seed)), f"--depth={self.size.depth}", f"--seed={seed}")
         return Job(f"{self.name} sight seed{seed}", ("-m", "examples.quickstart.sight", *where), self.start(seed))
 
-    def training(self, name: str, seed: int) -> list[Job]:
+    def training(self, name: str, seed: int, timed: str = "") -> list[Job]:
+        """`timed`: names a folder for a short one."""
         of, own = trainings(self.size)[name], self.size.recipe
         recipe = lengthened(own, {"pretrain": of.stage1, "finetune": of.stage2})
-        label = f"{self.name} {name} seed{seed}"
+        if timed:
+            recipe = {**recipe, "finetune": {**recipe["finetune"], "total_steps": TIMED_STEPS}}
+        label = " ".join(filter(None, (self.name, name, f"seed{seed}", timed)))
         start = self.trained(of.start, seed) / "finetune" / "model" if of.start else self.start(seed)
-        return training(label, of.compression, self.data, start, self.trained(name, seed), seed, recipe)
+        return training(label, of.compression, self.data, start, self.trained(name, seed) / timed, seed, recipe)
 
     def asking(self, name: str, seed: int) -> list[Job]:
         point = points(self.size)[name]
@@ -119,7 +117,7 @@ class Workplace:
 
     # --- results ----------------------------------------------------------------------------------------------------
 
-    def record(self, point: str, seed: int, at_once: int) -> Record:
+    def record(self, point: str, seed: int) -> Record:
         out = self.asked(point, seed) / "digits"
         result = read_json(out / "result.json")
         settings, chosen = result["settings"], result.get("chosen")
@@ -137,8 +135,7 @@ class Workplace:
                 * (chosen["spent"] if chosen else 1)
             ),
             **({"chosen": choices(out / "answers.jsonl")} if chosen else {}),
-            "at_once": at_once,
-            "training": {stage: trained_stage(trained / stage / "metrics.jsonl") for stage in ROWS},
+            "training": {stage: trained_stage(trained / stage, trained / "timed" / stage) for stage in ROWS},
             "where": where(settings),
             "setting": setting(self.name, point),
         }
@@ -195,13 +192,22 @@ def share(right: list[bool]) -> float:
     return round(sum(right) / len(right), 5)
 
 
-def trained_stage(metrics: Path) -> dict[str, Any]:
-    """Cost and losses of a stage. Seconds are a median: the first step compiles."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+def trained_stage(folder: Path, timed: Path) -> dict[str, Any]:
+    """Cost and losses of a stage; its time where a short one was timed."""
+    lines = logged(folder)
     windows = np.array_split(np.array([line["loss"] for line in lines]), min(CURVE, len(lines)))
     return {
         "steps": len(lines),
         "flops_per_step": round(sum(line["flops"] for line in lines) / len(lines)),
-        "seconds_per_step": round(median(line["step_time"] for line in lines), 5),
+        **({"seconds_per_step": seconds_per_step(timed)} if timed.exists() else {}),
         "loss": [round(float(window.mean()), 4) for window in windows],  # means of equal shares of the steps
     }
+
+
+def seconds_per_step(folder: Path) -> float:
+    """A median: the first step compiles."""
+    return round(median(line["step_time"] for line in logged(folder)), 5)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

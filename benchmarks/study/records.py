@@ -76,6 +76,11 @@ def mean_flops(results: "Results", point: str) -> float:
     return float(np.mean([records[0]["flops"] for records in results.of(point).values()]))
 
 
+def timed(record: Record) -> bool:
+    """Whether it is known how long a step of its training takes."""
+    return all("seconds_per_step" in stage for stage in record["training"].values())
+
+
 def training_cost(record: Record, what: str) -> float:
     """FLOPs or seconds of both stages."""
     return sum(stage["steps"] * stage[f"{what}_per_step"] for stage in record["training"].values())

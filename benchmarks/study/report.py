@@ -8,7 +8,7 @@ from benchmarks.study import figures
 from benchmarks.study.claims import CLAIMS, STEPS, Claim
 from benchmarks.study.effects import kept, loss, right
 from benchmarks.study.grid import SIZES, points, trainings
-from benchmarks.study.records import Estimate, Results, mean_flops, training_cost
+from benchmarks.study.records import Estimate, Results, mean_flops, timed, training_cost
 from victor_jax.errors import UserError
 from victor_jax.files import write_whole
 
@@ -139,16 +139,16 @@ def accuracies(size: str, results: Results) -> str:
 
 
 def costs(size: str, results: Results) -> str:
-    """What each training took; time only where a training had the machine for itself."""
+    """What each training took; its time where a step of it was timed."""
     rows = []
     for point in trainings(SIZES[size]):
         if not (found := [records[0] for records in results.of(point).values()]):
             continue
-        minutes = [training_cost(record, "seconds") / 60 for record in found if record["at_once"] == 1]
+        minutes = [training_cost(record, "seconds") / 60 for record in found if timed(record)]
         row: dict[str, Any] = {"": point}
         row |= {f"{stage} steps": of["steps"] for stage, of in found[0]["training"].items()}
         row |= {"TFLOP": training_cost(found[0], "flops") / 1e12}
-        rows.append(row | {"minutes alone": time.mean if (time := Estimate.over(minutes)) else "not measured"})
+        rows.append(row | {"minutes": time.mean if (time := Estimate.over(minutes)) else "not measured"})
     return table(rows)
 
 

@@ -28,8 +28,9 @@ from victor_jax.weights.tensors import from_array
 from victor_jax.weights.write import write_checkpoint
 
 
-def record(point, seed, accuracy, steps=None, flops=100, per_step=10, at_once=1, device="cpu", size="small"):
-    stage = {"steps": 10, "flops_per_step": per_step, "seconds_per_step": per_step / 2, "loss": [2.0, 1.0]}
+def record(point, seed, accuracy, steps=None, flops=100, per_step=10, timed=True, device="cpu", size="small"):
+    stage = {"steps": 10, "flops_per_step": per_step, "loss": [2.0, 1.0]}
+    stage |= {"seconds_per_step": per_step / 2} if timed else {}
     return {
         "size": size,
         "point": point,
@@ -37,7 +38,6 @@ def record(point, seed, accuracy, steps=None, flops=100, per_step=10, at_once=1,
         "asked": "full",
         "accuracy": {"all": accuracy, "steps": {str(n): accuracy for n in (1, 2, 3)} | (steps or {})},
         "flops": flops,
-        "at_once": at_once,
         "training": {"pretrain": stage, "finetune": stage},
         "where": {"date": "2026-01-01", "revision": "abc", "device": device, "python": "3.11", "jax": "0.10"},
         "setting": setting(size, point),
@@ -170,16 +170,18 @@ def test_the_cost_of_a_loss_is_read_off_the_log():
     assert cost_to_reach(0.5, one, "flops") == 40  # and not at the lucky share
 
 
-@pytest.mark.parametrize(("at_once", "device", "known_time"), [(1, "cpu", True), (2, "cpu", False), (1, "gpu", False)])
-def test_training_saves_what_the_same_loss_costs_less(at_once, device, known_time):
+@pytest.mark.parametrize(
+    ("timed", "device", "known_time"), [(True, "cpu", True), (False, "cpu", False), (True, "gpu", False)]
+)
+def test_training_saves_what_the_same_loss_costs_less(timed, device, known_time):
     point = "victor-8-k3-from-scratch"
     known = results(
         with_losses("llava", [2.0] * 5 + [0.5] * 5 + [0.4] * 5, per_step=4),
-        with_losses(point, [2.0] * 5 + [1.0] * 5 + [0.5] * 5, per_step=2, at_once=at_once, device=device),
+        with_losses(point, [2.0] * 5 + [1.0] * 5 + [0.5] * 5, per_step=2, timed=timed, device=device),
     )
     # llava reaches 0.5 after ten of fifteen shares: 4 * (10 + 10 * 10 / 15) against 2 * (10 + 10)
     assert saved(point, "llava", "flops").estimate(known).mean == pytest.approx(1 - 40 / (40 + 400 / 15))
-    # neither a time that was shared nor times of two devices
+    # without both times, or with those of two devices, nothing is said
     assert (saved(point, "llava", "seconds").estimate(known) is not None) == known_time
 
 
@@ -276,10 +278,11 @@ def test_what_has_a_result_is_not_measured_again(tmp_path, capsys):
         ("vtw-k1", 1): ["vtw-k1"],
         ("full", 1): ["no-image", "untrained-vtw-k1"],
     }
-    write(record("llava", 0, 0.9, at_once=2), tmp_path)
-    timed = ["--points=llava", "--seeds=1", f"--results={tmp_path}"]
-    assert study.missing(study.parsed(timed), "small") == {("llava", 0): ["llava"]}  # for its time
-    assert not study.missing(study.parsed([*timed, "--at-once=2"]), "small")
+    llava = study.parsed(["--points=llava", "--seeds=1", f"--results={tmp_path}"])
+    write(record("llava", 0, 0.9, timed=False), tmp_path)
+    assert study.missing(llava, "small") == {("llava", 0): ["llava"]}  # for its time
+    write(record("llava", 0, 0.9), tmp_path)
+    assert not study.missing(llava, "small")
     assert study.main(["list", "--points=full", f"--results={tmp_path}"]) == 0
     assert "| full | full |  | 0, 1 |" in capsys.readouterr().out
 
@@ -311,15 +314,16 @@ def test_points_of_a_training_share_it_and_are_asked_in_their_own_way(tmp_path):
     }
 
 
-def test_a_time_is_that_of_all_starts(tmp_path):
+def test_a_training_is_timed_by_a_short_one_of_the_same_commands(tmp_path):
     place = Workplace("small", tmp_path, tmp_path / "results", None, batch_size=7)
-    folder = tmp_path / "llava-seed0"
-    folder.mkdir()
-    assert place.beside(folder, 2) == 2  # stopped in stage 1
-    assert place.beside(folder, 1) == 2
-    (folder / "finetune" / "model").mkdir(parents=True)
-    assert place.beside(folder, 3) == 3
-    assert place.beside(folder, 1) == 2  # what asks a trained model takes none of its time
+    whole, short = (place.training("llava", 0, *timed)[1].command for timed in ((), ("timed",)))
+    changed = set(whole) - set(short)
+    assert {argument.partition("=")[0] for argument in changed} == {
+        "--workdir",
+        "--config.init_from",
+        "--config.total_steps",
+    }
+    assert "--config.total_steps=150" in short
 
 
 def test_a_longer_stage_has_more_steps_and_nothing_else_changes():
@@ -342,14 +346,20 @@ def test_answers_are_counted_by_kind_and_by_steps(tmp_path):
     assert found["kinds"] == {"place": 0.5, "where": 1.0, "below": 1.0, "right_of_below": 0.0}
 
 
-def test_a_stage_keeps_its_cost_and_a_short_curve(tmp_path):
-    steps = [{"loss": 4.0 - step / 100, "flops": 10, "step_time": 0.5} for step in range(200)]
-    steps[0]["step_time"] = 60.0  # compiled
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    found = trained_stage(tmp_path / "metrics.jsonl")
-    assert (found["steps"], found["flops_per_step"], found["seconds_per_step"]) == (200, 10, 0.5)
-    assert len(found["loss"]) == 50
+def test_a_stage_keeps_its_cost_and_a_short_curve_and_its_time_where_one_was_timed(tmp_path):
+    def log(folder, seconds):
+        steps = [{"loss": 4.0 - step / 100, "flops": 10, "step_time": seconds} for step in range(200)]
+        steps[0]["step_time"] = 60.0  # compiled
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+        return folder
+
+    stage = log(tmp_path / "stage", 0.7)
+    found = trained_stage(stage, tmp_path / "timed")
+    assert (found["steps"], found["flops_per_step"], len(found["loss"])) == (200, 10, 50)
     assert found["loss"][0] == pytest.approx(4.0 - 0.015)
+    assert "seconds_per_step" not in found
+    assert trained_stage(stage, log(tmp_path / "timed", 0.5)) == found | {"seconds_per_step": 0.5}
 
 
 def test_the_first_registers_are_cut_out_of_a_checkpoint(tmp_path):
