@@ -43,11 +43,6 @@ COMPANIONS = {
 
 
 @pytest.fixture(scope="module")
-def net():
-    return layouts.model()
-
-
-@pytest.fixture(scope="module")
 def hf(net, tmp_path_factory):
     """As transformers 5.x saves a fresh model."""
     folder = tmp_path_factory.mktemp("hf")
@@ -64,11 +59,6 @@ def truth(hf):
 @pytest.fixture(scope="module")
 def question(net):
     return tiny.prompt(net.config, [3, 6]), tiny.pixels(net.config, 1)
-
-
-@pytest.fixture(scope="module")
-def clip(net, tmp_path_factory):
-    return layouts.clip(tmp_path_factory.mktemp("clip"), net)
 
 
 def logits(folder, ids, pixels, **options):
@@ -238,11 +228,6 @@ def test_old_buffers_are_skipped(net, truth, tmp_path):
 
 
 # --- a language model and a CLIP ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def language_model(net, tmp_path_factory):
-    return layouts.language_model(tmp_path_factory.mktemp("language"), net)
 
 
 def fresh(language_model, clip, seed):
