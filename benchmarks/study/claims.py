@@ -6,10 +6,11 @@ it lies wholly on the other side, and is not decided where the threshold lies in
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from benchmarks.study.effects import Effect, gain, kept, loss, right, saved, spent
-from benchmarks.study.grid import LAYERS, LLAVA, K, from_scratch
+from benchmarks.study.grid import CONTROLS, LAYERS, LLAVA, K, at, from_scratch
 from benchmarks.study.records import Estimate, Results
 
 HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "not decided", "not measured"
@@ -47,6 +48,11 @@ def steps_beyond(k: int) -> tuple[int, ...]:
     return tuple(steps for steps in STEPS if steps > k)
 
 
+def note(k: int) -> str:
+    """The layer, where it is not the paper's."""
+    return "" if k == K else f", k = {k}"
+
+
 def of_registers() -> Iterator[Claim]:
     """Whether registers keep what matters, and what others in their place would."""
     yield Claim("learnt", "full learns questions of two steps", "none", right("full", 2), ">", 0.9)
@@ -67,10 +73,15 @@ def of_registers() -> Iterator[Claim]:
             gain(f"victor-8-k{k}", f"vtw-k{k + 1}"),
         )
         yield Claim(f"none-later-k{k}", says, OURS, effect, ">", POINT)
+    for k in CONTROLS:
+        for rival, what, paper in (
+            ("last-8", "the last 8 visual tokens", "those lose much"),
+            ("random-8", "8 visual tokens at random places", OURS),
+            ("windows-8", "the means of 8 windows", OURS),
+        ):
+            says, effect = f"8 registers beat {what}{note(k)}", gain(f"victor-8-k{k}", at(rival, k))
+            yield Claim(at(rival, k), says, paper, effect, ">", POINT)
     for rival, what, paper in (
-        ("last-8", "the last 8 visual tokens", "those lose much"),
-        ("random-8", "8 visual tokens at random places", OURS),
-        ("windows-8", "the means of 8 windows", OURS),
         ("perceiver", "a Perceiver resampler of equal compute", "that one loses 10 %"),
         ("mqt", "a query transformer of equal compute", OURS),
     ):
@@ -99,19 +110,20 @@ def of_layers() -> Iterator[Claim]:
 
 def of_training() -> Iterator[Claim]:
     """How registers are trained, whether their number can change, and what training costs."""
-    for m in (4, 8):
+    for k, m in product(CONTROLS, (4, 8)):
+        trained = f"victor-{m}-k{k}"
+        says, effect = f"{m} of 16 registers are worse than {m} trained", gain(trained, at(f"victor-16-cut-to-{m}", k))
+        yield Claim(at(f"cut-{m}", k), says + note(k), "clearly worse", effect, ">", POINT)
         says, effect = (
-            f"{m} of 16 registers are worse than {m} trained",
-            gain(f"victor-{m}-k{K}", f"victor-16-cut-to-{m}"),
+            f"{m} of 16 elastic registers lose little against {m} trained",
+            loss(at(f"elastic-16-as-{m}", k), of=trained),
         )
-        yield Claim(f"cut-{m}", says, "clearly worse", effect, ">", POINT)
-        says = f"{m} of 16 elastic registers lose little against {m} trained"
-        yield Claim(f"elastic-{m}", says, OURS, loss(f"elastic-16-as-{m}", of=f"victor-{m}-k{K}"), "<", 0.04)
+        yield Claim(at(f"elastic-{m}", k), says + note(k), OURS, effect, "<", 0.04)
     undropped = gain("undropped-8", "full")
     yield Claim("undropped", "8 registers beside tokens that stay add nothing", "+ 1 %", undropped, "<", POINT)
-    for start in ("zeros", "pooled"):
-        says = f"registers that start as {start} are worse"
-        yield Claim(start, says, "worse at few", gain(VICTOR, f"{start}-8"), ">", POINT)
+    for k, start in product(CONTROLS, ("zeros", "pooled")):
+        says, effect = f"registers that start as {start} are worse", gain(f"victor-8-k{k}", at(f"{start}-8", k))
+        yield Claim(at(start, k), says + note(k), "worse at few", effect, ">", POINT)
     effect = gain(f"{VICTOR}-long-stage1", VICTOR)
     yield Claim("stage1", "a stage 1 of ten times the length helps", OURS, effect, ">", POINT)
     for what, says in (("flops", "FLOPs"), ("seconds", "time")):

@@ -14,7 +14,9 @@ from victor_jax.errors import UserError
 
 REGISTERS = (1, 4, 8, 16, 64)
 LAYERS = (1, 2, 3, 5)  # k: after so many layers the visual tokens leave
-K = 3  # the paper's, and that of the controls
+K = 3  # the paper's
+CONTROLS = (K, 1)  # the layers after which what is kept instead of registers, or registers of other kinds, are compared
+FEWER = (1, 4, 8)  # of 16 registers
 LLAVA = "llava"  # the trained model that methods start from, as users do from a checkpoint
 SHORT = 0.2  # of its steps of stage 2, those of every method
 
@@ -70,20 +72,24 @@ def trainings(size: Size) -> dict[str, Training]:
     """By name."""
     # As many as a layer of victor-8 sees on average: an early resampler of the same compute.
     equal = -(-size.tokens * K // size.depth) + 8
+    controls = {
+        # Eight tokens of the image itself instead of registers.
+        "last-8": "last:tokens=8",
+        "random-8": "random:tokens=8",
+        "windows-8": "windows:tokens=8",
+        # Registers of another kind: any number of them later, other starts.
+        "elastic-16": "elastic:registers=16",
+        "zeros-8": "victor:registers=8,start=zeros",
+        "pooled-8": "victor-pooled:registers=8",
+    }
     compressions = {
         "full": "full",  # trained on for as long as the others
         **{f"victor-{m}-k{k}": f"victor:registers={m},layer={k}" for k in LAYERS for m in REGISTERS},
         **{f"vtw-k{k}": f"vtw:layer={k}" for k in LAYERS},
-        # Eight tokens of the image itself instead of registers.
-        "last-8": f"last:tokens=8,layer={K}",
-        "random-8": f"random:tokens=8,layer={K}",
-        "windows-8": f"windows:tokens=8,layer={K}",
-        # Registers of another kind: any number of them later, nothing dropped, the only way to the image, other starts.
-        "elastic-16": f"elastic:registers=16,layer={K}",
+        **{at(name, k): f"{spec},layer={k}" for k in CONTROLS for name, spec in controls.items()},
+        # Nothing dropped, and registers as the only way to the image.
         "undropped-8": f"victor:registers=8,layer={size.depth}",
         **{f"barred-{m}": f"victor:registers={m},layer={K},route=registers" for m in (1, 8, 16)},
-        "zeros-8": f"victor:registers=8,layer={K},start=zeros",
-        "pooled-8": f"victor-pooled:registers=8,layer={K}",
     }
     victor, vtw = f"victor-8-k{K}", f"vtw-k{K}"
     # New blocks that all that is seen goes through: a stage 1 of ten times the length.
@@ -109,6 +115,11 @@ def from_scratch(name: str) -> str:
     return f"{name}-from-scratch"
 
 
+def at(name: str, k: int) -> str:
+    """A name says the layer where it is not the paper's."""
+    return name if k == K else f"{name}-k{k}"
+
+
 def points(size: Size) -> dict[str, Point]:
     """By name: each training asked as it was trained, and what else is asked."""
     return {
@@ -119,8 +130,12 @@ def points(size: Size) -> dict[str, Point]:
         "visor-policy": Point("visor", policy="visor:self=2,cross=2,policy"),
         "dyvte": Point("full", policy=f"dyvte:exits={'-'.join(map(str, LAYERS))}"),
         "dyvte-exact": Point("full", policy="dyvte:exact"),  # a gate after every layer
-        **{f"elastic-16-as-{m}": Point("elastic-16", asked=f"elastic:registers={m},layer={K}") for m in (1, 4, 8)},
-        **{f"victor-16-cut-to-{m}": Point(f"victor-16-k{K}", cut=m) for m in (1, 4, 8)},
+        **{
+            at(f"elastic-16-as-{m}", k): Point(at("elastic-16", k), asked=f"elastic:registers={m},layer={k}")
+            for k in CONTROLS
+            for m in FEWER
+        },
+        **{at(f"victor-16-cut-to-{m}", k): Point(f"victor-16-k{k}", cut=m) for k in CONTROLS for m in FEWER},
     }
 
 
