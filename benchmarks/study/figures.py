@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.study.claims import STEPS, VICTOR
 from benchmarks.study.effects import right
-from benchmarks.study.grid import LAYERS, LLAVA, REGISTERS, K, from_scratch
+from benchmarks.study.grid import LAYERS, LLAVA, REGISTERS, K, at, from_scratch
 from benchmarks.study.records import Record, Results, mean_flops
 
 # Okabe and Ito, for every kind of eye
@@ -21,6 +21,7 @@ OTHERS = {  # besides the sweep, with their markers
     "last-8": "v",
     "random-8": "^",
     "windows-8": "s",
+    **{at(name, 1): marker for name, marker in (("last-8", "v"), ("random-8", "^"), ("windows-8", "s"))},
     "perceiver": "P",
     "mqt": "X",
     "barred-8": "<",
@@ -60,7 +61,8 @@ def accuracy_over_compute(results: Results) -> Figure:
                 label=f"k = {k}, no registers and more",
             )
         for name, marker in OTHERS.items():
-            _curve(axes, results, steps, [name], x, color=GREY, marker=marker, label=name)
+            colour = OF_LAYER[1] if name.endswith("-k1") else GREY
+            _curve(axes, results, steps, [name], x, color=colour, marker=marker, label=name)
         _curve(axes, results, steps, ["full"], x, color="black", marker="*", label="_full")
         axes.set_xlim(left=0)
     return _finished(figure, panels, results)
