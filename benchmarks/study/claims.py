@@ -82,8 +82,8 @@ def of_registers() -> Iterator[Claim]:
             says, effect = f"8 registers beat {what}{note(k)}", gain(f"victor-8-k{k}", at(rival, k))
             yield Claim(at(rival, k), says, paper, effect, ">", POINT)
     for rival, what, paper in (
-        ("perceiver", "a Perceiver resampler of equal compute", "that one loses 10 %"),
-        ("mqt", "a query transformer of equal compute", OURS),
+        ("perceiver", "a Perceiver resampler of equal compute, after as short a training", "that one loses 10 %"),
+        ("mqt", "a query transformer of equal compute, after as short a training", OURS),
     ):
         yield Claim(rival, f"8 registers beat {what}", paper, gain(VICTOR, rival), ">", POINT)
     says = "text that sees the image through registers alone loses little"
