@@ -79,21 +79,22 @@ class Workplace:
 
     def time(self, name: str, seed: int) -> None:
         """Few steps of both stages, to be run while nothing else runs: they tell how long one takes."""
-        self.runner.chain(self.training(name, seed, "timed"))
+        self.runner.chain(self.training(name, seed, timed=True))
 
     def sight(self, seed: int) -> Job:
         where = (str(self.data), str(self.start(seed)), f"--depth={self.size.depth}", f"--seed={seed}")
         return Job(f"{self.name} sight seed{seed}", ("-m", "examples.quickstart.sight", *where), self.start(seed))
 
-    def training(self, name: str, seed: int, timed: str = "") -> list[Job]:
-        """`timed`: names a folder for a short one."""
+    def training(self, name: str, seed: int, timed: bool = False) -> list[Job]:
+        """`timed`: a short one, in a folder of its own."""
         of, own = trainings(self.size)[name], self.size.recipe
         recipe = lengthened(own, {"pretrain": of.stage1, "finetune": of.stage2})
+        label, folder = f"{self.name} {name} seed{seed}", self.trained(name, seed)
         if timed:
+            label, folder = f"{label} timed", folder / "timed"
             recipe = {**recipe, "finetune": {**recipe["finetune"], "total_steps": TIMED_STEPS}}
-        label = " ".join(filter(None, (self.name, name, f"seed{seed}", timed)))
         start = self.trained(of.start, seed) / "finetune" / "model" if of.start else self.start(seed)
-        return training(label, of.compression, self.data, start, self.trained(name, seed) / timed, seed, recipe)
+        return training(label, of.compression, self.data, start, folder, seed, recipe)
 
     def asking(self, name: str, seed: int) -> list[Job]:
         point = points(self.size)[name]

@@ -316,7 +316,7 @@ def test_points_of_a_training_share_it_and_are_asked_in_their_own_way(tmp_path):
 
 def test_a_training_is_timed_by_a_short_one_of_the_same_commands(tmp_path):
     place = Workplace("small", tmp_path, tmp_path / "results", None, batch_size=7)
-    whole, short = (place.training("llava", 0, *timed)[1].command for timed in ((), ("timed",)))
+    whole, short = (place.training("llava", 0, timed)[1].command for timed in (False, True))
     changed = set(whole) - set(short)
     assert {argument.partition("=")[0] for argument in changed} == {
         "--workdir",
