@@ -26,7 +26,7 @@ $(VENV)/ready: pyproject.toml requirements.txt
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers=2
 
 # The checks of the source run beside the installation. Large pages save a part of the time on Linux.
 test: setup

@@ -1,6 +1,7 @@
 """The written form of a compression: `full`, `victor:registers=8,layer=3`, `vtw:layer=16,positions=renumber`."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -118,6 +119,7 @@ def with_cut(spec: str, layer: int) -> str:
     return cut if spec == "full" else f"{spec}+{cut}"
 
 
+@functools.lru_cache(maxsize=64)  # one object for one text: what is cached by method is found again
 def _one(spec: str, config: VLMConfig) -> Method:
     name, _, written = spec.partition(":")
     if name not in METHODS:

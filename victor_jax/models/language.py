@@ -188,6 +188,7 @@ class LanguageTower(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=length,
+            check_constancy_invariants=False,  # nothing is broadcast out of it: traces the layer once
         )
         return scanned(self.config, self.dtype, self.implementation, self.lora, score, self.cache_axes)
 

@@ -96,7 +96,13 @@ class VisionTower(nn.Module):
         for i, layers in enumerate(stage_lengths(self.config, compressor)):
             look = compressor.look if compressor and max(reached) in looked else None
             for j, length in enumerate(loop_lengths(layers, self.layers_per_loop)):
-                loop = nn.scan(VisionLayer, variable_axes={"params": 0}, split_rngs={"params": True}, length=length)
+                loop = nn.scan(
+                    VisionLayer,
+                    variable_axes={"params": 0},
+                    split_rngs={"params": True},
+                    length=length,
+                    check_constancy_invariants=False,  # nothing is broadcast out of it: traces the layer once
+                )
                 x, found = loop(c, self.dtype, self.implementation, look, name=f"stages_{i}_{j}")(x, None)
                 looks += [] if found is None else [found]
             reached[max(reached) + layers] = x

@@ -210,10 +210,14 @@ class VLMModule(nn.Module):
         return self.language.logits(x)[:, 0], caches
 
 
-@functools.lru_cache(maxsize=16)
 def parameters(module: VLMModule) -> dict[str, Declared]:
     """Every parameter by path, as a float32 shape with its declaration; nothing is computed. Not to be changed: tracing
-    takes half a second at 7B, so callers share one."""
+    takes half a second at 7B, so callers share one, whatever they compute in."""
+    return _traced(VLMModule(module.config, module.method, lora=module.lora, layers_per_loop=module.layers_per_loop))
+
+
+@functools.lru_cache(maxsize=16)
+def _traced(module: VLMModule) -> dict[str, Declared]:
     size, method = module.config.vision.image_size, module.method
     row = EncodedRow(np.array([0, -200]), np.full(2, IGNORE), (method.tokens_per_image(module.config),))
     sequence, targets = lay_out([row], method.registers)

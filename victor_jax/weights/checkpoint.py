@@ -92,4 +92,6 @@ def expected(config: VLMConfig) -> dict[str, Declared]:
 
 def own_parameters(config: VLMConfig, method: Method) -> dict[str, Declared]:
     """What the method brings along."""
+    if not (method.registers or method.compressor or method.own):
+        return {}
     return {path: leaf for path, leaf in parameters(VLMModule(config, method)).items() if path.startswith(OWN)}
