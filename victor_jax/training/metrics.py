@@ -254,10 +254,12 @@ class Clock:
 def traced(steps: range, folder: Path, first: int, count: int) -> Iterator[int]:
     """The steps; `count` of them, from `first` on, are traced into a folder for TensorBoard or Perfetto."""
     wanted = [step for step in steps if first <= step < first + count]  # a resumed run may begin among them
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # calls of Python functions, which would slow the traced steps down
     with ExitStack() as trace:
         for step in steps:
             if step in wanted[:1]:
-                trace.enter_context(jax.profiler.trace(folder))
+                trace.enter_context(jax.profiler.trace(folder, profiler_options=options))
             yield step
             if step in wanted[-1:]:
                 jax.block_until_ready(jax.live_arrays())  # else the trace would end while the devices still work
