@@ -73,7 +73,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
         data,
         start.config,
         run.module.method,
-        workdir / "index",
         batch_size=settings.batch_size,
         parts=run.parts,
         seed=settings.seed,

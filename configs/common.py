@@ -45,6 +45,7 @@ def base(argument: str) -> tuple[ConfigDict, bool]:
             "template": "vicuna_v1",
             "tokenizer": "",
             "aspect": "pad",
+            "index": "",
             "max_length": 2048,  # [llava]
             "workers": 4,
             "max_bad_rows": 1000,  # [ours]

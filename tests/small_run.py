@@ -89,7 +89,6 @@ def open_inputs(parsed: settings.Settings, start: Checkpoint, method: Method, me
         inputs.with_paths(parsed.data, start.folder, workdir),
         start.config,
         method,
-        workdir / "index",
         batch_size=parsed.batch_size,
         parts=parts,
         seed=parsed.seed,

@@ -127,6 +127,7 @@ def train(
         f"--config.init_from={start}",
         f"--config.data.path={data / ROWS[stage]}.json",
         f"--config.data.images={data / 'train'}",
+        f"--config.data.index={data / 'index'}",
         f"--config.seed={seed}",
         *(f"--config.{field}={value}" for field, value in own.items()),
     )

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import warnings
+from pathlib import Path
 from dataclasses import replace
 
 import jax
@@ -257,6 +258,7 @@ WRONG_WORLDS = {
         {"data.images": ""},
         "config.data.images is not the folder of these rows: of the first, image",
     ),
+    "no folder for the index": ({"data.index": "{object}"}, "config.data.index: * cannot be made (File exists)"),
     "other images": ({"data.images": "{empty}"}, "there is no such file in"),
     "too few devices": ({"mesh.data": 3}, "a mesh of data=3, fsdp=4, tensor=1 needs 12 devices, there are 8"),
     "no whole mesh": (
@@ -334,3 +336,9 @@ def test_a_model_of_ours_brings_its_tokenizer_without_a_word_of_warning(tmp_path
     logger.removeHandler(caplog.handler)
     assert len(reader[0].images) == 1
     assert not caplog.messages
+
+
+def test_the_index_is_kept_in_the_work_folder_or_where_the_config_says(tmp_path, start, data):
+    for change, folder in (({}, tmp_path / "run" / "index"), ({"data.index": "kept"}, Path("kept"))):
+        parsed = settings.read(config_of(overrides(start, data) | change))
+        assert Path(with_paths(parsed.data, start, tmp_path / "run").index) == folder

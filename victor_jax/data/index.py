@@ -19,6 +19,7 @@ from victor_jax.data.loader import read_ahead
 from victor_jax.data.records import Bad, BadRow, check_bad_rows
 from victor_jax.data.schedule import Index
 from victor_jax.data.sources import stamps
+from victor_jax.errors import UserError
 
 CHUNK = 1024  # rows that are measured at once
 FEWEST = 16384  # rows: with fewer, worker processes take longer to start than they save
@@ -35,6 +36,10 @@ def open_index(
     """The index of the data at `path`; kept in `folder` and found there the next time."""
     kept = folder / f"index-{index_key(reader, Path(path))}.npz"
     if (index := _read(kept)) is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)  # before minutes of reading
+        except OSError as error:
+            raise UserError(f"config.data.index: {folder} cannot be made ({error.strerror}): name another") from None
         index = build_index(reader, workers, max_bad_rows, progress)
         _write(kept, index)
     check_bad_rows(index.bad, max_bad_rows, reader.records)
@@ -104,7 +109,6 @@ def _read(file: Path) -> Index | None:
 
 
 def _write(file: Path, index: Index) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{uuid.uuid4()}.npz")  # of its own: several processes may write the same index
     try:
         found = np.stack(

@@ -33,9 +33,10 @@ class Inputs:
 
 
 def with_paths(data: DataSettings, model_folder: Path, workdir: Path) -> DataSettings:
-    """With the tokenizer's folder filled in. The made-up data set is first written into the work folder."""
+    """With the folders of tokenizer and index filled in. The made-up data set is first written into the work folder."""
     if not data.path:
         raise UserError("config.data.path is empty: name a .json, .jsonl, .parquet or .tar file, or a packed folder")
+    data = replace(data, index=data.index or str(workdir / "index"))
     if data.path != SAMPLE:
         return replace(data, tokenizer=data.tokenizer or str(model_folder))
     folder = workdir / SAMPLE
@@ -65,7 +66,6 @@ def open_inputs(
     data: DataSettings,
     model: VLMConfig,
     method: Method,
-    index_folder: Path,
     *,
     batch_size: int,
     parts: int,  # of a batch
@@ -76,7 +76,7 @@ def open_inputs(
     """Everything is checked and indexed here, before any weight is read."""
     reader = open_reader(data, model, method)
     is_first = jax.process_index() == 0
-    index = open_index(reader, data.path, index_folder, data.workers, data.max_bad_rows, is_first)
+    index = open_index(reader, data.path, Path(data.index), data.workers, data.max_bad_rows, is_first)
     good = np.flatnonzero(index.text_lengths)
     if not len(good):
         why = f", the first: {index.bad[0][1]}" if index.bad else ""

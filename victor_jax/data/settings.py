@@ -16,6 +16,7 @@ class DataSettings:
     template: Template
     tokenizer: str  # a folder; empty: that of init_from
     aspect: Literal["square", "pad"]
+    index: str  # the folder that keeps how long each row is, for any run over the data; empty: in the work folder
     max_length: Positive  # positions of a row, images expanded, registers not counted
     workers: Count
     max_bad_rows: Count

@@ -36,6 +36,7 @@ from victor_jax.weights.write import write_checkpoint
 FREE = (
     "mesh.",
     "checkpoint.",
+    "data.index",
     "data.workers",
     "data.max_bad_rows",
     "log_every",
