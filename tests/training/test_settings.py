@@ -5,8 +5,8 @@ import json
 import logging
 import sys
 import warnings
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
