@@ -1,6 +1,7 @@
 """An evaluation can be stopped anywhere, goes on by itself, and never mixes what does not belong together.
 
-Run as a script, this file is eval.py in a process that gets the signal SIGNAL when it has AFTER answers.
+Run as a script, this file forks processes of eval.py that get the signal SIGNAL when they have AFTER answers: importing
+takes a process longer than all that it does then, and so only one has to.
 """
 
 import json
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -316,41 +318,42 @@ def test_a_mistake_is_one_line_and_exit_status_2(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "error: the folder of benchmarks no does not exist\n"
 
 
-def two_processes(model, data, out, **environment):
+@pytest.fixture(scope="module")
+def to_fork():
+    with subprocess.Popen(
+        [sys.executable, __file__],
+        env=small_run.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
+def two_processes(to_fork, model, data, out, **environment):
     """eval.py in two processes: the exit status of each, and what they printed."""
-    named = {"model": model, "data": data, "out": out}
-    together = [f"--coordinator=localhost:{small_run.free_port()}", "--processes=2"]
-    command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in named.items()), *together]
-    command += ["--benchmark=digits", "--dtype=float32", f"--batch-size={SIZE}"]
+    named = {"model": model, "data": data, "out": out, "benchmark": "digits", "dtype": "float32", "batch-size": SIZE}
+    named |= {"coordinator": f"localhost:{small_run.free_port()}", "processes": 2}
     both = [
-        subprocess.Popen(
-            [*command, f"--process-id={one}"],
-            env=small_run.environment() | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for one in (0, 1)
+        ["eval.py", *(f"--{name}={value}" for name, value in (named | {"process-id": one}).items())] for one in (0, 1)
     ]
-    try:
-        said = [child.communicate(timeout=small_run.SECONDS) for child in both]
-    finally:
-        for child in both:
-            child.kill()
-    return [child.returncode for child in both], said
+    printed = [[f"{out}-{one}.{stream}" for stream in ("stdout", "stderr")] for one in (0, 1)]
+    print(json.dumps([both, printed, environment]), file=to_fork.stdin, flush=True)
+    codes = json.loads(to_fork.stdout.readline())
+    return codes, [[Path(file).read_text() for file in files] for files in printed]
 
 
-def test_two_processes_that_are_killed_go_on_as_two_or_as_one(data, finished, tmp_path):
+def test_two_processes_that_are_killed_go_on_as_two_or_as_one(to_fork, data, finished, tmp_path):
     folder, vlm, _ = data
     out, result = finished
     killed = {"AFTER": str(SIZE), "SIGNAL": str(int(signal.SIGKILL))}
-    codes, said = two_processes(folder / "model", folder, tmp_path / "two", **killed)
+    codes, said = two_processes(to_fork, folder / "model", folder, tmp_path / "two", **killed)
     assert codes[0] == -signal.SIGKILL
     assert codes[1] not in (0, 2), said
     assert len(lines(tmp_path / "two" / "digits")) == SIZE
     shutil.copytree(tmp_path / "two", tmp_path / "one")
 
-    codes, said = two_processes(folder / "model", folder, tmp_path / "two")
+    codes, said = two_processes(to_fork, folder / "model", folder, tmp_path / "two")
     assert codes == [0, 0], said
     assert "| digits " in said[0][0]
     assert "| digits " not in said[1][0]
@@ -363,27 +366,33 @@ def test_two_processes_that_are_killed_go_on_as_two_or_as_one(data, finished, tm
         assert (tmp_path / name / "digits" / "answers.jsonl").read_bytes() == (out / "answers.jsonl").read_bytes()
 
 
-def test_sigterm_to_one_of_two_processes_ends_both_and_keeps_what_was_answered(data, tmp_path):
+def test_sigterm_to_one_of_two_processes_ends_both_and_keeps_what_was_answered(to_fork, data, tmp_path):
     folder, _, _ = data
     stopped = {"AFTER": str(SIZE), "SIGNAL": str(int(signal.SIGTERM))}
-    codes, said = two_processes(folder / "model", folder, tmp_path, **stopped)
+    codes, said = two_processes(to_fork, folder / "model", folder, tmp_path / "out", **stopped)
     assert codes == [130, 130], said
-    assert len(lines(tmp_path / "digits")) == SIZE
+    assert len(lines(tmp_path / "out" / "digits")) == SIZE
 
 
-def test_a_mistake_that_one_process_meets_ends_both(data, tmp_path):
+def test_a_mistake_that_one_process_meets_ends_both(to_fork, data, tmp_path):
     """The second one reads the batch of questions 0, 1, 2 and 4."""
     folder, _, _ = data
     write_questions(tmp_path, ["x"] * QUESTIONS)
     shutil.copytree(folder / "digits" / "images", tmp_path / "digits" / "images")
     (tmp_path / "digits" / "images" / "1.png").write_bytes(b"no picture")
-    codes, said = two_processes(folder / "model", tmp_path, tmp_path / "out")
+    codes, said = two_processes(to_fork, folder / "model", tmp_path, tmp_path / "out")
     assert codes == [2, 2]
     for _, errors in said:
         assert "error: process 1 of 2: question 101: image 1.png: not an image that can be read" in errors
 
 
-if __name__ == "__main__":
+def evaluate(arguments, printed, environment):
+    """In this process, whose output goes to two files; SIGALRM ends it where it hangs."""
+    for stream, file in zip((sys.stdout, sys.stderr), printed, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
+    os.environ.update(environment)
+    sys.argv = arguments
+    signal.alarm(small_run.SECONDS)
     given = []
 
     def signalled(question, text, compression):
@@ -394,3 +403,14 @@ if __name__ == "__main__":
 
     with mock.patch.object(runner, "row_of", signalled):
         sys.exit(eval_script.command_line())
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        both, printed, environment = json.loads(line)
+        children = []
+        for arguments, files in zip(both, printed, strict=True):
+            children.append(os.fork())
+            if children[-1] == 0:
+                evaluate(arguments, files, environment)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
