@@ -24,6 +24,7 @@ from victor_jax.models.vlm import VLMModule, parameters
 CONFIG = SIZES["7b"]
 TEXT, ROWS, CHUNK = 128, 2, 64
 SPECS = ["full", "victor:registers=8,layer=3", "victor:registers=64,layer=0", "vtw:layer=16"]
+TABLES = [{parse(spec, CONFIG).registers, CONFIG.language.width} for spec in SPECS]  # of registers
 
 
 def matmul_flops(jaxpr, times=1):
@@ -47,8 +48,7 @@ def matmul_flops(jaxpr, times=1):
 def looks_registers_up(equation):
     """Or is the gradient of that: in float32, with the table of registers, or its transpose, on one side."""
     avals = [value.aval for value in (*equation.invars, *equation.outvars)]
-    tables = [{parse(spec, CONFIG).registers, CONFIG.language.width} for spec in SPECS]
-    return all(aval.dtype == jnp.float32 for aval in avals) and any({*aval.shape} in tables for aval in avals)
+    return all(aval.dtype == jnp.float32 for aval in avals) and any({*aval.shape} in TABLES for aval in avals)
 
 
 def traced(function, *arguments):
