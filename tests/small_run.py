@@ -119,7 +119,7 @@ def write_data(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
 
 
 def overrides(start: Path, data: Path, **more: Any) -> Overrides:
-    """`data__path` stands for data.path."""
+    """`data__path` stands for data.path. A data axis would cost a program per leaf: its copies are saved in slices."""
     return {
         "init_from": str(start),
         "total_steps": 10,
@@ -128,8 +128,8 @@ def overrides(start: Path, data: Path, **more: Any) -> Overrides:
         "checkpoint.every": 5,
         "evaluation.every": 0,
         "evaluation.rows": 0,
-        "mesh.data": 2,
-        "mesh.fsdp": 4,
+        "mesh.data": 1,
+        "mesh.fsdp": 8,
         "mesh.tensor": 1,
         **{key.replace("__", "."): value for key, value in more.items()},
     }

@@ -260,7 +260,7 @@ WRONG_WORLDS = {
     ),
     "no folder for the index": ({"data.index": "{object}"}, "config.data.index: * cannot be made (File exists)"),
     "other images": ({"data.images": "{empty}"}, "there is no such file in"),
-    "too few devices": ({"mesh.data": 3}, "a mesh of data=3, fsdp=4, tensor=1 needs 12 devices, there are 8"),
+    "too few devices": ({"mesh.data": 3}, "a mesh of data=3, fsdp=8, tensor=1 needs 24 devices, there are 8"),
     "no whole mesh": (
         {"mesh.data": 3, "mesh.fsdp": -1, "mesh.tensor": -1},
         "a mesh of data=3, fsdp=2, tensor=1 needs 6 devices, there are 8",

@@ -1,23 +1,22 @@
 """train.py in processes of its own: killed, told to stop, two at a time."""
 
-import random
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_run
 from small_run import losses, metrics, overrides, run_here
-from soak import kill_once, saved
+from soak import saved
 
 import train
 import victor_jax
 
 STEPS = 20
-KILLS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +34,7 @@ def changes(tmp_path_factory):
     for number in range(1, 40, 3):
         (data / f"{number}.png").unlink()
     changes = overrides(start, data, total_steps=STEPS, mesh__data=1, mesh__fsdp=1, optimizer__warmup_ratio=0.0)
-    return changes | {"checkpoint.every": 1, "checkpoint.keep_every": 10}
+    return changes | {"checkpoint.keep_every": 10}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +45,15 @@ def alone(tmp_path_factory, changes):
     return workdir
 
 
+def wait_until(reached: Callable[[], bool], child: subprocess.Popen) -> None:
+    limit = time.monotonic() + small_run.SECONDS
+    while not reached() and child.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+
+
 def stop(workdir: Path, steps: int, children: list[subprocess.Popen], logs: list[Path], told: int = 0) -> None:
     """Tells one of the processes to stop, once so many steps are logged, and sees all of them leave in peace."""
-    limit = time.monotonic() + small_run.SECONDS
-    while len(metrics(workdir)) < steps and children[0].poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
+    wait_until(lambda: len(metrics(workdir)) >= steps, children[0])
     children[told].send_signal(signal.SIGTERM)
     small_run.finish(children, logs)
 
@@ -67,43 +70,39 @@ def assert_same_end(workdir: Path, undisturbed: Path) -> None:
     assert (workdir / "bad_rows.jsonl").read_text() == (undisturbed / "bad_rows.jsonl").read_text()
 
 
-def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, monkeypatch, alone, changes):
-    for key, value in small_run.environment().items():
-        monkeypatch.setenv(key, value)
-    workdir, rng, kills = tmp_path / "run", random.Random(0), 0
-    while kills < KILLS or newest(workdir) == 0:  # a kill may fall before the first save has ended
-        kill = kill_once(small_run.command(workdir, changes), workdir, tmp_path / "log", rng.uniform(0, 1.5))
-        assert kill is not None, "it ended before it was killed"
-        kills += 1
-    small_run.run_process(workdir, changes)
-    assert_same_end(workdir, alone)
-
-
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, alone, changes):
+def test_killed_and_told_to_stop_it_ends_bit_identical(tmp_path, alone, changes):
+    """Killed in its first save, told to stop, killed in a save after that: the same command goes on."""
     workdir, log = tmp_path / "run", tmp_path / "log"
-    rarely = changes | {"checkpoint.every": 1000}
+    often, rarely = (changes | {"checkpoint.every": every} for every in (1, 1000))
+
+    def kill_when(reached: Callable[[], bool]) -> None:
+        child = small_run.begin(small_run.command(workdir, often), log)
+        wait_until(reached, child)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL, log.read_text()
+
+    kill_when(lambda: len(metrics(workdir)) > 0)
+    before = len(metrics(workdir))
     child = small_run.begin(small_run.command(workdir, rarely), log)
-    stop(workdir, 2, [child], [log])
+    stop(workdir, before + 2, [child], [log])
     step = newest(workdir)
-    assert 2 <= step < STEPS
+    assert before + 2 <= step < STEPS
     assert f"told to stop: step {step} is saved" in log.read_text()
     assert len(losses(workdir)) == step
-    assert f"step {step} of {STEPS}" in small_run.run_process(workdir, rarely)
+    kill_when(lambda: newest(workdir) > step)
+    assert f"step {newest(workdir)} of {STEPS}" in small_run.run_process(workdir, rarely)
     assert_same_end(workdir, alone)
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path, alone, changes):
-    """Each holds one device and reads its own half of the rows. The second start is told to stop as well."""
-    workdir, before = tmp_path / "run", 0
-    both = changes | {"checkpoint.every": 100_000, "total_steps": 100_000, "mesh.fsdp": 2}
-    for told in (1, 0):
-        children, logs = small_run.begin_two(workdir, both)
-        stop(workdir, before + 3, children, logs, told)
-        step = newest(workdir)
-        assert before + 3 <= step == len(losses(workdir))
-        assert f"told to stop: step {step} is saved" in logs[0].read_text()
-        before = step
-    assert before >= 5, "an epoch"
+    """Each holds one device and reads its own half of the rows. Among two, a signal is seen once a second."""
+    workdir = tmp_path / "run"
+    many = changes | {"checkpoint.every": 100_000, "total_steps": 100_000, "mesh.fsdp": 2}
+    children, logs = small_run.begin_two(workdir, many)
+    stop(workdir, 5, children, logs, told=1)
+    step = newest(workdir)
+    assert 5 <= step == len(losses(workdir)), "an epoch"
+    assert f"told to stop: step {step} is saved" in logs[0].read_text()
     assert (workdir / "bad_rows.jsonl").read_text() == (alone / "bad_rows.jsonl").read_text()
     np.testing.assert_allclose(losses(workdir)[:2], losses(alone)[:2], rtol=1e-5)
 
@@ -130,30 +129,29 @@ def test_a_process_that_fails_alone_within_the_loop_ends_the_other_one_too(tmp_p
         assert " of 2: more than data.max_bad_rows=6 rows cannot be used" in log.read_text()
 
 
+def resumable(run: Path, folder: Path) -> Path:
+    """The work folder of a finished run as it was after step 10."""
+    workdir = shutil.copytree(run, folder / "run")
+    for step in (15, STEPS):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    shutil.rmtree(workdir / "model")
+    return workdir
+
+
 def test_a_host_with_an_old_view_of_the_folder_does_what_the_first_one_says(tmp_path, alone, changes):
-    """It sees neither the newest step nor the model. Two processes that each believe their own eyes would train
-    different steps, or wait for each other for ever."""
-    workdir = shutil.copytree(alone, tmp_path / "run")
-    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    """It sees no step, and a model that is gone. Two processes that each believe their own eyes would train different
+    steps, or wait for each other for ever. A tensor axis over both: each holds half of every matrix, and all rows."""
+    workdir = resumable(alone, tmp_path)
     scripts = (train.__file__, str(small_run.ROOT / "tests" / "old_view.py"))
-    small_run.finish(*small_run.begin_two(workdir, changes | {"mesh.fsdp": 2}, scripts=scripts))
+    small_run.finish(*small_run.begin_two(workdir, changes | {"mesh.tensor": 2}, scripts=scripts))
     assert newest(workdir) == STEPS
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
-
-
-def test_two_processes_that_share_their_rows_train_like_one(tmp_path, alone, changes):
-    """A tensor axis over both: each holds half of every matrix, and all rows."""
-    workdir = tmp_path / "run"
-    small_run.finish(*small_run.begin_two(workdir, changes | {"checkpoint.every": 50, "mesh.tensor": 2}))
-    np.testing.assert_allclose(losses(workdir)[:10], losses(alone)[:10], rtol=1e-5)
+    assert (workdir / "bad_rows.jsonl").read_text() == (alone / "bad_rows.jsonl").read_text()
     assert victor_jax.load(workdir / "model").compression == "victor:registers=2,layer=1"
 
 
 def test_eight_devices_and_workers_go_on_where_one_device_stopped(tmp_path, alone, changes):
-    workdir = shutil.copytree(alone, tmp_path / "run")
-    for step in (STEPS - 1, STEPS):
-        shutil.rmtree(workdir / "checkpoints" / str(step))
-    shutil.rmtree(workdir / "model")
+    workdir = resumable(alone, tmp_path)
     run_here(workdir, changes | {"mesh.data": 2, "mesh.fsdp": 4, "data.workers": 2})
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
     assert losses(workdir)[:10] == losses(alone)[:10]

@@ -29,6 +29,7 @@ from victor_jax.weights.write import write_checkpoint
 CONFIG = replace(
     SIZES["small"], image_token=250, pad_token=0, language=replace(SIZES["small"].language, vocabulary=256)
 )
+FORMATS = ("hf", "orbax")
 METHOD = "victor:registers=4,layer=2"
 MODULE = VLMModule(CONFIG, parse(METHOD, CONFIG))
 DEVICES = 4  # of each process
@@ -44,16 +45,19 @@ def batch() -> dict[str, np.ndarray]:
     return {"input_ids": ids, "pixel_values": rng.normal(size=(4, 3, size, size)).astype(np.float32)}
 
 
-@pytest.fixture(scope="module", params=["hf", "orbax"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the model in each format, and what the two processes found."""
     rng = np.random.default_rng(0)
     shapes = {name: leaf.shape for name, leaf in expected(CONFIG).items()} | {REGISTERS: (4, CONFIG.language.width)}
     tensors = {
         name: from_array(rng.normal(0, shape[0] ** -0.5, shape).astype(np.float32)) for name, shape in shapes.items()
     }
     root = tmp_path_factory.mktemp("two")
-    write_checkpoint(Checkpoint("memory", root, CONFIG, tensors, METHOD), root / "model", request.param, lambda _: None)
-    return root / "model"
+    for format in FORMATS:
+        write_checkpoint(Checkpoint("memory", root, CONFIG, tensors, METHOD), root / format, format, lambda _: None)
+    run_both(root)
+    return root
 
 
 def free_port() -> int:
@@ -62,14 +66,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_both(folder: Path, out: Path) -> None:
+def run_both(root: Path) -> None:
     """The two processes, to their end or the time limit; what they print is shown where one fails."""
     environment = os.environ | {"PYTHONPATH": str(Path(victor_jax.__file__).parents[1])}
     port = free_port()
-    children, logs = [], [out / "0.log", out / "1.log"]
+    children, logs = [], [root / "0.log", root / "1.log"]
     try:
         for process, log in enumerate(logs):
-            command = [sys.executable, __file__, str(process), str(port), str(folder), str(out)]
+            command = [sys.executable, __file__, str(process), str(port), str(root)]
             with log.open("w") as file:
                 children.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
         codes = [child.wait(SECONDS) for child in children]
@@ -82,17 +86,17 @@ def run_both(folder: Path, out: Path) -> None:
     assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
 
 
-def test_two_processes_hold_and_answer_like_one(folder: Path, tmp_path: Path) -> None:
-    run_both(folder, tmp_path)
-    alone = victor_jax.load(folder, dtype="float32")
+@pytest.mark.parametrize("format", FORMATS)
+def test_two_processes_hold_and_answer_like_one(root: Path, format: str) -> None:
+    alone = victor_jax.load(root / format, dtype="float32")
     logits, tokens = alone.logits(**batch()), alone.generate_ids(**batch(), max_new_tokens=3)
     for process in (0, 1):
-        found = np.load(tmp_path / f"{process}.npz")
+        found = np.load(root / f"{format}-{process}.npz")
         np.testing.assert_allclose(found["logits"], logits, atol=1e-5)
         np.testing.assert_array_equal(found["tokens"], tokens)
 
 
-def main(process: int, port: int, folder: str, out: str) -> None:
+def main(process: int, port: int, root: str) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_disable_most_optimizations", True)  # compiles in a third of the time
@@ -100,17 +104,19 @@ def main(process: int, port: int, folder: str, out: str) -> None:
     side_by_side = make_mesh(fsdp=4, tensor=2)
     interleaved = make_mesh(fsdp=8, devices=sorted(jax.devices(), key=lambda device: (device.id % DEVICES, device.id)))
     copies = make_mesh(data=2, fsdp=4)  # each process holds everything
-    for mesh, share in ((side_by_side, 0.5), (interleaved, 0.5), (copies, 1.0)):
-        check_placement(folder, mesh, share)
-    vlm = victor_jax.load(folder, dtype="float32", mesh=make_mesh(data=4, tensor=2))
-    np.savez(
-        Path(out) / f"{process}.npz",
-        logits=vlm.logits(**batch()),
-        tokens=vlm.generate_ids(**batch(), max_new_tokens=3),
-    )
+    for format in FORMATS:
+        folder = Path(root) / format
+        for mesh, share in ((side_by_side, 0.5), (interleaved, 0.5), (copies, 1.0)):
+            check_placement(folder, mesh, share)
+        vlm = victor_jax.load(folder, dtype="float32", mesh=make_mesh(data=4, tensor=2))
+        np.savez(
+            f"{folder}-{process}.npz",
+            logits=vlm.logits(**batch()),
+            tokens=vlm.generate_ids(**batch(), max_new_tokens=3),
+        )
 
 
-def check_placement(folder: str, mesh: jax.sharding.Mesh, share: float) -> None:
+def check_placement(folder: Path, mesh: jax.sharding.Mesh, share: float) -> None:
     """This process holds the right slices, and has read of each tensor what it holds of it, once."""
     read: dict[str, int] = {}
 
@@ -143,4 +149,4 @@ def check_placement(folder: str, mesh: jax.sharding.Mesh, share: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
