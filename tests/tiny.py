@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import transformers
 
+torch.set_num_threads(1)  # models this small gain nothing by more, and idle threads spin while other workers compute
+
 IMAGE_TOKEN = 250
 LANGUAGE: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "num_key_value_heads": 4},

@@ -56,11 +56,9 @@ def trained(tmp_path_factory, changes):
     return workdir
 
 
-def losses_of(changes, workdir, params, key=None, step=1):
-    """Mean loss of each row of a step's batch, under these parameters in place of those that the run starts from.
-
-    All rows have as many positions to learn.
-    """
+def losses_of(changes, workdir):
+    """A function -> mean loss of each row of a step's batch, under these parameters in place of those that the run
+    starts from; and those. All rows have as many positions to learn."""
     parsed = settings.read(small_run.config_of(changes, "finetune_lora"))
     begin: Checkpoint = open_start(parsed)
     mesh = make_mesh(fsdp=8)
@@ -68,14 +66,21 @@ def losses_of(changes, workdir, params, key=None, step=1):
     tensors = start_tensors(run, begin)
     train, frozen = trained_params(run, tensors), place(run.frozen, tensors, run.module)
     inputs = small_run.open_inputs(parsed, begin, run.module.method, mesh, workdir)
-    batch = inputs.train[step]
-    (part,), (shape,) = rows_on_mesh(batch.parts, mesh), batch.shapes
-    sizes = sizes_of(run, shape)
-    with jax.set_mesh(mesh):
-        loss, count = jax.jit(row_losses, static_argnums=(0, 4, 5))(
-            run.module, frozen | train | params, part, key, sizes, 64
-        )
-    return np.asarray(loss / count), train
+    of_rows = jax.jit(row_losses, static_argnums=(0, 4, 5))
+
+    def losses(params, key=None, step=1):
+        batch = inputs.train[step]
+        (part,), (shape,) = rows_on_mesh(batch.parts, mesh), batch.shapes
+        with jax.set_mesh(mesh):
+            loss, count = of_rows(run.module, frozen | train | params, part, key, sizes_of(run, shape), 64)
+        return np.asarray(loss / count)
+
+    return losses, train
+
+
+@pytest.fixture(scope="module")
+def adapted_losses(trained, changes):
+    return losses_of(changes, trained)[0]
 
 
 def params_of(workdir, step):
@@ -94,14 +99,13 @@ def test_adapters_projector_and_registers_train_and_nothing_else(trained):
         assert not np.array_equal(leaf, before[path]), path
 
 
-def test_the_merged_export_answers_as_the_adapters_did(trained, changes):
+def test_the_merged_export_answers_as_the_adapters_did(trained, changes, adapted_losses):
     """Losses of the run's own forward with adapters, and of a plain one on the exported model."""
-    adapted, _ = losses_of(changes, trained, params_of(trained, STEPS))
-    untrained, _ = losses_of(changes, trained, {})
+    adapted, untrained = (adapted_losses(params) for params in (params_of(trained, STEPS), {}))
     exported = {"init_from": str(trained / "model"), "lora.rank": 0}
-    plain, train = losses_of(changes | exported, trained, {})
+    plain_losses, train = losses_of(changes | exported, trained)
     assert not any(is_adapter(path) for path in train)
-    np.testing.assert_allclose(plain, adapted, rtol=1e-5)
+    np.testing.assert_allclose(plain_losses({}), adapted, rtol=1e-5)
     assert np.abs(adapted - untrained).max() > 1e-2, "training has moved them"
 
 
@@ -125,18 +129,18 @@ def test_an_untrained_adapter_leaves_every_bit(trained, start):
         np.testing.assert_array_equal(plain[name].load(), tensor.load(), err_msg=name)
 
 
-def test_dropout_is_on_where_a_key_is_given_and_only_there(trained, changes):
+def test_dropout_is_on_where_a_key_is_given_and_only_there(trained, adapted_losses):
     params = params_of(trained, STEPS)
-    quiet, again = (losses_of(changes, trained, params)[0] for _ in range(2))
-    noisy, other, same = (losses_of(changes, trained, params, jax.random.key(seed))[0] for seed in (1, 2, 1))
+    quiet, again = (adapted_losses(params) for _ in range(2))
+    noisy, other, same = (adapted_losses(params, jax.random.key(seed)) for seed in (1, 2, 1))
     np.testing.assert_array_equal(quiet, again)
     np.testing.assert_array_equal(noisy, same)
     assert not np.isclose(noisy, quiet, rtol=1e-6).any()
     assert not np.isclose(noisy, other, rtol=1e-6).any()
 
 
-def test_training_drops_out_by_seed_step_and_part(trained, changes):
+def test_training_drops_out_by_seed_step_and_part(trained, adapted_losses):
     """The logged loss of a step is that of the parameters before it, under the dropout of its only part."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(42), 2), 0)
-    noisy, _ = losses_of(changes, trained, params_of(trained, 2), key, step=2)
+    noisy = adapted_losses(params_of(trained, 2), key, step=2)
     assert metrics(trained)[2]["loss"] == pytest.approx(noisy.mean(), rel=1e-5)

@@ -183,8 +183,8 @@ def test_no_second_set_of_gradients_is_in_memory():
 
 
 @pytest.mark.parametrize("recipe", ["pretrain", "finetune"])
-def test_every_register_learns_and_the_frozen_parts_have_no_state(tensors, recipe):
-    run = small_run.small_run(recipe=recipe)
+def test_every_register_learns_and_the_frozen_parts_have_no_state(run, tensors, recipe):
+    run = run if recipe == "finetune" else small_run.small_run(recipe=recipe)
     grads = summed(run, tensors, batch())[0].grads
     parts = {path.split("/")[0] for path in grads}
     assert parts == {"projector", "compression"} | ({"language"} if recipe == "finetune" else set())
@@ -195,8 +195,8 @@ def test_every_register_learns_and_the_frozen_parts_have_no_state(tensors, recip
     assert {path.split("/")[0] for path in run.frozen} == {"vision", "language", "projector", "compression"} - parts
 
 
-def test_text_alone_gives_the_registers_no_gradient(tensors):
-    grads = summed(small_run.small_run(), tensors, batch(with_images=False))[0].grads
+def test_text_alone_gives_the_registers_no_gradient(run, tensors):
+    grads = summed(run, tensors, batch(with_images=False))[0].grads
     for path, grad in grads.items():
         is_of_images = path.startswith(("compression", "projector"))
         assert (float(jnp.abs(grad).max()) == 0) == is_of_images, path

@@ -34,7 +34,7 @@ for folder in map(Path, sys.argv[1:]):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder per language with its export, the inputs, and the logits of both: one start of transformers 4 for all."""
+    """A folder per language: its export, the inputs, the logits of both. Transformers 4 starts once for all."""
     root = tmp_path_factory.mktemp("exports")
     for language in LANGUAGES:
         folder, config = root / language, tiny.config(language)
