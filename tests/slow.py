@@ -1,6 +1,6 @@
 """The slow reference: Hugging Face's own decoder layers called one by one, no cache, one row at a time.
 
-Visual positions are sliced away before layer k. Every new token is a full pass over the grown sequence.
+Visual positions are sliced away before layer k. New tokens stand behind the prompt, and all is one full pass.
 """
 
 from dataclasses import dataclass
@@ -48,19 +48,6 @@ def top_logits(
         )
         x = out[0] if isinstance(out, tuple) else out
     return net.lm_head(tower.norm(x))[0], is_text
-
-
-def greedy(
-    net: transformers.LlavaForConditionalGeneration,
-    ids: np.ndarray,
-    pixels: np.ndarray | None,
-    method: Method,
-    steps: int,
-) -> list[int]:
-    tokens: list[int] = []
-    for _ in range(steps):
-        tokens.append(int(text_logits(net, np.concatenate([ids, tokens]).astype(int), pixels, method)[-1].argmax()))
-    return tokens
 
 
 def _inputs(

@@ -1,5 +1,9 @@
 """Victor and VTW against the slow reference, and what must hold of any plan."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,31 +13,32 @@ import slow  # noqa: E402
 import tiny  # noqa: E402
 
 import victor_jax  # noqa: E402
+from victor_jax.inference import programs  # noqa: E402
+from victor_jax.models.vlm import VLMModule  # noqa: E402
 
 TOLERANCE = 1e-5
 STEPS = 32
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
+def loaded(tmp_path_factory):
+    """Each model once: under a compression, and Hugging Face's own."""
 
-    def folder(language="llama_gqa"):
-        if language not in made:
-            made[language] = tmp_path_factory.mktemp(language)
-            config = tiny.config("mistral_window" if language == GAP else language)
-            if language == GAP:
-                config.text_config.sliding_window = 16
-            net = tiny.model(config)
-            net.save_pretrained(made[language])
-            made[language] = (made[language], net)
-        return made[language]
+    @functools.cache
+    def saved(language):
+        config = tiny.config("mistral_window" if language == GAP else language)
+        if language == GAP:
+            config.text_config.sliding_window = 16
+        net, folder = tiny.model(config), tmp_path_factory.mktemp(language)
+        net.save_pretrained(folder)
+        return folder, net
 
-    return folder
+    @functools.cache
+    def load(compression, language="llama_gqa", seed=0):
+        folder, net = saved(language)
+        return victor_jax.load(folder, compression, dtype="float32", seed=seed), net
 
-
-def load(folder, compression, seed=0):
-    return victor_jax.load(folder, compression, dtype="float32", seed=seed)
+    return load
 
 
 GAP = "a window wider than what stays, narrower than the gap that the visual tokens leave"
@@ -55,89 +60,69 @@ CASES = [
 ]
 
 
+# Nearly all tests ask the same prompt, two images with text around them, so that they share programs.
+CONFIG = tiny.config("llama_gqa")
+IDS, PIXELS = tiny.prompt(CONFIG, [5, 4, 6]), tiny.pixels(CONFIG, 2)
+TEXT = tiny.prompt(CONFIG, [9])
+
+
 @pytest.mark.parametrize(("language", "compression", "method"), CASES)
-def test_equals_the_slow_reference(folders, language, compression, method):
-    folder, net = folders(language)
-    vlm = load(folder, compression)
+def test_equals_the_slow_reference(loaded, language, compression, method):
+    """Logits of the prompt, and new tokens: each is the best one after those before it."""
+    vlm, net = loaded(compression, language)
+    tokens = vlm.generate_ids(IDS, PIXELS, max_new_tokens=STEPS)[0].tolist()
+    said = tokens[: tokens.index(2) + 1] if 2 in tokens else tokens  # ours pads after the end token
     method = slow.Method(**method, registers=vlm.registers)
-    ids, pixels = tiny.prompt(net.config, [5, 4, 6]), tiny.pixels(net.config, 2)
-    theirs = slow.text_logits(net, ids[0], pixels, method)
-    assert 0.5 < theirs.std() < 2
-    np.testing.assert_allclose(vlm.logits(ids, pixels)[0], theirs, atol=TOLERANCE, rtol=0)
-    tokens = vlm.generate_ids(ids, pixels, max_new_tokens=STEPS)[0].tolist()
-    reference = slow.greedy(net, ids[0], pixels, method, STEPS)
-    ended = reference.index(2) + 1 if 2 in reference else STEPS  # ours pads after the end token
-    assert tokens[:ended] == reference[:ended]
+    theirs = slow.text_logits(net, np.append(IDS, said), PIXELS, method)
+    asked = theirs[: -len(said)]
+    assert 0.5 < asked.std() < 2
+    np.testing.assert_allclose(vlm.logits(IDS, PIXELS)[0], asked, atol=TOLERANCE, rtol=0)
+    assert said == theirs[len(asked) - 1 : -1].argmax(axis=1).tolist()
 
 
-def test_decode_logits_equal_a_full_pass(folders):
+def test_decode_logits_equal_a_full_pass(loaded):
     """Prefill and decode through both caches, step by step, against logits() of the grown prompt."""
-    import jax.numpy as jnp
-    from flax.traverse_util import unflatten_dict
-
-    from victor_jax.inference.programs import prefill
-    from victor_jax.models.vlm import VLMModule
-
-    folder, net = folders()
-    vlm = load(folder, "victor:registers=4,layer=2")
-    ids, pixels = tiny.prompt(net.config, [5, 6]), tiny.pixels(net.config, 1)
-    batch, shape = vlm._from_arrays(ids, pixels, None)
+    vlm, _ = loaded("victor:registers=4,layer=2")
+    batch, shape = vlm._from_arrays(IDS, PIXELS, None)
     sizes = vlm.sizes(shape)
-    logits, caches = vlm.call(prefill, batch, sizes, room=6)
+    logits, caches = vlm.call(programs.prefill, batch, sizes, room=STEPS)
     below, above = vlm.method.plan.stage_lengths(sizes)
-    assert [cache and cache.positions.shape[1] for cache in caches] == [below + 6, None, above + 6]
+    assert [cache and cache.positions.shape[1] for cache in caches] == [below + STEPS, None, above + STEPS]
     assert above < below
-    grown = ids
-    for step in range(6):
-        token = np.array([7 + step])
-        grown = np.concatenate([grown, token[None]], axis=1)
-        logits, caches = vlm.module.apply(
-            {"params": unflatten_dict(vlm.params, sep="/")},
-            jnp.asarray(token),
-            caches,
-            jnp.int32(step),
-            method=VLMModule.decode,
-        )
-        np.testing.assert_allclose(logits[0], vlm.logits(grown, pixels)[0, -1], atol=TOLERANCE, rtol=0)
+    new = np.arange(7, 13)
+    decode = jax.jit(functools.partial(vlm.module.apply, method=VLMModule.decode))
+    found = [logits[0]]
+    for step, token in enumerate(new):
+        logits, caches = decode({"params": vlm._tree}, token[None], caches, jnp.int32(step))
+        found.append(logits[0])
+    whole = vlm.logits(np.append(IDS, new)[None], PIXELS)[0]
+    np.testing.assert_allclose(found, whole[-len(found) :], atol=TOLERANCE, rtol=0)
 
 
-def test_layer_at_the_top_is_full(folders):
-    folder, net = folders()
-    ids, pixels = tiny.prompt(net.config, [5, 6]), tiny.pixels(net.config, 1)
-    np.testing.assert_array_equal(
-        load(folder, "vtw:layer=4").logits(ids, pixels), load(folder, "full").logits(ids, pixels)
-    )
+def test_layer_at_the_top_is_full(loaded):
+    found, full = (loaded(compression)[0].logits(IDS, PIXELS) for compression in ("vtw:layer=4", "full"))
+    np.testing.assert_array_equal(found, full)
 
 
-def test_positions_matter(folders):
+def test_positions_matter(loaded):
     """Guards against a dead switch: keep and renumber differ with an image, and agree without one."""
-    folder, net = folders()
-    keep, renumber = (load(folder, f"vtw:layer=2{more}") for more in ("", ",positions=renumber"))
-    ids, pixels = tiny.prompt(net.config, [5, 6]), tiny.pixels(net.config, 1)
-    assert np.abs(keep.logits(ids, pixels) - renumber.logits(ids, pixels)).max() > 1e-3
-    text = tiny.prompt(net.config, [9])
-    np.testing.assert_array_equal(keep.logits(text), renumber.logits(text))
+    keep, renumber = (loaded(f"vtw:layer=2{more}")[0] for more in ("", ",positions=renumber"))
+    assert np.abs(keep.logits(IDS, PIXELS) - renumber.logits(IDS, PIXELS)).max() > 1e-3
+    np.testing.assert_array_equal(keep.logits(TEXT), renumber.logits(TEXT))
 
 
-def test_text_only_rows_know_nothing_of_the_method(folders):
-    folder, net = folders()
-    text = tiny.prompt(net.config, [9])
-    full = load(folder, "full").logits(text)
-    np.testing.assert_allclose(load(folder, "victor:registers=4,layer=2").logits(text), full, atol=1e-6)
+def test_text_only_rows_know_nothing_of_the_method(loaded):
+    found, full = (loaded(compression)[0].logits(TEXT) for compression in ("victor:registers=4,layer=2", "full"))
+    np.testing.assert_allclose(found, full, atol=1e-6)
 
 
-def test_cut_before_the_first_layer_is_blind(folders):
-    folder, net = folders()
-    vlm = load(folder, "vtw:layer=0")
-    ids = tiny.prompt(net.config, [5, 6])
-    first, second = (vlm.logits(ids, tiny.pixels(net.config, 1, seed)) for seed in (0, 1))
-    np.testing.assert_array_equal(first, second)
+def test_cut_before_the_first_layer_is_blind(loaded):
+    vlm, _ = loaded("vtw:layer=0")
+    np.testing.assert_array_equal(vlm.logits(IDS, PIXELS), vlm.logits(IDS, tiny.pixels(CONFIG, 2, seed=1)))
 
 
-def test_registers_reach_the_text(folders):
+def test_registers_reach_the_text(loaded):
     """Other registers, other logits after the image; the text before it does not see them."""
-    folder, net = folders()
-    ids, pixels = tiny.prompt(net.config, [5, 6]), tiny.pixels(net.config, 1)
-    first, second = (load(folder, "victor:registers=4,layer=2", seed=seed).logits(ids, pixels)[0] for seed in (0, 1))
+    first, second = (loaded("victor:registers=4,layer=2", seed=seed)[0].logits(IDS, PIXELS)[0] for seed in (0, 1))
     np.testing.assert_array_equal(first[:5], second[:5])
     assert np.abs(first[5:] - second[5:]).max(axis=1).min() > 1e-4
