@@ -4,14 +4,15 @@ Nothing outside knows it, and it is prefilled, decoded, trained, saved beside ev
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
 import talking
-from flax.traverse_util import unflatten_dict
 
 import victor_jax
 from victor_jax.compression import spec
@@ -57,17 +58,21 @@ def reading(config, layer: int) -> Method:
     return Method(Plan(steps), registers=1, own=own)
 
 
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-    monkeypatch.setitem(spec.METHODS, "reading", reading)
+@pytest.fixture(autouse=True, scope="module")
+def known():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(spec.METHODS, "reading", reading)
+        yield
 
 
 OWN = {"compression/registers", "compression/steps/read/kernel", "compression/steps/read/bias"}
 
 
-@pytest.fixture
-def vlm(tmp_path):
-    return victor_jax.load(talking.saved(tmp_path / "model"), "reading:layer=1", "float32", seed=0)
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    return victor_jax.load(
+        talking.saved(tmp_path_factory.mktemp("model") / "saved"), "reading:layer=1", "float32", seed=0
+    )
 
 
 def test_its_parameters_stand_under_one_name(vlm):
@@ -80,12 +85,12 @@ def test_prefill_and_decode_equal_a_full_pass(vlm):
     pixels, other = (np.random.default_rng(seed).normal(size=(1, 3, size, size)).astype(np.float32) for seed in (0, 1))
     batch, shape = vlm._from_arrays(ids, pixels, None)
     logits, caches = vlm.call(programs.prefill, batch, vlm.sizes(shape), room=3)
-    params = {"params": unflatten_dict(vlm.params, sep="/")}
+    decode = jax.jit(partial(vlm.module.apply, method=VLMModule.decode))
     for step in range(3):
         np.testing.assert_allclose(logits[0], vlm.logits(ids, pixels)[0, -1], atol=1e-5)
         token = np.array([9 + step])
         ids = np.concatenate([ids, token[None]], axis=1)
-        logits, caches = vlm.module.apply(params, token, caches, jnp.int32(step), method=VLMModule.decode)
+        logits, caches = decode({"params": vlm._tree}, token, caches, jnp.int32(step))
     assert np.abs(vlm.logits(ids, pixels)[0, -1] - vlm.logits(ids, other)[0, -1]).max() > 1e-3
 
 

@@ -13,26 +13,31 @@ TOLERANCE = 1e-5  # absolute, logits of order 1
 STEPS = 32
 
 
-def compare(tmp_path, config, parts=(5, 7), images=1):
+def models(folder, config):
+    """Theirs and ours."""
     net = tiny.model(config)
-    net.save_pretrained(tmp_path)
-    ids, pixels = tiny.prompt(config, list(parts)), tiny.pixels(config, images) if images else None
+    net.save_pretrained(folder)
+    return net, victor_jax.load(folder, dtype="float32")
+
+
+def compare(net, vlm, parts=(5, 7), images=1):
+    ids, pixels = tiny.prompt(net.config, list(parts)), tiny.pixels(net.config, images) if images else None
     inputs = {"input_ids": torch.tensor(ids)}
     if pixels is not None:
         inputs["pixel_values"] = torch.tensor(pixels)
     with torch.no_grad():
         theirs = net(**inputs).logits.numpy()[0, ids[0] != tiny.IMAGE_TOKEN]
     assert 0.5 < theirs.std() < 2, "logits of order 1, or the tolerance means nothing"
-    vlm = victor_jax.load(tmp_path, dtype="float32")
     ours = vlm.logits(ids, pixels)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours[0], theirs, atol=TOLERANCE, rtol=0)
-    return net, vlm, ids, pixels, inputs
+    return ids, pixels, inputs
 
 
 @pytest.mark.parametrize("language", tiny.LANGUAGE)
 def test_language_towers(tmp_path, language):
-    net, vlm, ids, pixels, inputs = compare(tmp_path, tiny.config(language))
+    net, vlm = models(tmp_path, tiny.config(language))
+    ids, pixels, inputs = compare(net, vlm)
     mask = torch.ones(ids.shape, dtype=torch.long)
     theirs = net.generate(
         **inputs, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -56,23 +61,25 @@ def test_language_towers(tmp_path, language):
     ],
 )
 def test_vision_towers(tmp_path, changes):
-    compare(tmp_path, tiny.config(**changes))
+    compare(*models(tmp_path, tiny.config(**changes)))
 
 
-def test_two_images_with_text_around(tmp_path):
-    compare(tmp_path, tiny.config(), parts=(4, 3, 6), images=2)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return models(tmp_path_factory.mktemp("plain"), tiny.config())
 
 
-def test_two_images_side_by_side(tmp_path):
-    compare(tmp_path, tiny.config(), parts=(4, 0, 6), images=2)
-
-
-def test_image_first_and_last(tmp_path):
-    compare(tmp_path, tiny.config(), parts=(0, 3, 0), images=2)
-
-
-def test_text_only(tmp_path):
-    compare(tmp_path, tiny.config(), parts=(9,), images=0)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param((4, 3, 6), id="two images with text around"),
+        pytest.param((4, 0, 6), id="two images side by side"),
+        pytest.param((0, 9, 0), id="image first and last"),
+        pytest.param((9,), id="text only"),
+    ],
+)
+def test_arrangements(plain, parts):
+    compare(*plain, parts, images=len(parts) - 1)
 
 
 def test_layers_above_the_feature_are_neither_held_nor_run(tmp_path):
