@@ -70,9 +70,8 @@ OWN = {"compression/registers", "compression/steps/read/kernel", "compression/st
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory):
-    return victor_jax.load(
-        talking.saved(tmp_path_factory.mktemp("model") / "saved"), "reading:layer=1", "float32", seed=0
-    )
+    folder = talking.saved(tmp_path_factory.mktemp("model") / "saved")
+    return victor_jax.load(folder, "reading:layer=1", "float32", seed=0)
 
 
 def test_its_parameters_stand_under_one_name(vlm):
