@@ -156,8 +156,8 @@ def decoding_equals_a_full_pass(spec: str, config: VLMConfig = CONFIG) -> None:
     for step in range(ANSWER):
         for of_row, expected_logits in zip(np.asarray(found), whole, strict=True):
             np.testing.assert_allclose(of_row, expected_logits[step - ANSWER - 1], atol=TOLERANCE, rtol=0)
-        token = jnp.array([row.ids[step - ANSWER] for row in rows])
-        found, caches = decode({"params": tree}, token, caches, jnp.int32(step))
+        token = np.array([row.ids[step - ANSWER] for row in rows])
+        found, caches = decode({"params": tree}, token, caches, np.int32(step))
 
 
 def learns(spec: str, folder: Path, config: VLMConfig = CONFIG, steps: int = 20) -> None:
@@ -165,17 +165,16 @@ def learns(spec: str, folder: Path, config: VLMConfig = CONFIG, steps: int = 20)
     module, params = model(spec, config)
     rows, images = unlike_rows(spec, config)
     batch, sizes = prepared(module, rows, images)
-    params = {path: jnp.asarray(leaf) for path, leaf in params.items()}
     own = {path: leaf for path, leaf in params.items() if path.startswith(OWN)}
     assert own, f"{spec} has no parameters of its own"
     optimizer = optax.adam(1e-2)
 
-    def loss(own: dict[str, jax.Array]) -> jax.Array:
-        tree = {"params": unflatten_dict(params | own, sep="/")}
-        return module.apply(tree, batch, sizes, 512, method=VLMModule.loss)[0].sum()
-
     @jax.jit
-    def train(own: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+    def train(params: dict[str, jax.Array], own: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+        def loss(own: dict[str, jax.Array]) -> jax.Array:
+            tree = {"params": unflatten_dict(params | own, sep="/")}
+            return module.apply(tree, batch, sizes, 512, method=VLMModule.loss)[0].sum()
+
         def step(carry, _):
             own, state = carry
             value, gradients = jax.value_and_grad(loss)(own)
@@ -185,11 +184,11 @@ def learns(spec: str, folder: Path, config: VLMConfig = CONFIG, steps: int = 20)
         (own, _), losses = jax.lax.scan(step, (own, optimizer.init(own)), length=steps)
         return own, losses
 
-    trained, losses = train(own)
+    trained, losses = jax.device_get(train(params, own))
     assert losses[-1] < losses[0], losses
     still = [path for path in own if np.array_equal(trained[path], own[path])]
     assert not still, f"no gradient reaches {still}"
-    arrays = tensors(module.method, config) | {path: np.asarray(leaf) for path, leaf in trained.items()}
+    arrays = tensors(module.method, config) | trained
     lazy = {name: from_array(array) for name, array in arrays.items()}
     for to in ("orbax", "hf"):
         write_checkpoint(Checkpoint("memory", folder, config, lazy, spec), folder / to, to)

@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -114,7 +113,7 @@ def test_a_score_chooses_by_the_prompt_as_an_answer_does(tmp_path):
     decode, total = jax.jit(partial(vlm.module.apply, method=VLMModule.decode)), 0.0
     for step, token in enumerate(tokens):
         total += float(jax.nn.log_softmax(logits[0])[token])
-        logits, caches = decode({"params": vlm._tree}, token[None], caches, jnp.int32(step))
+        logits, caches = decode({"params": vlm._tree}, token[None], caches, np.int32(step))
     np.testing.assert_allclose(vlm.score(*asked, ["a grey cat"])[0], total, atol=1e-4)
 
 

@@ -89,7 +89,7 @@ def test_prefill_and_decode_equal_a_full_pass(vlm):
         np.testing.assert_allclose(logits[0], vlm.logits(ids, pixels)[0, -1], atol=1e-5)
         token = np.array([9 + step])
         ids = np.concatenate([ids, token[None]], axis=1)
-        logits, caches = decode({"params": vlm._tree}, token, caches, jnp.int32(step))
+        logits, caches = decode({"params": vlm._tree}, token, caches, np.int32(step))
     assert np.abs(vlm.logits(ids, pixels)[0, -1] - vlm.logits(ids, other)[0, -1]).max() > 1e-3
 
 

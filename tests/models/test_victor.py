@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -93,7 +92,7 @@ def test_decode_logits_equal_a_full_pass(loaded):
     decode = jax.jit(functools.partial(vlm.module.apply, method=VLMModule.decode))
     found = [logits[0]]
     for step, token in enumerate(new):
-        logits, caches = decode({"params": vlm._tree}, token[None], caches, jnp.int32(step))
+        logits, caches = decode({"params": vlm._tree}, token[None], caches, np.int32(step))
         found.append(logits[0])
     whole = vlm.logits(np.append(IDS, new)[None], PIXELS)[0]
     np.testing.assert_allclose(found, whole[-len(found) :], atol=TOLERANCE, rtol=0)
