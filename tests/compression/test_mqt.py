@@ -67,9 +67,10 @@ def test_it_learns_and_any_smaller_number_can_be_asked_for(tmp_path):
         compute = jax.jit(lambda params, pixels: vlm.module.apply(params, pixels, method=VLMModule.visual_tokens)[0])
         return np.asarray(compute({"params": unflatten_dict(vlm.params, sep="/")}, field.pixels(2)[None]))
 
-    assert visual(four).shape == (1, 2 * 4, 64)
+    found = visual(four)
+    assert found.shape == (1, 2 * 4, 64)
     first = visual(eight).reshape(2, 8, 64)[:, :4]
-    np.testing.assert_allclose(visual(four).reshape(2, 4, 64), first, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(found.reshape(2, 4, 64), first, atol=1e-6, rtol=0)
 
     four.save(tmp_path / "four", "orbax")
     message = "compressor/queries (4, 32) (mqt:tokens=4), mqt:tokens=8 asks for compressor/queries (8, 32): "
