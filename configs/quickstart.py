@@ -22,7 +22,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.total_steps = 40 if stage == "pretrain" else 3200
     config.seed = 0
     config.dtype = "float32"
-    config.remat = "none"
     config.data.workers = 0  # a worker's start costs more than it gives
     config.data.max_bad_rows = 0  # the data is ours
     config.optimizer.learning_rate = 1e-3 if stage == "pretrain" else 1.5e-3
