@@ -212,7 +212,7 @@ class VLMModule(nn.Module):
 
 def parameters(module: VLMModule) -> dict[str, Declared]:
     """Every parameter by path, as a float32 shape with its declaration; nothing is computed. Not to be changed: tracing
-    takes half a second at 7B, so callers share one, whatever they compute in."""
+    7B in a loop per layer takes more than a second, so callers share one, whatever they compute in."""
     return _traced(VLMModule(module.config, module.method, lora=module.lora, layers_per_loop=module.layers_per_loop))
 
 
