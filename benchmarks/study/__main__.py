@@ -22,7 +22,7 @@ from benchmarks.study.grid import SIZES, chosen, points, trainings
 from benchmarks.study.measure import Workplace
 from benchmarks.study.records import RESULTS, Results, timed
 from benchmarks.study.report import DEFAULT, report
-from examples.quickstart.jobs import Runner
+from examples.quickstart.jobs import Runner, begin
 from victor_jax.errors import UserError, exit_status
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "study.md"
@@ -60,7 +60,8 @@ def run(given: argparse.Namespace) -> None:
     everything = {size: missing(given, size) for size in given.sizes}
     on_cpu = platform() == "cpu"
     at_once = given.at_once or (max(2, (os.cpu_count() or 1) // 2) if on_cpu else 1)
-    runner = Runner(given.out / "logs", "cpu" if on_cpu else "")
+    begin("cpu" if on_cpu else "")
+    runner = Runner(given.out / "logs")
     failed = []
     for size, todo in everything.items():
         if not todo:

@@ -7,13 +7,12 @@ where it was stopped.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from examples.quickstart.digits import Task, read_task, write_digits
-from examples.quickstart.jobs import Job, Runner, evaluation, train, training
+from examples.quickstart.jobs import Job, Runner, begin, evaluation, train, training
 from examples.quickstart.report import READING, as_table, draw, read_rows
 from victor_jax.errors import exit_status
 from victor_jax.results import keep_settings
@@ -121,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("quickstart"))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    begin()
     try:
         return exit_status(lambda: tell(given.out, given.seed))
     except KeyboardInterrupt:

@@ -1,24 +1,32 @@
 """Commands of ours as processes: each is printed, shows how far it is, runs once, and is stopped by Ctrl-C so that the
-same command goes on."""
+same command goes on.
 
+They are forked from one process that has imported what they share, which takes each of them seconds.
+"""
+
+import multiprocessing
 import os
+import runpy
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from tqdm import tqdm
 
 from configs.quickstart import get_config
 from victor_jax.errors import UserError
+
+IMPORTED = ("train", "eval", "transformers.models.auto.tokenization_auto")  # and what these import
+FORKED = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Job:
     """
 
     name: str
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # a script, or -m and a module; and arguments
     done: Path
     lines: Path | None = None
     total: int = 0
@@ -38,10 +46,9 @@ class Job:
 class Runner:
     """Runs jobs as processes of their own, with a bar for each; stops all of them together."""
 
-    def __init__(self, logs: Path, platform: str = "cpu"):
-        """`platform`: of the jobs, where the environment does not say; empty: what jax finds."""
-        self._logs, self._platform = logs, platform
-        self._stop = Event()
+    def __init__(self, logs: Path):
+        self._logs, self._stop = logs, Event()
+        self._one = Lock()  # of two threads that ask at once whether a process has ended, one hears nothing
         logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, *chains: Sequence[Job], at_once: int = 1) -> None:
@@ -70,32 +77,56 @@ class Runner:
         tqdm.write("$ " + shlex.join(("python", *job.command)), file=sys.stdout)
         sys.stdout.flush()
         log = self._logs / f"{job.name.replace(' ', '-')}.log"
-        with log.open("w") as file:
-            child = subprocess.Popen(
-                [sys.executable, *job.command],
-                stdout=file if job.lines else None,
-                stderr=subprocess.STDOUT if job.lines else None,
-                env=environment(self._platform),
-                start_new_session=True,  # Ctrl-C is ours to hand on: as SIGTERM, which saves
-            )
+        log.unlink(missing_ok=True)
+        child = FORKED.Process(target=_command, args=(job.command, log if job.lines else None))
+        with self._one:
+            child.start()
         try:
             self._watch(child, job)
         finally:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-                child.wait()
-        if child.returncode and not self._stop.is_set():
-            said = log.read_text().strip().splitlines()
+            with self._one:
+                child.terminate()  # nothing, where it has ended
+            while self._runs(child):
+                time.sleep(0.05)
+        if child.exitcode and not self._stop.is_set():
+            said = log.read_text().strip().splitlines() if log.exists() else []
             raise UserError(f"{job.name} failed" + (f": {said[-1]} (all of it is in {log})" if said else ""))
 
-    def _watch(self, child: subprocess.Popen, job: Job) -> None:
+    def _watch(self, child: BaseProcess, job: Job) -> None:
         unit = " steps" if "train.py" in job.command else " questions"
         often = 0.1 if sys.stderr.isatty() else 60.0  # seconds: a log need not hold every step
         with tqdm(total=job.total, desc=job.name, unit=unit, mininterval=often, disable=job.lines is None) as bar:
-            while child.poll() is None and not self._stop.is_set():
+            while self._runs(child) and not self._stop.is_set():
                 time.sleep(0.2)
                 bar.update(progress(job) - bar.n)
             bar.update(progress(job) - bar.n)
+
+    def _runs(self, child: BaseProcess) -> bool:
+        with self._one:
+            return child.is_alive()
+
+
+def begin(platform: str = "cpu") -> None:
+    """Starts what the jobs are forked from, so that it imports while something else is done. They run on `platform`,
+    where the environment does not say; empty: what jax finds."""
+    os.environ.update(environment(platform))
+    FORKED.set_forkserver_preload(list(IMPORTED))
+    forkserver.ensure_running()
+
+
+def _command(command: tuple[str, ...], log: Path | None) -> None:
+    """As `python` runs it, its output in the log if there is one."""
+    os.setsid()  # Ctrl-C is the runner's to hand on: as SIGTERM, which saves
+    if log is not None:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    if command[0] == "-m":
+        sys.argv = list(command[1:])
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(command)
+        runpy.run_path(command[0], run_name="__main__")
 
 
 def progress(job: Job) -> int:

@@ -20,8 +20,9 @@ from victor_jax.training.settings import read
 
 def job(folder, name, code):
     """`code` runs in the job's folder, and says that it is done by making the file `name`."""
-    marked = f"import os; os.chdir({str(folder)!r}); {code}; open({name!r}, 'w').close()"
-    return Job(name, ("-c", marked), folder / name, folder / "lines", 1)
+    script = folder / f"{name}.py"
+    script.write_text(f"import os; os.chdir({str(folder)!r}); {code}; open({name!r}, 'w').close()")
+    return Job(name, (str(script),), folder / name, folder / "lines", 1)
 
 
 def test_jobs_run_in_order_and_once(tmp_path):
