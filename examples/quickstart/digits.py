@@ -48,7 +48,7 @@ class Task:
     deep: int = 60  # percent of draws of a training question that want more than one step: a canvas has only so many
     turns: int = 8  # at most, questions about each training canvas
     asked: int = 6  # about each test canvas
-    train: int = 12000  # canvases
+    train: int = 8000  # canvases
     described: int = 1000  # of them, in words, for stage 1
     test: int = 150
     seed: int = 0
