@@ -5,10 +5,11 @@ The same overrides serve a run in this process and one in a process of its own, 
 
 import importlib
 import json
+import multiprocessing
 import os
+import runpy
 import shutil
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,15 @@ _llava = llava(64, 96, 3, VISION, head_dim=8)
 CONFIG = replace(_llava, image_token=511, pad_token=0, language=replace(_llava.language, vocabulary=512))
 RECIPE = "registers=2,layer=1,runlocal"
 SECONDS = 240  # until a child counts as hung
+JAX = {  # settings of a child
+    "jax_platforms": "cpu",
+    "jax_disable_most_optimizations": True,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+FORKED = multiprocessing.get_context("forkserver")
+# What a child would take seconds to import.
+FORKED.set_forkserver_preload(["without_torch.sitecustomize", "train", "transformers.models.auto.tokenization_auto"])
 
 Overrides = dict[str, Any]  # by dotted key
 
@@ -158,17 +168,51 @@ def command(workdir: Path, changes: Overrides, recipe: str = "finetune", argumen
 def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "without_torch"))),
-        "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **{name.upper(): str(value) for name, value in JAX.items()},
     }
 
 
-def begin(arguments: list[str], log: Path, devices: int = 1) -> subprocess.Popen:
+class Child:
+    """A script in a process of its own, forked from one that has imported what train.py does. Of subprocess.Popen it
+    has what tests use."""
+
+    def __init__(self, arguments: list[str], log: Path, devices: int):
+        settings = JAX | {"jax_num_cpu_devices": devices}
+        self._process = FORKED.Process(target=_run, args=(arguments, log, environment(devices), settings))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"it still runs after {timeout} s")
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self._process.pid is not None and self.poll() is None:
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _run(arguments: list[str], log: Path, variables: dict[str, str], settings: dict[str, Any]) -> None:
     with log.open("a") as file:
-        return subprocess.Popen(arguments, env=environment(devices), stdout=file, stderr=subprocess.STDOUT)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(variables)
+    for name, value in settings.items():  # jax reads the variables when it is imported
+        jax.config.update(name, value)
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def begin(arguments: list[str], log: Path, devices: int = 1) -> Child:
+    """`arguments` as `command` gives them."""
+    return Child(arguments[1:], log, devices)
 
 
 def run_process(workdir: Path, changes: Overrides, devices: int = 1, recipe: str = "finetune") -> str:
@@ -180,7 +224,7 @@ def run_process(workdir: Path, changes: Overrides, devices: int = 1, recipe: str
 
 def begin_two(
     workdir: Path, changes: Overrides, devices: int = 1, scripts: tuple[str, str] = (train.__file__,) * 2
-) -> tuple[list[subprocess.Popen], list[Path]]:
+) -> tuple[list[Child], list[Path]]:
     """Two processes of one run, `devices` each."""
     logs = [workdir.with_name(f"{workdir.name}-{process}.log") for process in (0, 1)]
     arguments = command(workdir, changes)[2:]
@@ -192,10 +236,10 @@ def begin_two(
     return children, logs
 
 
-def finish(children: list[subprocess.Popen], logs: list[Path]) -> None:
+def finish(children: list[Child], logs: list[Path]) -> None:
     try:
         codes: list[Any] = [child.wait(SECONDS) for child in children]
-    except subprocess.TimeoutExpired:
+    except TimeoutError:
         codes = ["too long"]
     finally:
         for child in children:

@@ -45,13 +45,13 @@ def alone(tmp_path_factory, changes):
     return workdir
 
 
-def wait_until(reached: Callable[[], bool], child: subprocess.Popen) -> None:
+def wait_until(reached: Callable[[], bool], child: small_run.Child) -> None:
     limit = time.monotonic() + small_run.SECONDS
     while not reached() and child.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
 
 
-def stop(workdir: Path, steps: int, children: list[subprocess.Popen], logs: list[Path], told: int = 0) -> None:
+def stop(workdir: Path, steps: int, children: list[small_run.Child], logs: list[Path], told: int = 0) -> None:
     """Tells one of the processes to stop, once so many steps are logged, and sees all of them leave in peace."""
     wait_until(lambda: len(metrics(workdir)) >= steps, children[0])
     children[told].send_signal(signal.SIGTERM)
