@@ -37,7 +37,7 @@ from victor_jax.weights.write import write_checkpoint
 
 BATCH, RATE, WARMUP = 512, 3e-3, 0.1  # cells, on however many canvases
 STEPS = 1000
-DEPTH = 6  # of the language tower
+DEPTH = 8  # of the language tower
 CELLS, UNSEEN = 256_000, 16_000  # on all canvases together, to learn from and to be tested on
 FILLED = 0.6  # of the cells, at random: there are no questions here that a canvas must suit
 CLASSES, NOTHING = 11, 0  # of patches: those without a digit, then a class for each digit
