@@ -7,12 +7,14 @@ where it was stopped.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from examples.quickstart.digits import Task, read_task, write_digits
 from examples.quickstart.jobs import Job, Runner, begin, evaluation, train, training
+from examples.quickstart.questions import KINDS
 from examples.quickstart.report import READING, as_table, draw, read_rows
 from victor_jax.errors import exit_status
 from victor_jax.results import keep_settings
@@ -59,9 +61,11 @@ def asked(out: Path, method: str, blind: bool = False) -> Job:
 
 def leftovers(out: Path) -> list[Job]:
     """The model in Hugging Face's layout, and what its registers read."""
-    model = out / "victor-3" / "finetune" / "model"
-    image, picture = out / "data" / "digits" / "images" / "000000.png", out / "registers.png"
-    look = (f"--model={model}", f"--image={image}", f"--out={picture}", "--prompt=Which digit is the largest?")
+    model, picture = out / "victor-3" / "finetune" / "model", out / "registers.png"
+    lines = map(json.loads, (out / "data" / "digits" / "questions.jsonl").read_text().splitlines())
+    asked = next(line for line in lines if KINDS[line["category"]].steps == 2)
+    image = out / "data" / "digits" / "images" / asked["image"]
+    look = (f"--model={model}", f"--image={image}", f"--out={picture}", f"--prompt={asked['text']}")
     return [
         Job("export", ("-m", "victor_jax", "convert", str(model), str(out / "model-hf"), "--to=hf"), out / "model-hf"),
         Job("heat-map", ("-m", "victor_jax", "heatmap", *look), picture),
