@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,17 +62,21 @@ def run(given: argparse.Namespace) -> None:
     at_once = given.at_once or (max(2, (os.cpu_count() or 1) // 2) if on_cpu else 1)
     begin("cpu" if on_cpu else "")
     runner = Runner(given.out / "logs")
-    failed = []
+    failed: list[str] = []
     for size, todo in everything.items():
         if not todo:
             continue
         place = Workplace(size, given.out / size, given.results, runner, batch_size=50 if on_cpu else 400)
         place.prepare(sorted({seed for _, seed in todo}), at_once)
         for name, seed in (one for one, asked in todo.items() if one[0] in TIMED and asked):
-            place.time(name, seed)
+            attempt(partial(place.time, name, seed), f"{name} of seed {seed}, timed", failed)
         later = {one: asked for one, asked in todo.items() if trainings(SIZES[size])[one[0]].start}
         for some in ({one: asked for one, asked in todo.items() if one not in later}, later):
-            failed += measure(place, some, at_once)
+            tasks = [
+                partial(attempt, partial(place.measure, name, seed, asked), f"{name} of seed {seed}", failed)
+                for (name, seed), asked in some.items()
+            ]
+            runner.together(tasks, at_once)
     if failed:
         raise UserError(f"{len(failed)} trainings failed ({', '.join(failed)}): the same command tries them again")
 
@@ -83,19 +87,13 @@ def platform() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
 
 
-def measure(place: Workplace, todo: Todo, at_once: int) -> list[str]:
-    """So many trainings at a time; the names of those that failed, while the others went on."""
-    failed = []
-
-    def attempt(name: str, seed: int, asked: list[str]) -> None:
-        try:
-            place.measure(name, seed, asked)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            failed.append(f"{name} of seed {seed}")
-
-    place.runner.together([partial(attempt, *training, asked) for training, asked in todo.items()], at_once)
-    return failed
+def attempt(work: Callable[[], None], name: str, failed: list[str]) -> None:
+    """The others go on where one fails."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        failed.append(name)
 
 
 def show(given: argparse.Namespace) -> None:

@@ -293,6 +293,29 @@ def test_a_mistake_in_a_name_is_told_before_anything_runs(tmp_path, capsys):
     assert not (tmp_path / "study").exists()
 
 
+def test_what_fails_is_told_at_the_end_and_the_rest_is_measured(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def fails(place, name, seed):
+        raise UserError(f"{name} failed: the disk is full")
+
+    def measure(place, name, seed, wanted):
+        if name == "vtw-k3":
+            fails(place, name, seed)
+        measured.append(name)
+
+    monkeypatch.setattr(Workplace, "prepare", lambda place, seeds, at_once: None)
+    monkeypatch.setattr(Workplace, "time", fails)
+    monkeypatch.setattr(Workplace, "measure", measure)
+    monkeypatch.setattr(study, "begin", lambda platform: None)
+    folders = [f"--out={tmp_path / 'study'}", f"--results={tmp_path / 'results'}"]
+    assert study.main(["--points=vtw-k3,victor-8-k3,victor-8-k3-from-scratch", "--seeds=1", *folders]) == 2
+    assert sorted(measured) == ["llava", "victor-8-k3", "victor-8-k3-from-scratch"]
+    said = capsys.readouterr().err
+    assert said.count("the disk is full") == 2
+    assert "2 trainings failed (victor-8-k3-from-scratch of seed 0, timed, vtw-k3 of seed 0)" in said
+
+
 def test_points_of_a_training_share_it_and_are_asked_in_their_own_way(tmp_path):
     place = Workplace("small", tmp_path, tmp_path / "results", None, batch_size=7)
     (place.data / "digits").mkdir(parents=True)

@@ -32,6 +32,15 @@ def test_jobs_run_in_order_and_once(tmp_path):
     assert (tmp_path / "said").read_text() == "onetwo"
 
 
+def test_a_module_runs_as_python_runs_it(tmp_path):
+    (tmp_path / "given").write_text("[1]")
+    made = tmp_path / "made"
+    Runner(tmp_path / "logs").run(
+        [Job("tool", ("-m", "json.tool", "--compact", str(tmp_path / "given"), str(made)), made)]
+    )
+    assert made.read_text() == "[1]\n"
+
+
 def test_a_failure_is_told_with_its_last_line_and_its_log(tmp_path):
     broken = job(tmp_path, "broken", "raise SystemExit('error: the image folder is gone')")
     after = job(tmp_path, "after", "pass")
