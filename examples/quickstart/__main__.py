@@ -126,11 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     begin()
-    try:
-        return exit_status(lambda: tell(given.out, given.seed))
-    except KeyboardInterrupt:
-        print("\nstopped: the same command goes on from here", file=sys.stderr)
-        return 130
+    return exit_status(lambda: tell(given.out, given.seed), interrupted="stopped: the same command goes on from here")
 
 
 if __name__ == "__main__":
