@@ -178,7 +178,8 @@ class Child:
     has what tests use."""
 
     def __init__(self, arguments: list[str], log: Path, devices: int):
-        settings = JAX | {"jax_num_cpu_devices": devices}
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        settings = JAX | {"jax_num_cpu_devices": devices, "jax_compilation_cache_dir": cache}
         self._process = FORKED.Process(target=_run, args=(arguments, log, environment(devices), settings))
         self._process.start()
 
