@@ -5,9 +5,7 @@ The same overrides serve a run in this process and one in a process of its own, 
 
 import importlib
 import json
-import multiprocessing
 import os
-import runpy
 import shutil
 import socket
 import sys
@@ -22,6 +20,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 import train
+from examples.quickstart.jobs import FORKED, run_command
 from victor_jax.compression.plan import Method
 from victor_jax.data import inputs
 from victor_jax.data.inputs import Inputs
@@ -48,9 +47,10 @@ JAX = {  # settings of a child
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
-FORKED = multiprocessing.get_context("forkserver")
 # What a child would take seconds to import.
-FORKED.set_forkserver_preload(["without_torch.sitecustomize", "train", "transformers.models.auto.tokenization_auto"])
+FORKED.set_forkserver_preload(
+    ["tests.without_torch.sitecustomize", "train", "transformers.models.auto.tokenization_auto"]
+)
 
 Overrides = dict[str, Any]  # by dotted key
 
@@ -201,14 +201,11 @@ class Child:
 
 
 def _run(arguments: list[str], log: Path, variables: dict[str, str], settings: dict[str, Any]) -> None:
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    assert sys.modules["torch"] is None
     os.environ.update(variables)
     for name, value in settings.items():  # jax reads the variables when it is imported
         jax.config.update(name, value)
-    sys.argv = arguments
-    runpy.run_path(arguments[0], run_name="__main__")
+    run_command(arguments, log)
 
 
 def begin(arguments: list[str], log: Path, devices: int = 1) -> Child:

@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> None:
         place = Workplace(size, given.out / size, given.results, runner, batch_size=50 if on_cpu else 400)
         place.prepare(sorted({seed for _, seed in todo}), at_once)
         for name, seed in (one for one, asked in todo.items() if one[0] in TIMED and asked):
-            attempt(partial(place.time, name, seed), f"{name} of seed {seed}, timed", failed)
+            attempt(partial(place.time, name, seed), f"the time of {name} of seed {seed}", failed)
         later = {one: asked for one, asked in todo.items() if trainings(SIZES[size])[one[0]].start}
         for some in ({one: asked for one, asked in todo.items() if one not in later}, later):
             tasks = [

@@ -200,7 +200,7 @@ def trained_stage(folder: Path, timed: Path) -> dict[str, Any]:
     return {
         "steps": len(lines),
         "flops_per_step": round(sum(line["flops"] for line in lines) / len(lines)),
-        **({"seconds_per_step": seconds_per_step(timed)} if timed.exists() else {}),
+        **({"seconds_per_step": seconds_per_step(timed)} if (timed / "model").exists() else {}),
         "loss": [round(float(window.mean()), 4) for window in windows],  # means of equal shares of the steps
     }
 

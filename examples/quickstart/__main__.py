@@ -63,9 +63,9 @@ def leftovers(out: Path) -> list[Job]:
     """The model in Hugging Face's layout, and what its registers read."""
     model, picture = out / "victor-3" / "finetune" / "model", out / "registers.png"
     lines = map(json.loads, (out / "data" / "digits" / "questions.jsonl").read_text().splitlines())
-    asked = next(line for line in lines if KINDS[line["category"]].steps == 2)
-    image = out / "data" / "digits" / "images" / asked["image"]
-    look = (f"--model={model}", f"--image={image}", f"--out={picture}", f"--prompt={asked['text']}")
+    question = next(line for line in lines if KINDS[line["category"]].steps == 2)
+    image = out / "data" / "digits" / "images" / question["image"]
+    look = (f"--model={model}", f"--image={image}", f"--out={picture}", f"--prompt={question['text']}")
     return [
         Job("export", ("-m", "victor_jax", "convert", str(model), str(out / "model-hf"), "--to=hf"), out / "model-hf"),
         Job("heat-map", ("-m", "victor_jax", "heatmap", *look), picture),
@@ -111,7 +111,7 @@ LEFT = {
     "accuracy.png": "accuracy over compute",
     "registers.png": "what each register read",
     "model-hf": "the model with registers, in Hugging Face's layout",
-    "logs": "what each command said",
+    "logs": "what trainings and evaluations said",
 }
 
 

@@ -4,6 +4,7 @@ same command goes on.
 They are forked from one process that has imported what they share, which takes each of them seconds.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -25,7 +26,6 @@ from tqdm import tqdm
 from configs.quickstart import get_config
 from victor_jax.errors import UserError
 
-IMPORTED = ("train", "eval", "transformers.models.auto.tokenization_auto")  # and what these import
 FORKED = multiprocessing.get_context("forkserver")
 
 
@@ -48,7 +48,7 @@ class Runner:
 
     def __init__(self, logs: Path):
         self._logs, self._stop = logs, Event()
-        self._one = Lock()  # of two threads that ask at once whether a process has ended, one hears nothing
+        self._one = Lock()  # of two threads that ask at once for an exit code, the second reads 255; to start asks too
         logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, *chains: Sequence[Job], at_once: int = 1) -> None:
@@ -78,7 +78,7 @@ class Runner:
         sys.stdout.flush()
         log = self._logs / f"{job.name.replace(' ', '-')}.log"
         log.unlink(missing_ok=True)
-        child = FORKED.Process(target=_command, args=(job.command, log if job.lines else None))
+        child = FORKED.Process(target=run_command, args=(job.command, log if job.lines else None))
         with self._one:
             child.start()
         try:
@@ -86,7 +86,7 @@ class Runner:
         finally:
             with self._one:
                 child.terminate()  # nothing, where it has ended
-            while self._runs(child):
+            while self._runs(child):  # join would ask without the lock
                 time.sleep(0.05)
         if child.exitcode and not self._stop.is_set():
             said = log.read_text().strip().splitlines() if log.exists() else []
@@ -110,23 +110,25 @@ def begin(platform: str = "cpu") -> None:
     """Starts what the jobs are forked from, so that it imports while something else is done. They run on `platform`,
     where the environment does not say; empty: what jax finds."""
     os.environ.update(environment(platform))
-    FORKED.set_forkserver_preload(list(IMPORTED))
+    FORKED.set_forkserver_preload(["examples.quickstart.forked"])
     forkserver.ensure_running()
 
 
-def _command(command: tuple[str, ...], log: Path | None) -> None:
-    """As `python` runs it, its output in the log if there is one."""
-    os.setsid()  # Ctrl-C is the runner's to hand on: as SIGTERM, which saves
+def run_command(command: Sequence[str], log: Path | None) -> None:
+    """In a forked process, as `python` runs it; what it prints goes to the end of the log if there is one."""
     if log is not None:
-        with log.open("w") as file:
+        with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-    if command[0] == "-m":
-        sys.argv = list(command[1:])
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = list(command)
-        runpy.run_path(command[0], run_name="__main__")
+    try:
+        if command[0] == "-m":
+            sys.argv = list(command[1:])
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = list(command)
+            runpy.run_path(command[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # before Python 3.13 a forked process leaves without; jax leaves its cluster there
 
 
 def progress(job: Job) -> int:

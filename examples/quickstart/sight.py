@@ -116,9 +116,8 @@ def give_sight(
     config: VLMConfig, drawn: dict[str, Tensor], train: Canvases, test: Canvases, seed: int, steps: int = STEPS
 ) -> tuple[dict[str, Tensor], float]:
     """The vision tower's tensors after `steps` batches, and the share of unseen digits that its patches name."""
-    module = VLMModule(
-        config, full(config), layers_per_loop=1
-    )  # a loop would keep all that the way back needs in one array
+    # A loop would keep what the backward pass needs in one array, which is first filled with zeros: twice the time.
+    module = VLMModule(config, full(config), layers_per_loop=1)
     tower = VisionTower(config, None, jnp.float32, "xla", module.layers_per_loop)
     paths = [path for path in parameters(module) if path.startswith("vision/")]
     params = {path: jnp.asarray(gather(path, drawn, module, np.dtype(np.float32)).load()) for path in paths}

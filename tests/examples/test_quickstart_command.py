@@ -3,12 +3,18 @@
 import ast
 import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from examples.quickstart.__main__ import GO_ON, METHODS, going_on, llava
+import train
+from examples.quickstart.__main__ import GO_ON, METHODS, going_on, leftovers, llava
 from examples.quickstart.digits import Task
 from examples.quickstart.jobs import Job, Runner, environment
 from examples.quickstart.report import Floor, Row, as_table, by_steps, draw, positions
@@ -62,6 +68,47 @@ def test_what_runs_beside_a_failure_is_told_to_stop(tmp_path):
     assert not beside.done.exists()
 
 
+DRIVER = """
+import sys
+from pathlib import Path
+from examples.quickstart.jobs import Job, Runner, begin
+from victor_jax.errors import exit_status
+
+begin()
+folder = Path.cwd()
+job = Job("waits", (str(folder / "waits.py"),), folder / "done", folder / "lines", 1)
+sys.exit(exit_status(lambda: Runner(folder / "logs").run([job])))
+"""
+WAITS = """
+import os, signal, sys, time
+
+signal.signal(signal.SIGTERM, lambda *_: (open("saved", "w").close(), exit(0)))
+with open("found", "w") as file:
+    print("train" in sys.modules, os.environ["JAX_PLATFORMS"], os.getpgrp() == os.getppid(), file=file)
+time.sleep(60)
+"""
+
+
+def test_a_signal_to_the_drivers_whole_group_lets_its_jobs_save(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    (tmp_path / "waits.py").write_text(WAITS)
+    environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent)}
+    with (tmp_path / "said").open("w") as said:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER], cwd=tmp_path, env=environment, stderr=said, start_new_session=True
+        )
+    limit = time.monotonic() + 60
+    while not (tmp_path / "found").exists() and driver.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGTERM)
+    assert driver.wait(60) == 143, (tmp_path / "said").read_text()
+    assert (tmp_path / "found").read_text() == "True cpu True\n", (
+        "not imported, another platform, or in the driver's group"
+    )
+    assert (tmp_path / "saved").exists()
+    assert "Traceback" not in (tmp_path / "said").read_text()
+
+
 def test_so_many_tasks_run_at_a_time(tmp_path):
     running, most = [], []
 
@@ -81,6 +128,14 @@ def test_a_user_may_choose_the_platform(monkeypatch):
     assert environment()["JAX_PLATFORMS"] == "cpu"
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert environment()["JAX_PLATFORMS"] == "cuda"
+
+
+def test_the_heat_map_goes_with_the_first_question_of_two_steps(tmp_path):
+    (tmp_path / "data" / "digits").mkdir(parents=True)
+    rows = [{"category": kind, "image": f"{kind}.png", "text": f"{kind}?"} for kind in ("place", "below", "right_of")]
+    (tmp_path / "data" / "digits" / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, look = leftovers(tmp_path)
+    assert {"--prompt=below?", f"--image={tmp_path / 'data' / 'digits' / 'images' / 'below.png'}"} <= set(look.command)
 
 
 def settings_of(job):
