@@ -47,10 +47,7 @@ JAX = {  # settings of a child
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
-# What a child would take seconds to import.
-FORKED.set_forkserver_preload(
-    ["tests.without_torch.sitecustomize", "train", "transformers.models.auto.tokenization_auto"]
-)
+FORKED.set_forkserver_preload(["tests.without_torch.sitecustomize", "examples.quickstart.forked"])
 
 Overrides = dict[str, Any]  # by dotted key
 
